@@ -1,0 +1,25 @@
+// fastgan._C: the C++ kernels, as functions of addresses and sizes. Every entry releases the GIL.
+// Callers (fastgan/kernels/native) have checked shapes, dtypes and layouts; NumPy users come through fastgan.numpy.
+#include <pybind11/pybind11.h>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastgan's C++ kernels";
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = FASTGAN_BUILD_COMPILER;
+    info["isas"] = FASTGAN_BUILD_ISAS;
+    info["cuda"] = FASTGAN_BUILD_CUDA;
+    info["cuda_built"] = FASTGAN_BUILD_CUDA_BUILT != 0;
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    return info;
+  });
+  m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
+}

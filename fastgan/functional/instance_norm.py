@@ -1,0 +1,356 @@
+"""Fused instance norm + affine + residual + activation + reflection padding, twice differentiable.
+
+The derivation is in :mod:`fastgan.reference.instance_norm`. Three nested Functions: each one's backward is the
+forward of the next, and the last refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan import reference
+from fastgan.functional import _check
+from fastgan.kernels import dispatch, layout
+from fastgan.kernels.library import RawOperator, allow_in_graph
+from fastgan.reference.instance_norm import statistics_dtype
+
+ACTIVATIONS = ("none", "relu", "leaky_relu")
+_NAME = "instance_norm_act"
+
+
+@allow_in_graph
+def instance_norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+    reflect_pad: int = 0,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Instance normalisation, affine map, residual, activation and reflection padding in one kernel.
+
+    .. math:: y = \mathrm{pad}\Big(\mathrm{act}\Big(\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
+              \, w + b + \text{residual}\Big)\Big)
+
+    with mean and (biased) variance over the spatial dimensions of each sample and channel, as
+    :class:`torch.nn.InstanceNorm2d` without running statistics (Ulyanov et al. 2016, arXiv:1607.08022).
+
+    Args:
+        x: [N, C, *spatial] with 1, 2 or 3 spatial dimensions; float32, float64, float16 or bfloat16, any strides.
+        weight, bias: [C] or None; any floating dtype.
+        residual: x's shape and dtype, any strides (the interior of a padded tensor, say), or None. Under autocast
+            it is cast to x's dtype.
+        activation: ``none``, ``relu`` or ``leaky_relu``.
+        negative_slope: of ``leaky_relu``.
+        reflect_pad: elements of reflection padding on both sides of every spatial dimension; less than each.
+        eps: added to the variance.
+
+    Returns:
+        [N, C, *(spatial + 2 reflect_pad)] in x's dtype and memory format. Statistics are computed in float32
+        (float64 for float64), by the two-pass or Welford formula, and the result is rounded once.
+
+    Differentiable twice in x, weight, bias and residual; a third derivative raises. Deterministic.
+
+    Raises:
+        TypeError: an argument that is no tensor, or of a wrong dtype.
+        ValueError: a wrong shape, device, activation or padding, or one spatial element only (its variance is 0).
+    """
+    residual = _check_arguments(x, weight, bias, residual, activation, reflect_pad)
+    backend = dispatch.select(_NAME, x, spatial_dims=x.dim() - 2)
+    if backend == "reference":
+        return reference.instance_norm_act(
+            x,
+            weight,
+            bias,
+            residual=residual,
+            activation=activation,
+            negative_slope=negative_slope,
+            reflect_pad=reflect_pad,
+            eps=eps,
+        )
+    setting = (activation, float(negative_slope), int(reflect_pad), backend)
+    y: Tensor = _Forward.apply(x, weight, bias, residual, setting, float(eps))[0]
+    return y
+
+
+def _check_arguments(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    reflect_pad: int,
+) -> Tensor | None:
+    _check.tensor(_NAME, "x", x)
+    _check.floating(_NAME, "x", x)
+    if not 3 <= x.dim() <= 5:
+        raise ValueError(
+            f"{_NAME}: x must be [N, C, *spatial] with 1, 2 or 3 spatial dimensions, got shape {list(x.shape)}"
+        )
+    spatial = x.shape[2:]
+    if spatial.numel() == 1:
+        raise ValueError(f"{_NAME}: x must have more than one spatial element per channel, got {list(x.shape)}")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            _check.tensor(_NAME, name, parameter)
+            _check.floating(_NAME, name, parameter)
+            _check.same_device(_NAME, name, parameter, "x", x)
+            _check.shape(_NAME, name, parameter, [x.size(1)], "one per channel")
+    if residual is not None:
+        _check.tensor(_NAME, "residual", residual)
+        _check.same_device(_NAME, "residual", residual, "x", x)
+        _check.shape(_NAME, "residual", residual, x.shape, "x's shape")
+        if residual.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+            residual = residual.to(x.dtype)
+        _check.same_dtype(_NAME, "residual", residual, "x", x)
+    _check.choice(_NAME, "activation", activation, ACTIVATIONS)
+    if reflect_pad < 0 or (reflect_pad and min(spatial) <= reflect_pad):
+        raise ValueError(
+            f"{_NAME}: reflect_pad must be at least 0 and less than every spatial size {list(spatial)}, "
+            f"got {reflect_pad}"
+        )
+    return residual
+
+
+_Setting = tuple[str, float, int, str]  # activation, negative_slope, reflect_pad, backend
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        setting: _Setting,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        activation, slope, pad, backend = setting
+        result: tuple[Tensor, Tensor, Tensor] = _forward(
+            x, weight, bias, residual, activation, slope, pad, eps, backend
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, weight, bias, residual, ctx.setting, ctx.eps = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.has_residual = residual is not None
+        # The residual is needed again only to know where the activation cuts.
+        kept = residual if ctx.setting[0] != "none" else None
+        ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
+        ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+        need = (*ctx.needs_input_grad[1:3], ctx.needs_input_grad[3])
+        grad_x, grad_weight, grad_bias, grad_residual, _, _ = _Backward.apply(
+            grad, x, weight, bias, residual, mean, rstd, ctx.setting, need
+        )
+        return grad_x, grad_weight, grad_bias, grad_residual, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any,
+        x_t: Tensor | None,
+        weight_t: Tensor | None,
+        bias_t: Tensor | None,
+        residual_t: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor, None, None]:
+        # The tangent is the transpose's transpose: the double backward's gradient for `grad`.
+        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+        activation, slope, pad, backend = ctx.setting
+        shape = (*x.shape[:2], *(size + 2 * pad for size in x.shape[2:]))
+        zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        plane = torch.zeros_like(mean)
+        tangent = _DoubleBackward.apply(
+            torch.zeros_like(x) if x_t is None else x_t, residual_t, weight_t, bias_t,
+            zeros, x, weight, bias, residual, mean, rstd, plane, plane, ctx.setting,
+        )[0]  # fmt: skip
+        return tangent, None, None
+
+
+class _Backward(torch.autograd.Function):
+    """need: whether weight, bias and residual want a gradient."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        setting: _Setting,
+        need: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]:
+        activation, slope, pad, backend = setting
+        need_weight, need_bias, need_residual = need
+        # With neither activation nor padding, the residual's gradient is grad itself.
+        same = activation == "none" and pad == 0
+        grad_x, grad_z, m1, m2 = _backward(
+            grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
+            need_residual and not same, backend,
+        )  # fmt: skip
+        elements = x.shape[2:].numel()
+        return (
+            grad_x,
+            (m2.sum(0) * elements).to(weight.dtype) if need_weight and weight is not None else None,
+            (m1.sum(0) * elements).to(bias.dtype) if need_bias and bias is not None else None,
+            (grad.clone() if same else grad_z) if need_residual else None,
+            m1,
+            m2,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        grad, x, weight, bias, residual, mean, rstd, ctx.setting, _ = inputs
+        m1, m2 = output[4:]
+        ctx.mark_non_differentiable(m1, m2)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
+
+    @staticmethod
+    def backward(
+        ctx: Any, u: Tensor | None, v_w: Tensor | None, v_b: Tensor | None, v_r: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        if u is None and v_w is None and v_b is None and v_r is None:
+            return (None,) * 9
+        grad, x, weight, bias, residual, mean, rstd, m1, m2 = ctx.saved_tensors
+        u = torch.zeros_like(x) if u is None else u
+        grad_grad, grad_x, grad_weight = _DoubleBackward.apply(
+            u, v_r, v_w, v_b, grad, x, weight, bias, residual, mean, rstd, m1, m2, ctx.setting
+        )
+        return grad_grad, grad_x, grad_weight, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+
+
+class _DoubleBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        u: Tensor,
+        v_r: Tensor | None,
+        v_w: Tensor | None,
+        v_b: Tensor | None,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        m1: Tensor,
+        m2: Tensor,
+        setting: _Setting,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        activation, slope, pad, backend = setting
+        grad_grad, grad_x, plane = _double_backward(
+            u, v_r, v_w, v_b, grad, x, weight, bias, residual, mean, rstd, m1, m2,
+            activation, slope, pad, backend,
+        )  # fmt: skip
+        return grad_grad, grad_x, None if weight is None else plane.sum(0).to(weight.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError(_refusal("a third derivative"))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a second derivative"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
+        "run it under fastgan.use_backend('reference')"
+    )
+
+
+# --- raw operators ------------------------------------------------------------------------------------------------
+
+
+def _padded(x: Tensor, pad: int) -> list[int]:
+    return [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])]
+
+
+def _empty(x: Tensor, shape: list[int]) -> Tensor:
+    return layout.empty(shape, layout.is_channels_last(x), dtype=x.dtype, device=x.device)
+
+
+def _fake_plane(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").forward(*rest)
+    return result
+
+
+def _forward_fake(x: Tensor, w: Any, b: Any, residual: Any, act: str, slope: float, pad: int, *_: Any) -> Any:
+    return _empty(x, _padded(x, pad)), _fake_plane(x), _fake_plane(x)
+
+
+def _backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").backward(*rest)
+    return result
+
+
+def _backward_fake(grad: Tensor, x: Tensor, *args: Any) -> Any:
+    need_grad_z = args[-2]
+    grad_z = _empty(x, list(x.shape)) if need_grad_z else x.new_empty(0)
+    return _empty(x, list(x.shape)), grad_z, _fake_plane(x), _fake_plane(x)
+
+
+def _double_backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").double_backward(*rest)
+    return result
+
+
+def _double_backward_fake(u: Tensor, v_r: Any, v_w: Any, v_b: Any, grad: Tensor, x: Tensor, *args: Any) -> Any:
+    return _empty(x, _padded(x, args[-2])), _empty(x, list(x.shape)), _fake_plane(x)
+
+
+_forward = RawOperator(
+    "instance_norm_act_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, str activation, "
+    "float negative_slope, int reflect_pad, float eps, str backend) -> (Tensor, Tensor, Tensor)",
+    _forward_kernel,
+    _forward_fake,
+)
+_backward = RawOperator(
+    "instance_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "Tensor mean, Tensor rstd, str activation, float negative_slope, int reflect_pad, bool need_grad_z, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)
+_double_backward = RawOperator(
+    "instance_norm_act_double_backward(Tensor grad_grad_x, Tensor? grad_grad_residual, Tensor? grad_grad_weight, "
+    "Tensor? grad_grad_bias, Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, "
+    "Tensor rstd, Tensor m1, Tensor m2, str activation, float negative_slope, int reflect_pad, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _double_backward_kernel,
+    _double_backward_fake,
+)

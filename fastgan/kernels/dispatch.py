@@ -1,0 +1,156 @@
+"""Which backend serves a call, and why another did not.
+
+Every operator has a module of its stem under ``fastgan.kernels.native`` and/or ``fastgan.kernels.triton``. Such a
+module has ``supports(call) -> str | None``: None when it serves the call, else the reason why not. The reference
+backend (``fastgan.reference``, plain PyTorch) serves everything.
+
+A backend is chosen once, in the forward pass, and handed down to the backward passes: autograd may run those on
+threads that do not see this context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "triton", "native", "reference")
+_ORDER = {"cuda": ("triton", "native"), "cpu": ("native",)}
+# What each operator's kernels are called: operator name -> stem of its modules.
+OPERATORS = {
+    "instance_norm_act": "instance_norm",
+    "weighted_l1": "l1",
+    "interpolate": "interpolate",
+    "gradient_norm_penalty": "gradient_penalty",
+    "wasserstein_1d": "wasserstein",
+}
+
+logger = logging.getLogger("fastgan")
+_requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
+_fallback_logged: set[str] = set()
+_selected: dict[Call, str] = {}
+
+
+class BackendError(RuntimeError):
+    """An explicitly chosen backend cannot serve a call."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a backend must know of a call to say whether it serves it."""
+
+    operator: str
+    device: str  # "cpu", "cuda", ...
+    dtype: torch.dtype
+    facts: tuple[tuple[str, Any], ...] = ()  # further facts, by operator: ("spatial_dims", 2), ...
+    requested: str = "auto"
+
+    def __getitem__(self, fact: str) -> Any:
+        return dict(self.facts)[fact]
+
+
+def requested_backend() -> str:
+    """The backend in force: that of the innermost :class:`use_backend`, else FASTGAN_BACKEND, else ``auto``."""
+    name = _requested.get()
+    if name is not None:
+        return name
+    name = os.environ.get("FASTGAN_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise BackendError(f"FASTGAN_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Chooses the backend of every operator called in the context.
+
+    Args:
+        name: ``auto`` (the fastest that serves the call, and a logged reason once per operator when only the
+            reference does), ``triton``, ``native`` or ``reference``. An explicit choice that cannot serve a call
+            raises :class:`BackendError` and says why.
+
+    The choice is read when an operator's forward pass runs (under ``torch.compile``: when it is traced) and holds
+    for its backward passes.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
+    """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
+    call = Call(operator, x.device.type, x.dtype, tuple(facts.items()), requested_backend())
+    chosen = _selected.get(call)
+    if chosen is None:
+        chosen = _selected[call] = _choose(call)
+    return chosen
+
+
+def _choose(call: Call) -> str:
+    if call.requested == "reference":
+        return "reference"
+    if call.requested != "auto":
+        reason = why_not(call.requested, call)
+        if reason is not None:
+            raise BackendError(f"backend {call.requested!r} cannot serve {call.operator}: {reason}")
+        return call.requested
+    reasons = []
+    for name in _ORDER.get(call.device, ()):
+        reason = why_not(name, call)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    if call.operator not in _fallback_logged:
+        _fallback_logged.add(call.operator)
+        logger.warning(
+            "%s falls back to plain PyTorch on %s (%s)",
+            call.operator,
+            call.device,
+            "; ".join(reasons) or f"no fused kernels for device {call.device!r}",
+        )
+    return "reference"
+
+
+def why_not(backend: str, call: Call) -> str | None:
+    """None when ``backend`` serves ``call``, else the reason why not."""
+    if backend == "reference":
+        return None
+    stem = OPERATORS[call.operator]
+    loaded = _load(backend, stem)
+    if isinstance(loaded, str):
+        return loaded
+    reason: str | None = loaded.supports(call)
+    return reason
+
+
+def kernels(backend: str, stem: str) -> ModuleType:
+    """The module ``fastgan.kernels.<backend>.<stem>``; :class:`BackendError` if it cannot be loaded."""
+    loaded = _load(backend, stem)
+    if isinstance(loaded, str):
+        raise BackendError(f"backend {backend!r} cannot serve {stem}: {loaded}")
+    return loaded
+
+
+@cache
+def _load(backend: str, stem: str) -> ModuleType | str:
+    name = f"fastgan.kernels.{backend}.{stem}"
+    if importlib.util.find_spec(name) is None:
+        return f"there is no {backend} kernel of this operator"
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,38 @@
+"""Memory layouts that kernels read and write: dense, channels first or channels last, for any number of dims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x`` [N, C, *spatial] is to be treated as channels last: its channels lie next to each other.
+
+    Where both layouts describe the same memory (one channel, or one spatial element), this is False.
+    """
+    if x.dim() < 3 or x.is_contiguous():
+        return False
+    return x.stride(1) == 1 and x.size(1) > 1
+
+
+def dense(x: Tensor, channels_last: bool) -> Tensor:
+    """``x`` itself if it is dense in the given layout, else a copy that is."""
+    if not channels_last:
+        return x.contiguous()
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def is_dense(x: Tensor, channels_last: bool) -> bool:
+    """Whether ``x`` is dense in the given layout."""
+    return x.movedim(1, -1).is_contiguous() if channels_last else x.is_contiguous()
+
+
+def empty(shape: Sequence[int], channels_last: bool, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised dense tensor [N, C, *spatial] in the given layout."""
+    if not channels_last:
+        return torch.empty(shape, dtype=dtype, device=device)
+    n, c, *spatial = shape
+    return torch.empty((n, *spatial, c), dtype=dtype, device=device).movedim(-1, 1)

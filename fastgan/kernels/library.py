@@ -1,0 +1,85 @@
+"""Raw operators: kernels that torch.compile, export and fake tensors can see, with no autograd of their own.
+
+An operator's gradients live in the ``autograd.Function``s of ``fastgan.functional``; a raw operator only computes.
+Registering through ``torch.library`` costs a few microseconds per call, so plain eager tensors skip it.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+
+_library = torch.library.Library("fastgan", "DEF")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class RawOperator:
+    """A kernel under the name ``torch.ops.fastgan.<name>``.
+
+    Args:
+        schema: name, arguments and results, in the syntax of ``torch.library``.
+        kernel: computes the results from plain tensors.
+        fake: gives empty results of the right shapes, dtypes and strides.
+    """
+
+    def __init__(self, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        self.name = schema.split("(", 1)[0].strip()
+        self.kernel = kernel
+        _library.define(schema)
+        _library.impl(self.name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastgan::{self.name}", fake, lib=_library)
+        self.overload = getattr(torch.ops.fastgan, self.name).default
+
+    def __call__(self, *args: Any) -> Any:
+        if torch._C._len_torch_dispatch_stack() == 0 and all(
+            type(a) in _PLAIN for a in args if isinstance(a, torch.Tensor)
+        ):
+            return self.kernel(*args)
+        return self.overload(*args)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_in_graph: list[Callable[..., Any]] = []
+
+
+def allow_in_graph(function: _F) -> _F:
+    """``torch.compiler.allow_in_graph`` without its import of torch._dynamo, which would double the import time.
+
+    The function is registered when torch._dynamo is imported, before anything can be compiled. Unregistered, nested
+    ``autograd.Function``s compile to silently wrong second derivatives.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.allow_in_graph(function)
+    elif not _in_graph:
+        sys.meta_path.insert(0, _RegisterWithDynamo())
+    _in_graph.append(function)
+    return function
+
+
+class _RegisterWithDynamo(importlib.abc.MetaPathFinder):
+    """Lets the import of torch._dynamo go its usual way, and registers the waiting functions after it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "torch._dynamo":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            for function in _in_graph:
+                torch.compiler.allow_in_graph(function)
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
