@@ -1,0 +1,95 @@
+"""Launching Triton kernels: on the tensors' device, or onto a list, to be compiled ahead of time.
+
+A stem's launch table calls :func:`launch` for every kernel. In :func:`record` nothing runs: the launches, with the
+arguments that would specialise them, are collected from a call on meta tensors, so that what ``aot`` compiles is what
+the table chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastgan.kernels.dispatch import Call
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# The interpreter runs one program at a time, so a launch table sees a small device there.
+_INTERPRETED_MULTIPROCESSORS = 2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: what the table chose and the arguments it chose it for."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+    num_warps: int
+
+
+class _Recording:
+    def __init__(self, multiprocessors: int) -> None:
+        self.multiprocessors = multiprocessors
+        self.launches: list[Launch] = []
+
+
+_recording: _Recording | None = None
+
+
+@contextlib.contextmanager
+def record(multiprocessors: int) -> Iterator[list[Launch]]:
+    """Collects the launches of calls on meta tensors, as a device with this many multiprocessors would get them."""
+    global _recording
+    _recording = _Recording(multiprocessors)
+    try:
+        yield _recording.launches
+    finally:
+        _recording = None
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, num_warps: int, **constexprs: Any
+) -> None:
+    """Runs ``kernel[grid](*args, **constexprs)`` on ``device`` and its current stream."""
+    if _recording is not None:
+        _recording.launches.append(Launch(kernel, grid, args, constexprs, num_warps))
+    elif device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](*args, num_warps=num_warps, **constexprs)
+    else:
+        kernel[grid](*args, num_warps=num_warps, **constexprs)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a launch table has to fill."""
+    if _recording is not None:
+        return _recording.multiprocessors
+    return _cuda_multiprocessors(device.index or 0) if device.type == "cuda" else _INTERPRETED_MULTIPROCESSORS
+
+
+@cache
+def _cuda_multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def unsupported_device(call: Call) -> str | None:
+    """The reason why no Triton kernel serves a call on this device, or None."""
+    if call.device == "cuda" or (call.device == "cpu" and INTERPRETED):
+        return None
+    if call.device == "cpu":
+        return "Triton kernels run on CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
+    return f"Triton kernels need a CUDA device, got {call.device!r}"
+
+
+def unsupported_dtype(call: Call) -> str | None:
+    """The reason why no Triton kernel serves a call in this dtype, or None."""
+    if call.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return None
+    return f"Triton kernels take float32, float16 and bfloat16, got {str(call.dtype).removeprefix('torch.')}"

@@ -1,0 +1,283 @@
+r"""Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
+
+``python -m fastgan.kernels.triton.aot [--json] [--arch 90] [--stem instance_norm]`` prints, for each setting that a
+launch table can choose, on each architecture: registers, shared memory, spills, the number of 128-bit loads and
+stores, resident warps per multiprocessor, waves of the grid, and the least time its bytes take. It must run in a
+process without TRITON_INTERPRET, which would define the kernels as Python.
+
+**Registering kernels.** A module of :data:`STEMS` has a function ``aot_cases()`` that yields a :class:`Case` for each
+setting of its launch table. A case runs the stem's launchers on meta tensors; each launch they make (through
+:func:`fastgan.kernels.triton._launch.launch`) is specialised as a real one would be, 16-byte alignment and all,
+compiled, and held against its :class:`Budget`. For example::
+
+    def aot_cases() -> Iterator[Case]:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.empty(64, 4096, dtype=dtype, device="meta")
+            moved = 2 * x.numel() * x.element_size()
+            yield Case(f"copy {dtype}", lambda x=x: forward(x), (Budget(moved),))
+
+``tests/kernels/test_triton_aot.py`` runs :func:`report` in one subprocess over all of them and fails on any line of
+:attr:`Line.faults`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgan.kernels.triton._launch import Launch, record
+
+STEMS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What bounds occupancy and time there. Bandwidth in bytes per second: a datasheet's, except where measured."""
+
+    name: str
+    multiprocessors: int
+    bandwidth: float
+    shared: int  # bytes of shared memory per multiprocessor
+    warps: int = 64
+    registers: int = 65536
+
+
+ARCHITECTURES = {
+    80: Architecture("A100 80 GB", 108, 2.04e12, 164 * 1024),
+    90: Architecture("H200 (4.3 TB/s: a measured copy)", 132, 4.3e12, 228 * 1024),
+    100: Architecture("B200", 148, 8.0e12, 228 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one launch may cost.
+
+    bytes: the least it must move: every tensor element read and written once.
+    wide_loads, wide_stores: whether its tensors are read and written 128 bits at a time.
+    warps: the least number of warps resident on a multiprocessor: a bound on registers and shared memory.
+    """
+
+    bytes: int
+    wide_loads: bool = True
+    wide_stores: bool = True
+    warps: int = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call on meta tensors, and the budget of each launch that it makes, in order."""
+
+    name: str
+    run: Callable[[], object]
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one launch on one architecture."""
+
+    case: str
+    kernel: str
+    arch: int
+    num_warps: int
+    programs: int
+    registers: int
+    shared: int
+    stack: int
+    spills: int  # local-memory instructions, LDL and STL
+    loads: int
+    wide_loads: int
+    stores: int
+    wide_stores: int
+    warps: int  # resident per multiprocessor
+    waves: float
+    bytes: int
+    floor_us: float
+    faults: tuple[str, ...]
+
+
+def report(archs: tuple[int, ...] = tuple(ARCHITECTURES), stems: tuple[str, ...] = STEMS) -> Iterator[Line]:
+    """Compiles every registered case for each architecture; the same specialisation only once."""
+    done: dict[object, dict[str, int]] = {}
+    for arch in archs:
+        for stem in stems:
+            module = importlib.import_module(f"fastgan.kernels.triton.{stem}")
+            for case in module.aot_cases():
+                with record(ARCHITECTURES[arch].multiprocessors) as launches:
+                    case.run()
+                if len(launches) != len(case.budgets):
+                    raise ValueError(f"{case.name}: {len(launches)} launches, {len(case.budgets)} budgets")
+                for launch, budget in zip(launches, case.budgets, strict=True):
+                    yield _line(case.name, launch, budget, arch, done)
+
+
+def specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], list[Any]]]:
+    """The signature, constants and attributes with which Triton would compile this launch."""
+    signature, constants, attrs = {}, {}, {}
+    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | launch.constexprs
+    for i, parameter in enumerate(launch.kernel.params):
+        value = values.get(parameter.name, parameter.default)
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(i,)] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        elif isinstance(value, bool):
+            signature[parameter.name], aligned = "u1", False
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        else:
+            signature[parameter.name], aligned = "fp32", False
+        if aligned:
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    return signature, constants, attrs
+
+
+_TYPES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+    torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1",
+}  # fmt: skip
+
+
+def compile_launch(launch: Launch, arch: int) -> Any:
+    """The compiled kernel of a launch, for compute capability ``arch`` / 10."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not hasattr(launch.kernel, "params"):
+        raise RuntimeError("kernels cannot be compiled ahead of time in a process with TRITON_INTERPRET=1")
+    signature, constants, attrs = specialise(launch)
+    source = ASTSource(launch.kernel, signature, constants, attrs)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.num_warps})
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """What a compiled kernel takes, from the tools that Triton carries."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "-res-usage", str(cubin))
+        sass = _tool("nvdisasm", "-c", str(cubin))
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    opcodes = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+    wide = re.compile(r"\.(128|256)\b")
+    loads = [op for op in opcodes if op.startswith("LDG.")]
+    stores = [op for op in opcodes if op.startswith("STG.")]
+    return {
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": int(compiled.metadata.shared),
+        "spills": sum(op.startswith(("LDL", "STL")) for op in opcodes),
+        "loads": len(loads),
+        "wide_loads": sum(bool(wide.search(op)) for op in loads),
+        "stores": len(stores),
+        "wide_stores": sum(bool(wide.search(op)) for op in stores),
+    }
+
+
+def resident_warps(arch: Architecture, registers: int, shared: int, num_warps: int) -> int:
+    """How many warps of such a kernel fit on a multiprocessor.
+
+    Registers are given to a warp in units of 256, from one of four files; shared memory with 1 KiB more per program.
+    """
+    by_registers = 4 * (arch.registers // 4 // (-(-registers * 32 // 256) * 256)) // num_warps
+    by_shared = arch.shared // (shared + 1024)
+    return min(by_registers, by_shared, arch.warps // num_warps, 32) * num_warps
+
+
+def _line(case: str, launch: Launch, budget: Budget, arch: int, done: dict[object, dict[str, int]]) -> Line:
+    signature, constants, attrs = specialise(launch)
+    key = (arch, launch.kernel.__name__, launch.num_warps, repr((signature, constants, attrs)))
+    if key not in done:
+        done[key] = resources(compile_launch(launch, arch))
+    used, device = done[key], ARCHITECTURES[arch]
+    warps = resident_warps(device, used["registers"], used["shared"], launch.num_warps)
+    programs = 1
+    for size in launch.grid:
+        programs *= size
+    faults = []
+    if used["spills"] or used["stack"]:
+        faults.append(f"spills: {used['spills']} local-memory instructions, {used['stack']} bytes of stack")
+    if budget.wide_loads and not used["wide_loads"]:
+        faults.append(f"none of {used['loads']} loads is 128 bits wide")
+    if budget.wide_stores and not used["wide_stores"]:
+        faults.append(f"none of {used['stores']} stores is 128 bits wide")
+    if warps < budget.warps:
+        faults.append(f"{warps} resident warps, expected at least {budget.warps} ({used['registers']} registers)")
+    return Line(
+        case=case,
+        kernel=launch.kernel.__name__,
+        arch=arch,
+        num_warps=launch.num_warps,
+        programs=programs,
+        warps=warps,
+        waves=round(programs * launch.num_warps / (warps * device.multiprocessors), 2) if warps else 0.0,
+        bytes=budget.bytes,
+        floor_us=round(budget.bytes / device.bandwidth * 1e6, 2),
+        faults=tuple(faults),
+        **used,
+    )
+
+
+def _tool(name: str, *args: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(tool), *args], check=True, capture_output=True, text=True).stdout
+
+
+_COLUMNS = {
+    "case": "case", "kernel": "kernel", "arch": "sm", "num_warps": "warps/program", "registers": "registers",
+    "shared": "shared B", "spills": "spills", "wide_loads": "128-bit loads", "loads": "loads",
+    "wide_stores": "128-bit stores", "stores": "stores", "warps": "resident warps", "waves": "waves",
+    "floor_us": "bytes' floor µs",
+}  # fmt: skip
+
+
+def table(lines: list[Line]) -> str:
+    """The report as a Markdown table."""
+    rows = [[str(getattr(line, name)) for name in _COLUMNS] for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(_COLUMNS.values()), ["---"] * len(_COLUMNS), *rows])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastgan.kernels.triton.aot", description=report.__doc__)
+    parser.add_argument("--arch", type=int, action="append", choices=list(ARCHITECTURES), help="default: all")
+    parser.add_argument("--stem", action="append", choices=list(STEMS), help="default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    args = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        parser.error("TRITON_INTERPRET=1 defines kernels as Python: unset it")
+    lines = []
+    for line in report(tuple(args.arch or ARCHITECTURES), tuple(args.stem or STEMS)):
+        lines.append(line)
+        if args.json:
+            print(json.dumps(dataclasses.asdict(line)), flush=True)
+    if not args.json:
+        print(table(lines))
+    faulty = [line for line in lines if line.faults]
+    for line in faulty:
+        print(f"sm_{line.arch} {line.case} {line.kernel}: {'; '.join(line.faults)}", file=sys.stderr)
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
