@@ -1,0 +1,284 @@
+"""The fused penalty on per-sample gradient norms, twice differentiable, and the critic penalties made of it.
+
+The derivation is in :mod:`fastgan.reference.gradient_penalty`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import reference
+from fastgan.functional import _check
+from fastgan.functional.interpolate import interpolate
+from fastgan.kernels.library import allow_in_graph
+
+Critic = Callable[[Tensor], Tensor]
+_NAME = "gradient_norm_penalty"
+
+
+@allow_in_graph
+def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool = False) -> Tensor:
+    r"""The mean penalty on the distance of per-sample gradient norms from a target.
+
+    .. math:: L = \frac1N \sum_n (\|g_n\|_2 - t)^2 \quad\text{or, one-sided,}\quad
+              \frac1N \sum_n \max(0, \|g_n\|_2 - t)^2
+
+    (Gulrajani et al. 2017, arXiv:1704.00028, equation 3 and section 4.) The norm is over all of a sample's elements.
+
+    Args:
+        grads: [N, ...], at least two dimensions; float32, float64, float16 or bfloat16, any strides. Usually the
+            gradient of a critic's outputs for its inputs, taken with ``create_graph=True``.
+        target: t, at least 0. With 0 this is the mean squared norm.
+        one_sided: penalise only norms above the target.
+
+    Returns:
+        A scalar, float32 (float64 for float64), also under autocast: squares and sums are never taken in 16 bits.
+
+    Differentiable twice. Where a norm is 0, its gradient is 0, not NaN. Deterministic.
+
+    Raises:
+        TypeError: grads is no tensor or of a wrong dtype.
+        ValueError: no samples, fewer than two dimensions, or a negative target.
+    """
+    _check.tensor(_NAME, "grads", grads)
+    _check.floating(_NAME, "grads", grads)
+    if grads.dim() < 2 or grads.numel() == 0:
+        raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
+    if not (target >= 0 and math.isfinite(target)):
+        raise ValueError(f"{_NAME}: target must be a finite number of at least 0, got {target!r}")
+    return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    weight: float = 10.0,
+    target: float = 1.0,
+    one_sided: bool = False,
+    alpha: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    grad_scale: float = 1.0,
+    allow_batch_mixing: bool = False,
+) -> Tensor:
+    r"""The gradient penalty of WGAN-GP: ``weight`` times :func:`gradient_norm_penalty` at points between real and fake.
+
+    .. math:: \lambda\,\frac1N\sum_n \big(\|\nabla_{\hat x} D(\hat x_n)\|_2 - t\big)^2,\qquad
+              \hat x_n = \alpha_n x_n + (1 - \alpha_n) \tilde x_n
+
+    (Gulrajani et al. 2017, arXiv:1704.00028.) ``target=0`` is the zero-centred penalty (Thanh-Tung et al. 2019,
+    arXiv:1902.03984); ``one_sided=True`` leaves norms below the target alone.
+
+    Args:
+        critic: maps [N, ...] to scores of any shape [N, ...]; a module or any callable. Several scores of one sample
+            (a PatchGAN) are summed, so the norm is that of the gradient of their sum.
+        real, fake: [N, ...]; both are detached, so no gradient reaches the generator. See :func:`interpolate`.
+        weight, target, one_sided: see :func:`gradient_norm_penalty`; the authors use 10, 1 and False.
+        alpha, generator: see :func:`interpolate`; one alpha per sample.
+        grad_scale: under float16 autocast, the factor by which scores are multiplied before the inner derivative, so
+            that small gradients do not underflow; the gradient is divided by it in float32. A power of two is exact.
+        allow_batch_mixing: accept a critic with batch normalisation in training mode. The penalty then has no meaning
+            per sample: each score depends on the whole batch.
+
+    Returns:
+        A scalar, at least float32. Called under ``torch.no_grad()``, its value without a graph.
+
+    Mixed precision: call it where the critic's other scores are computed, inside ``torch.autocast``. The critic then
+    runs in low precision; the gradient's norm, the penalty and its first derivative are computed in float32. Then
+    ``scaler.scale(loss).backward()`` outside, as for any loss.
+
+    Distributed: give it the ``DistributedDataParallel`` module and add the result to the critic's loss before its one
+    ``backward()``: the inner derivative is for the input only, so the gradient hooks fire once.
+
+    ``torch.compile`` cannot trace an inner ``autograd.grad``; what it can compile is
+    :func:`fastgan.training.critic_step.critic_gradients`.
+
+    Raises:
+        TypeError: a critic that does not return a tensor.
+        ValueError: a critic with batch normalisation in training mode, or arguments that :func:`interpolate` refuses.
+        RuntimeError: scores that do not depend on the input, or an input gradient cut off from the graph (a compiled
+            critic on torch 2.11, say), with which training would silently go on without a penalty.
+    """
+    points = interpolate(real.detach(), fake.detach(), alpha, generator=generator)
+    gradient = input_gradient(
+        critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="gradient_penalty"
+    )
+    penalty: Tensor = gradient_norm_penalty(gradient, target=target, one_sided=one_sided)
+    return weight * penalty
+
+
+def r1_penalty(
+    critic: Critic, real: Tensor, *, weight: float = 10.0, grad_scale: float = 1.0, allow_batch_mixing: bool = False
+) -> Tensor:
+    r"""The R1 penalty: the mean squared gradient norm on real data.
+
+    .. math:: \frac\gamma2\,\frac1N\sum_n \|\nabla D(x_n)\|_2^2
+
+    (Mescheder et al. 2018, arXiv:1801.04406, equation 9; there :math:`\gamma` = 10.) ``weight`` is :math:`\gamma`;
+    the other arguments, the result and the errors are those of :func:`gradient_penalty`.
+    """
+    gradient = input_gradient(
+        critic, real.detach(), grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="r1_penalty"
+    )
+    penalty: Tensor = gradient_norm_penalty(gradient, target=0.0)
+    return weight / 2 * penalty
+
+
+def dragan_penalty(
+    critic: Critic,
+    real: Tensor,
+    *,
+    weight: float = 10.0,
+    target: float = 1.0,
+    one_sided: bool = False,
+    c: float = 0.5,
+    noise: Tensor | None = None,
+    alpha: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    grad_scale: float = 1.0,
+    allow_batch_mixing: bool = False,
+) -> Tensor:
+    r"""The gradient penalty of DRAGAN, around real data.
+
+    .. math:: \lambda\,\frac1N\sum_n \big(\|\nabla D(\hat x_n)\|_2 - t\big)^2,\qquad
+              \hat x_n = x_n + \alpha_n\, c\,\mathrm{std}(x)\,u_n
+
+    with u uniform on [0, 1) and std that of the whole batch, as in the authors' code (Kodali et al. 2017,
+    arXiv:1705.07215; :math:`\lambda` = 10, c = 0.5).
+
+    Args:
+        noise: u, real's shape, or None to draw it.
+        c: scale of the noise in standard deviations of the data.
+
+    The other arguments, the result and the errors are those of :func:`gradient_penalty`.
+    """
+    real = real.detach()
+    if noise is None:
+        noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
+    perturbed = real + (c * real.std(correction=0)) * noise
+    return gradient_penalty(
+        critic, perturbed, real,
+        weight=weight, target=target, one_sided=one_sided, alpha=alpha,
+        generator=None if alpha is not None else generator,
+        grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing,
+    )  # fmt: skip
+
+
+def consistency_term(
+    scores: Tensor,
+    scores_again: Tensor,
+    features: Tensor | None = None,
+    features_again: Tensor | None = None,
+    *,
+    weight: float = 2.0,
+    margin: float = 0.0,
+    feature_weight: float = 0.1,
+) -> Tensor:
+    r"""The consistency term of CT-GAN between two critic passes, with different dropout, over one real batch.
+
+    .. math:: \lambda_2\,\frac1N\sum_n \max\big(0,\ d(D(x_n'), D(x_n'')) + 0.1\, d(D\_(x_n'), D\_(x_n'')) - M'\big)
+
+    where d is the mean squared difference over a sample's elements and :math:`D\_` the layer before the last (Wei et
+    al. 2018, arXiv:1803.01541, equation 4; :math:`\lambda_2` = 2, M' from 0 to 0.2).
+
+    Args:
+        scores, scores_again: [N] or [N, ...], the critic's outputs in the two passes.
+        features, features_again: [N, ...], the two outputs of the layer before the last, or None to leave them out.
+        weight, margin, feature_weight: :math:`\lambda_2`, M' and the 0.1 above.
+
+    Returns:
+        A scalar, at least float32. Differentiable to any order.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type or shape, or only one of the two features.
+    """
+    distance = _squared_distance("scores", scores, scores_again)
+    if (features is None) != (features_again is None):
+        raise ValueError("consistency_term: features and features_again must be given together")
+    if features is not None and features_again is not None:
+        distance = distance + feature_weight * _squared_distance("features", features, features_again)
+    return weight * (distance - margin).clamp(min=0).mean()
+
+
+def input_gradient(
+    critic: Critic,
+    points: Tensor,
+    *,
+    grad_scale: float = 1.0,
+    allow_batch_mixing: bool = False,
+    operator: str = "input_gradient",
+) -> Tensor:
+    """The gradient of each sample's summed scores for that sample, itself differentiable for the critic's parameters.
+
+    Args:
+        points: [N, ...]; detached.
+        operator: the name that errors begin with.
+
+    Returns:
+        [N, ...], points' shape, in at least float32. The other arguments and the errors are those of
+        :func:`gradient_penalty`.
+    """
+    if not allow_batch_mixing:
+        refuse_batch_mixing(operator, critic)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        scores = critic(points)
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
+        if not scores.requires_grad:
+            raise RuntimeError(
+                f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
+                "no_grad?)"
+            )
+        # The inner derivative is recorded outside autocast: its operations have the dtypes of the forward pass.
+        with torch.autocast(points.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(
+                scores,
+                points,
+                grad_outputs=torch.full_like(scores, grad_scale),
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+    if gradient is None:
+        raise RuntimeError(f"{operator}: the critic's scores do not depend on its input")
+    if create_graph and not gradient.requires_grad:
+        raise RuntimeError(
+            f"{operator}: the gradient of the critic's scores is cut off from the graph, so the penalty would train "
+            "nothing. Known causes: a critic under torch.compile (compile "
+            "fastgan.training.critic_step.critic_gradients instead), a layer whose backward is not "
+            "differentiable, or a critic without trainable parameters (for the value alone, call this under "
+            "torch.no_grad())."
+        )
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient = gradient.float()
+    return gradient if grad_scale == 1.0 else gradient / grad_scale
+
+
+def refuse_batch_mixing(operator: str, critic: Critic) -> None:
+    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module that normalises over the batch."""
+    if not isinstance(critic, nn.Module):
+        return
+    for name, module in critic.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{operator}: {type(module).__name__} {name!r} normalises over the batch, so each score depends on "
+                "every sample and a per-sample gradient has no meaning. Use layer or instance normalisation in the "
+                "critic, or pass allow_batch_mixing=True."
+            )
+
+
+def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
+    for label, value in ((name, x), (f"{name}_again", y)):
+        _check.tensor("consistency_term", label, value)
+        _check.floating("consistency_term", label, value)
+    _check.shape("consistency_term", f"{name}_again", y, x.shape, f"{name}'s shape")
+    if x.dim() == 0 or x.numel() == 0:
+        raise ValueError(f"consistency_term: {name} must be [N, ...] with at least one element, got {list(x.shape)}")
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return (x.to(dtype) - y.to(dtype)).square().reshape(x.size(0), -1).mean(1)
