@@ -1,0 +1,36 @@
+"""DRAGAN: a gradient penalty around real data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+import fastgan.functional as F
+from fastgan.objectives.base import Critic, Defaults, Requirements, Terms
+from fastgan.objectives.gan import NonSaturating
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegretAnalytic(NonSaturating):
+    r"""Kodali et al. 2017 (DRAGAN), arXiv:1705.07215, equation 1 of section 2.4 and the authors' code.
+
+    :class:`NonSaturating` plus :math:`\lambda E (\|\nabla D(\hat x)\|_2 - 1)^2` at points
+    :math:`\hat x = x + \alpha c\,\mathrm{std}(x)\,u`, with u uniform in [0, 1] for every element, α uniform in [0, 1]
+    for every sample and std over the batch. λ is ``weight``, c is ``spread``.
+    """
+
+    requires: ClassVar[Requirements] = Requirements(output="logit", independent=True)
+    defaults: ClassVar[Defaults] = Defaults("Kodali et al. 2017, section 3 (DCGAN's)")
+
+    weight: float = 10.0
+    spread: float = 0.5
+
+    def critic_loss(
+        self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+    ) -> Terms:
+        terms = super().critic_loss(critic, real, fake)
+        terms["penalty"] = F.dragan_penalty(critic, real, weight=self.weight, c=self.spread, generator=generator)
+        return terms

@@ -1,0 +1,64 @@
+"""The energy-based GAN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgan.objectives.base import Critic, Defaults, Objective, Requirements, Terms, forward_features, full
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyBased(Objective):
+    r"""Zhao et al. 2016 (EBGAN), arXiv:1609.03126, equations 1, 2 and 4.
+
+    .. math:: L_D = E D(x) + E \max(0, m - D(y)), \qquad L_G = E D(y) + w\,PT(S)
+
+    with D the reconstruction error of an autoencoder. PT is the pulling-away term of the batch's codes S, the mean
+    squared cosine between any two of them, against collapse (their EBGAN-PT; w = 0.1, their section 2.4).
+
+    The margin m is in units of D. The paper's 10 to 80 go with its own scaling of the error; the critics of
+    :mod:`fastgan.models` give the mean squared error over a sample's elements, with values in [-1, 1], for which 1
+    is the error of a blank picture of black and white pixels.
+    """
+
+    requires: ClassVar[Requirements] = Requirements(output="energy", features=True)
+    defaults: ClassVar[Defaults] = Defaults("Zhao et al. 2016, appendix (DCGAN's)")
+
+    margin: float = 1.0
+    pulling_away: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.margin <= 0:
+            raise ValueError(f"objectives: margin must be positive, got {self.margin}")
+
+    def critic_loss(
+        self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+    ) -> Terms:
+        on_real, on_fake = self._judge(critic, real, fake)
+        return {"real": on_real.mean(), "fake": (self.margin - on_fake).relu().mean()}
+
+    def generator_loss(
+        self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+    ) -> Terms:
+        if not self.pulling_away:
+            return {"adversarial": full(critic(fake)).mean()}
+        energy, code = forward_features(critic, fake)
+        pulling = self.pulling_away * pulling_away(full(code))
+        return {"adversarial": full(energy).mean(), "pulling_away": pulling}
+
+
+def pulling_away(code: Tensor) -> Tensor:
+    r"""The pulling-away term (Zhao et al. 2016, equation 4), in [0, 1].
+
+    .. math:: PT(S) = \frac{1}{N (N-1)} \sum_i \sum_{j \ne i} \Big(\frac{S_i^T S_j}{\|S_i\| \|S_j\|}\Big)^2
+
+    ``code`` is [N, F]. A row of zeros is orthogonal to every other; 0 for N = 1.
+    """
+    n = len(code)
+    direction = torch.nn.functional.normalize(code, dim=1)
+    squares = (direction @ direction.T).square()
+    return (squares.sum() - squares.diagonal().sum()) / max(n * (n - 1), 1)

@@ -1,0 +1,71 @@
+"""The table of names: options, defaults, requirements, errors."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from fastgan import objectives
+from fastgan.objectives import OBJECTIVES, CriticSchedule
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_row_is_whole(name):
+    objective = objectives.make(name)
+    doc = inspect.getdoc(type(objective))
+    assert "et al." in doc or "Qi 2017" in doc
+    assert "equation" in doc or "section" in doc or "algorithm" in doc
+    assert objective.defaults.source
+    assert objective.defaults.lr_generator > 0
+    assert objectives.options(name)["joint"] is False
+    for key in objective.toy:
+        assert key in objectives.options(name)
+
+
+def test_unknown_names_and_options_are_refused():
+    with pytest.raises(ValueError, match=r"name must be one of gan, .*, got 'wgan_gp'"):
+        objectives.make("wgan_gp")
+    with pytest.raises(ValueError, match=r"'wgan' has no option 'weight'; it has joint"):
+        objectives.make("wgan", weight=10.0)
+    with pytest.raises(ValueError, match=r"'wgan-gp' has no option 'real_label'"):
+        objectives.make("wgan-gp", real_label=0.9)
+    with pytest.raises(ValueError, match=r"'fgan-kl' has no option 'divergence'"):
+        objectives.make("fgan-kl", divergence="js")
+    with pytest.raises(ValueError, match=r"real_label must be in \(0.5, 1\], got 0.0"):
+        objectives.make("gan", real_label=0.0)
+    with pytest.raises(ValueError, match="margin must be positive"):
+        objectives.make("ebgan", margin=0.0)
+
+
+def test_published_defaults():
+    """ALGORITHMS' numbers: a change of one of them is a change of the algorithm."""
+    d = {name: objectives.make(name).defaults for name in OBJECTIVES}
+    wgan = d["wgan"]
+    assert (wgan.optimizer, wgan.lr_critic, wgan.lr_generator, wgan.clip, wgan.batch_size) == (
+        "rmsprop",
+        5e-5,
+        5e-5,
+        0.01,
+        64,
+    )
+    for name in ("wgan-gp", "wgan-gp-one-sided", "ct-gan"):
+        assert (d[name].lr_critic, d[name].betas, d[name].schedule.n, d[name].clip) == (1e-4, (0.0, 0.9), 5, None)
+        assert objectives.options(name)["weight"] == 10.0
+        assert objectives.make(name).toy == {"weight": 0.1}
+        assert objectives.make(name).requires.independent
+    assert objectives.options("ct-gan")["consistency"] == 2.0
+    assert (d["sngan"].lr_critic, d["sngan"].betas, d["sngan"].schedule.n) == (2e-4, (0.0, 0.9), 5)
+    assert objectives.make("sngan").requires.spectral_norm
+    assert (objectives.options("dragan")["weight"], objectives.options("dragan")["spread"]) == (10.0, 0.5)
+    assert d["hinge"].lr_critic != d["hinge"].lr_generator
+
+
+def test_schedule_of_wgan():
+    """100 critic steps before each of the first 25 generator steps and every 500th, else 5."""
+    schedule = objectives.make("wgan").defaults.schedule
+    counts = [schedule(step) for step in range(1100)]
+    assert counts[:25] == [100] * 25
+    assert [step for step in range(25, 1100) if counts[step] == 100] == [500, 1000]
+    assert set(counts) == {5, 100}
+    assert [CriticSchedule(n=3)(step) for step in range(4)] == [3] * 4
