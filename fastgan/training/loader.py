@@ -1,0 +1,158 @@
+"""Batches whose order and randomness are functions of the seed and the position alone.
+
+So the position (epoch, batch) is all that a resumed run needs, and neither the number of worker processes nor
+prefetching changes what is loaded.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastgan.training import distributed
+
+_Key = tuple[int, int]  # index, seed
+
+
+class Source(Protocol):
+    """A data set: ``sample`` gives item ``index``, drawing whatever is random about it from ``generator``."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, generator: torch.Generator) -> Any: ...
+
+
+class Loader:
+    """Endless batches of ``source``, shuffled anew each epoch.
+
+    Args:
+        source: see :class:`Source`; items are collated as by ``torch.utils.data.default_collate``.
+        batch_size: rows of one process. The joint batches of all processes cut the epoch's order into consecutive
+            pieces; the last one is shorter, cut to a multiple of the number of processes.
+        seed: of the order and of the items' randomness.
+        shuffle: whether to shuffle; else items come in their order.
+        drop_last: whether to leave out a last, shorter batch.
+        workers: processes that load ahead; 0 loads in this one.
+        pin_memory: pin batches for fast copies to a GPU.
+
+    ``epoch`` counts the epochs that are complete; it rises when an epoch's last batch is taken.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if len(source) == 0:
+            raise ValueError("the data set is empty")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.source = source
+        self._sampler = _Order(len(source), batch_size, seed, shuffle, drop_last)
+        if self._sampler.batches_per_epoch == 0:
+            raise ValueError(
+                f"{len(source)} items do not fill one batch of {batch_size} for {distributed.size()} processes"
+            )
+        self.batch_size = batch_size
+        self.epoch = 0
+        self.batch = 0
+        self._workers = workers
+        self._pin_memory = pin_memory
+        self._iterator: Iterator[Any] | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._sampler.batches_per_epoch
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._sampler.start = (self.epoch, self.batch)
+            self._iterator = iter(
+                DataLoader(
+                    _Items(self.source),
+                    batch_sampler=self._sampler,
+                    num_workers=self._workers,
+                    pin_memory=self._pin_memory,
+                    worker_init_fn=_ignore_interrupt,
+                    generator=torch.Generator(),  # else it draws from the global one
+                )
+            )
+        batch = next(self._iterator)
+        self.batch += 1
+        if self.batch == self.batches_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        return batch
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch starts them again."""
+        self._iterator = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "batch": self.batch, "batches_per_epoch": self.batches_per_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.close()
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        if state["batches_per_epoch"] != self.batches_per_epoch:
+            self.batch = 0  # the data or the batch changed, as the user allowed: begin the epoch again
+
+
+class _Order(Sampler[list[_Key]]):
+    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.start = (0, 0)
+        self.processes, self.rank = distributed.size(), distributed.rank()
+        joint = batch_size * self.processes
+        full, rest = divmod(length, joint)
+        self.batches_per_epoch = full + (0 if drop_last or rest < self.processes else 1)
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        epoch, batch = self.start
+        while True:
+            generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+            order = torch.randperm(self.length, generator=generator) if self.shuffle else torch.arange(self.length)
+            indices = order.tolist()
+            for k in range(batch, self.batches_per_epoch):
+                joint = indices[k * self.batch_size * self.processes : (k + 1) * self.batch_size * self.processes]
+                own = len(joint) // self.processes
+                rows = joint[self.rank * own : (self.rank + 1) * own]
+                yield [(index, _mix(self.seed, epoch, index)) for index in rows]
+            epoch, batch = epoch + 1, 0
+
+
+class _Items(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, key: _Key) -> Any:
+        index, seed = key
+        return self.source.sample(index, torch.Generator().manual_seed(seed))
+
+
+def _mix(*numbers: int) -> int:
+    """A seed from several numbers (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1  # a positive int64
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the main one finishes its step and then ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,117 @@
+"""What a run writes and shows: stats.jsonl, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+console = Console(stderr=True, highlight=False)
+
+
+class Stats:
+    """``stats.jsonl``: one JSON object a line, appended. NaN and infinities are written as strings.
+
+    Args:
+        path: the file.
+        step: keep only what was logged up to this step: a continued run writes the rest again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        line = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a stats file; a line that a killed process left unfinished is dropped."""
+    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        json.loads(texts[-1]) if texts else None
+    except json.JSONDecodeError:
+        texts.pop()
+    return [json.loads(text) for text in texts]
+
+
+def read_stats(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``stats.jsonl``, NaN and infinities as floats again."""
+    special = {"nan", "inf", "-inf"}
+    return [{k: float(v) if v in special else v for k, v in line.items()} for line in _lines(path)]
+
+
+class TensorBoard:
+    """Events for TensorBoard in ``folder``; what was written after ``step`` is hidden."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, sheet: Image.Image) -> None:
+        import numpy as np
+
+        self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Bar:
+    """A progress bar with losses, images/s and the time left; without a terminal, a line at every log."""
+
+    def __init__(self, total: int, step: int, show: bool) -> None:
+        self._terminal = show and console.is_terminal
+        self._lines = show and not console.is_terminal
+        self.total = total
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._terminal,
+        )
+        self._task = self._progress.add_task("", total=total, completed=step)
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def log(self, step: int, values: dict[str, float], rate: float, seconds_left: float) -> None:
+        text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
+        self._progress.update(self._task, description=f"{rate:.3g} img/s  {text}")
+        if self._lines:
+            console.print(f"step {step}/{self.total}  {rate:.3g} img/s  left {clock(seconds_left)}  {text}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

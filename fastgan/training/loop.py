@@ -1,0 +1,371 @@
+"""The training loop: drives a task, logs, samples, evaluates, saves, resumes and stops cleanly.
+
+A run's folder::
+
+    config.json                          the settings
+    stats.jsonl                          mean losses, learning rates, evaluations: one line a log
+    events/                              TensorBoard
+    sheets/step-XXXXXXXX.png             samples
+    checkpoints/step-XXXXXXXX.safetensors
+
+Ctrl-C (SIGINT) or SIGTERM lets the running step finish, saves a checkpoint and ends with ``Outcome.signal`` set; the
+command line then exits with 128 + signal (130 after Ctrl-C). A second Ctrl-C interrupts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fastgan.training import distributed, random
+from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
+from fastgan.training.log import Bar, Stats, TensorBoard, console
+from fastgan.training.task import RunConfig, Task
+from fastgan.training.watch import Bad, Meter, not_finite
+
+_HIGHER_IS_BETTER = ("psnr", "ssim", "modes", "coverage", "inception", "accuracy", "high_quality")
+
+
+class RunError(RuntimeError):
+    """A run that cannot begin or continue; nothing was overwritten."""
+
+
+class NotFiniteError(RuntimeError):
+    """Losses or weights became NaN or infinite, and the run was told to stop then."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    folder: Path
+    signal: int = 0  # the signal that stopped it, or 0
+    losses: dict[str, float] = field(default_factory=dict)  # the last logged means
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    seconds: float = 0.0  # trained, over all restarts
+    best: dict[str, Any] | None = None  # metric, value, step
+
+
+def fit(task: Task) -> Outcome:
+    """Runs ``task`` to its end, from its newest checkpoint if the run is continued.
+
+    Raises:
+        RunError: the folder holds another run, or the configuration changed.
+        CheckpointError: the checkpoint to continue from is corrupt.
+        NotFiniteError: see ``RunConfig.nan``.
+    """
+    config = task.config
+    checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
+    progress = _begin(task, checkpoints)
+    stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
+    log = _Log(config, progress, stop_at)
+    meter = Meter()
+    saved = progress.step if checkpoints.steps() else -1
+    try:
+        with _signals() as received:
+            while progress.step < stop_at and not (stop := distributed.agree(received.number)):
+                epoch = task.epoch
+                started = time.perf_counter()
+                losses = task.step()
+                progress.step += 1
+                step = progress.step
+                meter.add(step, losses)
+                progress.seconds += time.perf_counter() - started
+                log.bar.advance(step)
+                last = step == stop_at
+                save = last or _due(step, config.save_latest_freq)
+                save = save or (task.epoch > epoch and _due(task.epoch, config.save_epoch_freq))
+                evaluate = config.eval_freq > 0 and (last or _due(step, config.eval_freq))
+                # What is not finite must not be saved, so saving looks at the losses first.
+                if save or evaluate or last or _due(step, config.print_freq):
+                    log.flush(task, progress, meter)
+                if evaluate:
+                    log.metrics(progress, _best(task, config, progress))
+                if _due(step, config.display_freq) or (last and config.display_freq > 0):
+                    log.sheet(task, step)
+                if save or (progress.best and progress.best["step"] == step):
+                    _save(task, checkpoints, progress)
+                    saved = step
+            stop = distributed.agree(received.number)
+            if stop and saved != progress.step:
+                log.flush(task, progress, meter)
+                _save(task, checkpoints, progress)
+        return Outcome(progress.step, config.folder, stop, log.last)
+    finally:
+        log.close()
+        task.close()
+
+
+def _due(count: int, freq: int) -> bool:
+    return freq > 0 and count % freq == 0
+
+
+# --- begin, save, resume ------------------------------------------------------------------------------------------
+
+
+def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
+    """Checks the folder and the configuration, then restores the run or begins it."""
+    config = task.config
+    steps = checkpoints.steps()
+    progress = _Progress()
+    if config.best_metric and not config.eval_freq:
+        raise RunError(f"best_metric {config.best_metric!r} needs evaluations: set eval_freq")
+    if steps and not config.continue_train:
+        raise RunError(
+            f"{config.folder} holds a run with checkpoints up to step {steps[-1]}; continue it (--continue_train), "
+            "or choose another name (--name)"
+        )
+    if steps:
+        path = checkpoints.path(steps[-1])
+        try:
+            tree = read(path)
+        except CheckpointError as error:
+            older = f"; remove it to continue from step {steps[-2]}" if len(steps) > 1 else ""
+            raise CheckpointError(f"{error}{older}") from error
+        changed = check_config(tree["config"], config, path)
+        load_state(task, tree["state"], path, keep_settings=changed)
+        progress = _Progress(tree["step"], tree["seconds"], tree["best"])
+        states = tree["random"]
+        random.set_state(states[distributed.rank() % len(states)])
+    distributed.barrier()  # every process has read before one writes
+    if distributed.is_main():
+        config.folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.clean()
+        temporary = config.folder / ".config.json.partial"
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, config.folder / "config.json")
+    return progress
+
+
+def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
+    """Whether the configuration would compute something else than the one saved in ``path``; refuses it unless told.
+
+    Raises:
+        RunError: with the differences.
+    """
+    now = json.loads(json.dumps(config.to_dict()))
+    changed = [
+        f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"
+        for name in sorted(saved.keys() | now.keys())
+        if name not in config.FREE and (name not in saved or name not in now or saved[name] != now[name])
+    ]
+    if changed and not config.allow_config_change:
+        raise RunError(
+            f"the configuration differs from that of {path}:\n"
+            + "\n".join(changed)
+            + "\nContinue all the same with --allow_config_change, or start another run (--name)"
+        )
+    return bool(changed)
+
+
+def state(task: Task) -> dict[str, Any]:
+    """The state of a task."""
+    return {
+        "networks": {name: network.state_dict() for name, network in task.networks.items()},
+        "stateful": {name: value.state_dict() for name, value in task.stateful.items()},
+    }
+
+
+def load_state(task: Task, saved: dict[str, Any], path: Path, keep_settings: bool = False) -> None:
+    """Restores what :func:`state` gave.
+
+    Args:
+        task: gets the state.
+        saved: what :func:`state` gave.
+        path: where it comes from, for messages.
+        keep_settings: keep the optimizers' settings (learning rate, betas, …) as the task was built with, because its
+            configuration was changed; learning rates are those of the schedule at the saved point.
+
+    Raises:
+        CheckpointError: it is the state of something else.
+    """
+    parts: dict[str, dict[str, Any]] = {"networks": dict(task.networks), "stateful": dict(task.stateful)}
+    for kind, named in parts.items():
+        missing, extra = named.keys() - saved[kind].keys(), saved[kind].keys() - named.keys()
+        if missing or extra:
+            raise CheckpointError(
+                f"{path} does not fit: of {kind}, it lacks {sorted(missing)} and has {sorted(extra)} too many"
+            )
+    for kind, named in parts.items():
+        for name, part in named.items():
+            _load(part, saved[kind][name], keep_settings, f"{path} does not fit {name}")
+
+
+def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:
+    settings = [dict(group, params=None) for group in part.param_groups] if isinstance(part, Optimizer) else []
+    base = getattr(part, "base_lrs", None) if isinstance(part, LRScheduler) else None
+    try:
+        part.load_state_dict(saved)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{complaint}: {error}") from error
+    if isinstance(part, Optimizer):
+        _match_formats(part)
+    if not keep_settings:
+        return
+    if isinstance(part, Optimizer):
+        for group, own in zip(part.param_groups, settings, strict=True):
+            factor = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
+            group.update({k: v for k, v in own.items() if k != "params"})
+            group["lr"] = own.get("initial_lr", own["lr"]) * factor
+    elif base is not None:
+        part.base_lrs = base
+
+
+def _match_formats(optimizer: Optimizer) -> None:
+    """Gives loaded moments their parameters' strides, which fused optimizers rely on."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
+    states = distributed.gather(random.get_state())
+    if distributed.is_main():
+        tree = {
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "best": progress.best,
+            "config": task.config.to_dict(),
+            "state": state(task),
+            "random": states,
+        }
+        checkpoints.save(progress.step, tree, progress.best["step"] if progress.best else None)
+    distributed.barrier()
+
+
+def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float]:
+    """Evaluates, and remembers the step if it is the best so far."""
+    metrics = task.evaluate()
+    if config.best_metric:
+        if config.best_metric not in metrics:
+            raise RunError(f"best_metric must be one of {', '.join(metrics) or 'none'}, got {config.best_metric!r}")
+        value = metrics[config.best_metric]
+        sign = -1 if config.best_metric.startswith(_HIGHER_IS_BETTER) else 1
+        if math.isfinite(value) and (progress.best is None or sign * value < sign * progress.best["value"]):
+            progress.best = {"metric": config.best_metric, "value": value, "step": progress.step}
+    return metrics
+
+
+# --- log ----------------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """Everything that the main process writes and shows; the others only take part in the reductions."""
+
+    def __init__(self, config: RunConfig, progress: _Progress, stop_at: int) -> None:
+        self.config = config
+        self.last: dict[str, float] = {}
+        self._main = distributed.is_main()
+        self._begun = progress.step, progress.seconds
+        self.bar = Bar(stop_at, progress.step, config.progress and self._main)
+        self._stats = Stats(config.folder / "stats.jsonl", progress.step) if self._main else None
+        self._board = (
+            TensorBoard(config.folder / "events", progress.step) if self._main and config.tensorboard else None
+        )
+
+    def flush(self, task: Task, progress: _Progress, meter: Meter) -> None:
+        started = time.perf_counter()
+        means, bad = meter.flush()  # waits for the device: that time belongs to the steps
+        progress.seconds += time.perf_counter() - started
+        if bad is not None or not all(map(math.isfinite, means.values())):
+            self._not_finite(task, progress.step, bad)
+        self.last = means or self.last
+        step, seconds = progress.step - self._begun[0], progress.seconds - self._begun[1]
+        self._begun = progress.step, progress.seconds
+        if not self._main or step == 0:
+            return
+        rate = step * task.items_per_step * distributed.size() / max(seconds, 1e-9)
+        left = (self.bar.total - progress.step) * seconds / step
+        rates = {f"lr_{name}": float(optimizer.param_groups[0]["lr"]) for name, optimizer in task.optimizers().items()}
+        self.bar.log(progress.step, means, rate, left)
+        self._write(progress, {"epoch": task.epoch, **means, **rates, "images_per_second": rate})
+
+    def metrics(self, progress: _Progress, metrics: dict[str, float]) -> None:
+        if self._main:
+            if self.config.progress:
+                console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            self._write(progress, metrics)
+
+    def sheet(self, task: Task, step: int) -> None:
+        image = task.sheet() if self._main else None
+        if image is not None:
+            folder = self.config.folder / "sheets"
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"step-{step:08d}.png")
+            if self._board:
+                self._board.image(step, image)
+
+    def _write(self, progress: _Progress, values: dict[str, float]) -> None:
+        if self._stats:
+            self._stats.write({"step": progress.step, "seconds": round(progress.seconds, 3), **values})
+        if self._board:
+            self._board.scalars(progress.step, values)
+
+    def _not_finite(self, task: Task, step: int, bad: Bad | None) -> None:
+        found = not_finite(task.networks)
+        text = f"{bad or 'a loss of another process is not finite'}" + (
+            f"; not finite now: {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            if found
+            else "; all weights are finite"
+        )
+        if self.config.nan == "stop":
+            raise NotFiniteError(f"stopped at step {step}, nothing of it saved: {text} (--nan warn goes on)")
+        if self._main:
+            console.print(f"[bold red]warning:[/] {text}")
+
+    def close(self) -> None:
+        self.bar.close()
+        if self._stats:
+            self._stats.close()
+        if self._board:
+            self._board.close()
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Received:
+    number: int = 0
+
+
+@contextmanager
+def _signals() -> Iterator[_Received]:
+    """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT raises KeyboardInterrupt."""
+    received = _Received()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received.number == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.number = number
+        console.print(f"{signal.Signals(number).name}: finishing the step and saving")
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are someone else's
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Autocast, loss scaling and memory format, as one choice."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Amp = Literal["auto", "none", "bf16", "fp16"]
+Switch = Literal["auto", "on", "off"]
+
+
+class Precision:
+    """How a step computes.
+
+    Args:
+        amp: ``bf16`` or ``fp16`` (with loss scaling) autocast, or ``none``. ``auto``: bf16 on a GPU that has it.
+        channels_last: ``auto``: on a GPU.
+    """
+
+    def __init__(self, device: torch.device, amp: Amp = "none", channels_last: Switch = "off") -> None:
+        cuda = device.type == "cuda"
+        if amp == "auto":
+            amp = "bf16" if cuda and torch.cuda.is_bf16_supported() else "none"
+        self.device = device
+        self.amp: str = amp
+        self.dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        self.memory_format = (
+            torch.channels_last
+            if channels_last == "on" or (channels_last == "auto" and cuda)
+            else torch.preserve_format
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of forward passes and losses."""
+        if self.amp == "none":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Moves a module to the device and memory format."""
+        placed: nn.Module = module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        return placed
+
+    def batch(self, images: Tensor) -> Tensor:
+        """Moves a batch to the device and, if it is [N, C, H, W], to the memory format."""
+        memory_format = self.memory_format if images.dim() == 4 else torch.preserve_format
+        return images.to(self.device, non_blocking=True, memory_format=memory_format)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Unscales and steps; call :meth:`update` once after the last optimizer of an iteration."""
+        self.scaler.step(optimizer)
+
+    def update(self) -> None:
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self.scaler.load_state_dict(state)

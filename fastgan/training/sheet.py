@@ -1,0 +1,50 @@
+"""Sheets of sample images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[N, C, H, W] with values in [−1, 1] → uint8 [N, H, W, 3] on the CPU; one channel is repeated."""
+    x = images.detach().float().cpu()
+    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
+    """A grid of [N, C, H, W] images in [−1, 1], filled row by row."""
+    from PIL import Image
+
+    pixels = to_uint8(images)
+    n, height, width, _ = pixels.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, math.ceil(n / columns) * (height + gap) + gap), "white")
+    for i, image in enumerate(pixels):
+        row, column = divmod(i, columns)
+        sheet.paste(Image.fromarray(image.numpy()), (gap + column * (width + gap), gap + row * (height + gap)))
+    return sheet
+
+
+def table(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], gap: int = 2, scale: int = 1) -> Image.Image:
+    """Rows of single images [C, H, W] under column titles; each image is enlarged ``scale`` times."""
+    from PIL import Image, ImageDraw
+
+    flat = torch.stack([image.expand(3, -1, -1) if image.size(0) == 1 else image for row in rows for image in row])
+    flat = flat.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    body = grid(flat, columns=len(titles), gap=gap)
+    header = 16
+    sheet = Image.new("RGB", (body.width, body.height + header), "white")
+    sheet.paste(body, (0, header))
+    draw = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        draw.text((gap + i * (flat.size(-1) + gap) + 2, 2), title, fill="black")
+    return sheet

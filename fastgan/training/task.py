@@ -1,0 +1,147 @@
+"""What a trainer is, seen from the loop, and the settings that all trainers share."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastgan.training.precision import Amp, Switch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Stateful(Protocol):
+    """Anything with a state: optimizers, schedules, pools, loaders, generators, averages."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of a run that do not belong to an algorithm. Every "freq" counts steps unless it says otherwise."""
+
+    name: str = "run"
+    """The run's name: its files are in checkpoints_dir/name."""
+    checkpoints_dir: Path = Path("runs")
+    """Where runs are kept."""
+    continue_train: bool = False
+    """Continue the run from its newest checkpoint, exactly."""
+    allow_config_change: bool = False
+    """Continue although settings that change the result were changed."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever else says how long to train."""
+    seed: int = 0
+    """Seed of everything that is random."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    num_threads: int = 2
+    """Processes that load data; 0 loads in the main one. The result does not depend on it."""
+    fused: bool = True
+    """Use fastgan's fused operators; off: plain PyTorch."""
+    amp: Amp = "auto"
+    """Autocast: none, bf16, fp16 (with loss scaling); auto: bf16 on a GPU that has it, else none."""
+    channels_last: Switch = "auto"
+    """Memory format of networks and images; auto: channels last on a GPU."""
+    print_freq: int = 100
+    """Write the mean losses since the last time to the progress bar, stats.jsonl and TensorBoard."""
+    display_freq: int = 400
+    """Write a sample sheet; 0: never."""
+    save_latest_freq: int = 1000
+    """Save a checkpoint; 0: only as save_epoch_freq says, and at the end."""
+    save_epoch_freq: int = 0
+    """Save a checkpoint every this many epochs; 0: only as save_latest_freq says, and at the end."""
+    eval_freq: int = 0
+    """Evaluate on held-out data; 0: never."""
+    best_metric: str = ""
+    """Keep the checkpoint that is best by this evaluated metric as well; empty: none."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep, beside the best; 0: all."""
+    nan: Literal["stop", "warn"] = "stop"
+    """When something is not finite: stop without saving it, or warn and go on."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    progress: bool = True
+    """Show a progress bar (on a terminal) or lines."""
+    dry_run: bool = False
+    """Print the plan, sizes and a memory estimate, and do nothing."""
+
+    # Settings that do not change what is computed, so that a run may continue with others. Subclasses add theirs.
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "name", "checkpoints_dir", "continue_train", "allow_config_change", "max_steps", "device", "num_threads",
+            "print_freq", "display_freq", "save_latest_freq", "save_epoch_freq", "eval_freq", "best_metric", "keep",
+            "nan", "tensorboard", "progress", "dry_run",
+        }
+    )  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.checkpoints_dir / self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+class Task(abc.ABC):
+    """A trainer: networks, everything else that has a state, and what one step does.
+
+    A subclass fills ``networks`` and ``stateful`` when it is built (before which nothing is written anywhere), and
+    defines :meth:`step`. ``networks`` are the bare modules, never DistributedDataParallel; their order is that in
+    which the NaN watch looks at them. All that must survive a restart is in the two dicts.
+    """
+
+    config: RunConfig
+    networks: dict[str, nn.Module]
+    stateful: dict[str, Stateful]
+    total_steps: int
+    items_per_step: int  # of this process, for images/s
+
+    @abc.abstractmethod
+    def step(self) -> dict[str, Tensor]:
+        """One step: takes the batches it needs, updates, returns detached scalar losses in order of computation.
+
+        It must not wait for the device.
+        """
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return 0
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers among ``stateful``."""
+        return {name: value for name, value in self.stateful.items() if isinstance(value, Optimizer)}
+
+    def sheet(self) -> Image.Image | None:
+        """A sample sheet of fixed inputs. Draws nothing from a generator that training uses."""
+        return None
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data. Draws nothing from a generator that training uses."""
+        return {}
+
+    def plan(self) -> dict[str, str]:
+        """What a dry run prints."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 -- most have nothing to end
+        """Ends loader processes and the like."""

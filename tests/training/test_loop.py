@@ -1,0 +1,200 @@
+"""The loop: logs, exact resume, kills, interrupts, refusals, the NaN watch."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan.training import checkpoint, loop
+from fastgan.training.log import read_stats
+from tests.training.toy import Toy, quiet
+
+STEPS = 20  # 7 items in batches of 2: 4 batches an epoch, 5 epochs
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    lines = read_stats(folder / "run" / "stats.jsonl")
+    return [(line["step"], line["loss"], line["lr_optimizer"]) for line in lines if "loss" in line]
+
+
+def run(folder: Path, **settings: object) -> loop.Outcome:
+    return loop.fit(Toy(quiet(folder, **settings)))
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    path = checkpoint.locate(folder / "run")
+    tree = checkpoint.read(path)
+    tree = {k: tree[k] for k in ("step", "state", "random")}
+    document, tensors = checkpoint.flatten(tree)
+    return {"document": json.dumps(document), **tensors}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert losses(a) == losses(b)
+    left, right = final(a), final(b)
+    assert left.keys() == right.keys()
+    assert left.pop("document") == right.pop("document")
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """An uninterrupted run."""
+    outcome = run(tmp_path / "whole")
+    assert outcome.step == STEPS
+    assert outcome.signal == 0
+    return tmp_path / "whole"
+
+
+def test_writes_what_it_promises(tmp_path: Path) -> None:
+    run(tmp_path, display_freq=8, tensorboard=True, print_freq=5)
+    folder = tmp_path / "run"
+    lines = read_stats(folder / "stats.jsonl")
+    assert [line["step"] for line in lines] == [4, 5, 8, 10, 12, 15, 16, 20]
+    assert {"step", "seconds", "epoch", "loss", "twice", "lr_optimizer", "images_per_second"} == set(lines[0])
+    assert all(line["twice"] == pytest.approx(2 * line["loss"]) for line in lines)
+    assert sorted(p.name for p in (folder / "sheets").iterdir()) == [f"step-{s:08d}.png" for s in (8, 16, 20)]
+    assert list((folder / "events").iterdir())
+    assert json.loads((folder / "config.json").read_text())["lr"] == 0.05
+    assert checkpoint.Checkpoints(folder / "checkpoints").steps() == [12, 16, 20]
+
+
+def test_losses_are_means_since_the_last_log(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path / "b", print_freq=4)
+    each = [loss for _, loss, _ in losses(whole)]
+    means = [loss for _, loss, _ in losses(tmp_path / "b")]
+    assert means == pytest.approx([sum(each[i : i + 4]) / 4 for i in range(0, STEPS, 4)], rel=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 8])
+def test_resume_is_exact(tmp_path: Path, whole: Path, stop: int) -> None:
+    run(tmp_path / "b", max_steps=stop)
+    torch.rand(3)  # the generators' states must come from the checkpoint
+    run(tmp_path / "b", continue_train=True)
+    assert_same(whole, tmp_path / "b")
+
+
+def test_resume_is_exact_with_loader_processes(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path / "b", max_steps=6, num_threads=2)
+    run(tmp_path / "b", continue_train=True, num_threads=1)
+    assert_same(whole, tmp_path / "b")
+
+
+def test_killed_run_continues_exactly(tmp_path: Path, whole: Path) -> None:
+    """SIGKILL in the middle, after lines that the checkpoint does not cover."""
+    folder = tmp_path / "b"
+    command = [sys.executable, "-m", "tests.training.toy", str(folder)]
+    killed = subprocess.run([*command, "0", "7"], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert losses(folder)[-1][0] == 6
+    stats = folder / "run" / "stats.jsonl"
+    stats.write_text(stats.read_text() + '{"step": 7, "lo')  # a line cut short
+    run(folder, continue_train=True)
+    assert_same(whole, folder)
+
+
+def test_killed_while_writing(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A death before the rename leaves the previous checkpoint as the newest, and no partial file after the resume."""
+    folder = tmp_path / "b"
+
+    class Death(BaseException):
+        pass
+
+    def die(source: Path, target: Path) -> None:
+        if Path(target).name == "step-00000008.safetensors":
+            Path(source).write_bytes(Path(source).read_bytes()[:1000])
+            raise Death
+        replace(source, target)
+
+    replace = checkpoint.os.replace
+    monkeypatch.setattr(checkpoint.os, "replace", die)
+    with pytest.raises(Death):
+        run(folder)
+    monkeypatch.undo()
+    checkpoints = checkpoint.Checkpoints(folder / "run" / "checkpoints")
+    assert checkpoints.steps() == [4]
+    assert list(checkpoints.folder.glob(".*"))
+    run(folder, continue_train=True)
+    assert not list(checkpoints.folder.glob(".*"))
+    assert_same(whole, folder)
+
+
+def test_interrupt_finishes_the_step_and_saves(tmp_path: Path, whole: Path) -> None:
+    outcome = run(tmp_path / "b", interrupt_at=5)
+    assert (outcome.step, outcome.signal) == (5, signal.SIGINT)
+    assert checkpoint.Checkpoints(tmp_path / "b" / "run" / "checkpoints").steps() == [4, 5]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(tmp_path / "b", continue_train=True)
+    assert_same(whole, tmp_path / "b")
+
+
+def test_refuses_an_existing_run(whole: Path) -> None:
+    before = (whole / "run" / "stats.jsonl").read_bytes()
+    with pytest.raises(loop.RunError, match=r"holds a run with checkpoints up to step 20; continue it"):
+        run(whole)
+    assert (whole / "run" / "stats.jsonl").read_bytes() == before
+
+
+def test_refuses_a_changed_configuration_with_a_diff(tmp_path: Path) -> None:
+    run(tmp_path, max_steps=6)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(loop.RunError, match=r"(?s)lr: 0.05 -> 0.1\n.*seed: 0 -> 3\n.*--allow_config_change"):
+        run(tmp_path, continue_train=True, lr=0.1, seed=3, print_freq=7)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    run(tmp_path, continue_train=True, lr=0.1, allow_config_change=True, print_freq=1)
+    assert [lr for step, _, lr in losses(tmp_path) if step <= 12] == pytest.approx(
+        [0.05] * 6 + [0.1] + [0.075] * 4 + [0.05]
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_corrupt_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
+    run(tmp_path, max_steps=6)
+    path = checkpoint.locate(tmp_path / "run")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-10] ^= 1
+    path.write_bytes({"truncate": data[:-100], "flip": data, "empty": b"", "text": b"hello"}[damage])
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(checkpoint.CheckpointError, match=r"step-00000006.*corrupt.*remove it to continue from step 4"):
+        run(tmp_path, continue_train=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    run(tmp_path, save_latest_freq=2, eval_freq=3, best_metric="distance", keep=2)
+    folder = tmp_path / "run"
+    assert checkpoint.Checkpoints(folder / "checkpoints").steps() == [9, 18, 20]
+    assert checkpoint.locate(folder, "best").name == "step-00000009.safetensors"
+    assert checkpoint.locate(folder).name == "step-00000020.safetensors"
+    run(tmp_path, name="b", save_latest_freq=0, eval_freq=3, best_metric="psnr", keep=1)
+    assert checkpoint.locate(tmp_path / "b", "best").name == "step-00000020.safetensors"
+
+
+def test_best_metric_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(loop.RunError, match="must be one of distance, psnr, got 'fid'"):
+        run(tmp_path, eval_freq=3, best_metric="fid")
+    with pytest.raises(loop.RunError, match="set eval_freq"):
+        run(tmp_path, best_metric="fid")
+
+
+def test_not_finite_stops_and_names_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        loop.NotFiniteError, match=r"stopped at step 8.*loss loss is not finite, first at step 6.*net\."
+    ):
+        run(tmp_path, poison_at=6, print_freq=100)
+    assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4]
+
+
+def test_not_finite_can_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, poison_at=6, nan="warn", max_steps=6, print_freq=2)
+    assert "loss loss is not finite, first at step 6" in capsys.readouterr().err
+    assert math.isnan(losses(tmp_path)[-1][1])

@@ -1,0 +1,255 @@
+"""Image pool, schedules, loader, averages, sheets."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.training import schedule, sheet
+from fastgan.training.ema import Ema
+from fastgan.training.loader import Loader
+from fastgan.training.pool import ImagePool
+from fastgan.training.watch import Meter, not_finite
+
+# --- image pool ---------------------------------------------------------------------------------------------------
+
+
+def published_pool(batches: list[Tensor], size: int, seed: int) -> list[Tensor]:
+    """The published rule, with decisions in the published order: a coin, then a slot if it says swap."""
+    generator = torch.Generator().manual_seed(seed)
+    stored: list[Tensor] = []
+    results = []
+    for batch in batches:
+        out = []
+        for image in batch:
+            if len(stored) < size:
+                stored.append(image)
+                out.append(image)
+            elif torch.rand((), generator=generator, dtype=torch.float64) > 0.5:
+                slot = int(torch.randint(0, size, (), generator=generator))
+                out.append(stored[slot])
+                stored[slot] = image
+            else:
+                out.append(image)
+        results.append(torch.stack(out))
+    return results
+
+
+@pytest.mark.parametrize(("size", "batch"), [(3, 1), (5, 4), (50, 2)])
+def test_pool_follows_the_published_rule(size: int, batch: int) -> None:
+    batches = [torch.randn(batch, 1, 2, 2) for _ in range(40)]
+    pool = ImagePool(size, seed=7)
+    got = [pool.query(b) for b in batches]
+    for a, b in zip(got, published_pool(batches, size, 7), strict=True):
+        assert torch.equal(a, b)
+    swapped = sum(not torch.equal(a, b) for a, b in zip(got, batches, strict=True))
+    assert swapped > 0 or size == 50
+    assert all(torch.equal(a, b) for a, b in list(zip(got, batches, strict=True))[: size // batch])
+
+
+def test_pool_swaps_half_the_time() -> None:
+    pool = ImagePool(10, seed=0)
+    swaps = sum(float(pool.query(torch.full((1, 1, 1, 1), float(i)))) != i for i in range(2010))
+    assert abs(swaps / 2000 - 0.5) < 0.04
+
+
+def test_pool_of_zero_returns_the_images() -> None:
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    assert torch.equal(ImagePool(0).query(x), x)
+    assert not ImagePool(0).query(x).requires_grad
+
+
+def test_pool_keeps_no_graph_and_no_alias() -> None:
+    pool = ImagePool(2, seed=0)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True).to(memory_format=torch.channels_last)
+    y = pool.query(x)
+    assert not y.requires_grad
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    held = [image.clone() for image in pool.state_dict()["images"]]
+    with torch.no_grad():
+        x.zero_()
+        y.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(held, pool.state_dict()["images"], strict=True))
+
+
+def test_pool_state() -> None:
+    batches = [torch.randn(2, 1, 2, 2) for _ in range(30)]
+    pool = ImagePool(4, seed=1)
+    for b in batches[:10]:
+        pool.query(b)
+    saved = copy.deepcopy(pool.state_dict())
+    expected = [pool.query(b) for b in batches[10:]]
+    again = ImagePool(4, seed=99)
+    again.load_state_dict(saved)
+    assert all(torch.equal(again.query(b), e) for b, e in zip(batches[10:], expected, strict=True))
+
+
+# --- schedules ----------------------------------------------------------------------------------------------------
+
+
+def rates(policy: str, epochs: int, metrics: list[float] | None = None, **settings: int) -> list[float]:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter], lr=2e-4)
+    made = schedule.make(optimizer, policy, **settings)  # type: ignore[arg-type]
+    result = []
+    for epoch in range(epochs):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made.step(*([metrics[epoch]] if metrics else []))
+    return result
+
+
+def test_linear_is_the_official_formula() -> None:
+    got = rates("linear", 201, n_epochs=100, n_epochs_decay=100)
+    expected = [2e-4 * (1.0 - max(0, epoch + 1 - 100) / 101.0) for epoch in range(201)]
+    assert got == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert got[99] == 2e-4
+    assert got[100] < 2e-4
+    assert got[200] == pytest.approx(0.0, abs=1e-18)
+
+
+def test_linear_continues_at_epoch_count() -> None:
+    assert rates("linear", 5, n_epochs=4, n_epochs_decay=4, epoch_count=3) == pytest.approx(
+        rates("linear", 7, n_epochs=4, n_epochs_decay=4)[2:]
+    )
+
+
+def test_step_and_cosine() -> None:
+    assert rates("step", 7, lr_decay_iters=3) == pytest.approx([2e-4] * 3 + [2e-5] * 3 + [2e-6])
+    got = rates("cosine", 11, n_epochs=10)
+    assert got[0] == 2e-4
+    assert got[5] == pytest.approx(1e-4)
+    assert got[10] == pytest.approx(0.0, abs=1e-15)
+
+
+def test_plateau_looks_at_its_metric() -> None:
+    falling = [1.0 * 0.9**i for i in range(12)]
+    assert rates("plateau", 12, falling) == [2e-4] * 12
+    assert rates("plateau", 9, [1.0] * 9) == pytest.approx([2e-4] * 7 + [4e-5] * 2)
+
+
+def test_unknown_policy() -> None:
+    with pytest.raises(ValueError, match="lr_policy must be linear, step, cosine or plateau, got 'cosin'"):
+        rates("cosin", 1)
+
+
+# --- loader -------------------------------------------------------------------------------------------------------
+
+
+class Indices:
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def sample(self, index: int, generator: torch.Generator) -> Tensor:
+        return torch.tensor([index, int(torch.randint(1000, (), generator=generator))])
+
+
+def take(loader: Loader, n: int) -> list[list[list[int]]]:
+    return [next(loader).tolist() for _ in range(n)]
+
+
+def test_loader_visits_every_item_once_an_epoch_in_a_new_order() -> None:
+    loader = Loader(Indices(10), 4, seed=0)
+    assert loader.batches_per_epoch == 3
+    epochs = []
+    for epoch in range(3):
+        assert loader.epoch == epoch
+        rows = [row for batch in take(loader, 3) for row in batch]
+        assert sorted(i for i, _ in rows) == list(range(10))
+        epochs.append(rows)
+    assert loader.epoch == 3
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({noise for rows in epochs for _, noise in rows}) > 20
+
+
+def test_loader_position_is_all_it_needs() -> None:
+    whole = take(Loader(Indices(10), 4, seed=5), 8)
+    for n in range(7):
+        first = Loader(Indices(10), 4, seed=5)
+        take(first, n)
+        second = Loader(Indices(10), 4, seed=5)
+        second.load_state_dict(first.state_dict())
+        assert take(second, 8 - n) == whole[n:]
+    assert take(Loader(Indices(10), 4, seed=6), 8) != whole
+
+
+def test_loader_in_order_and_without_the_rest() -> None:
+    loader = Loader(Indices(5), 2, seed=0, shuffle=False, drop_last=True)
+    assert [[i for i, _ in batch] for batch in take(loader, 3)] == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_loader_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    take(Loader(Indices(5), 2, seed=0), 4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_loader_refuses_nothing_to_load() -> None:
+    with pytest.raises(ValueError, match="the data set is empty"):
+        Loader(Indices(0), 2, seed=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Loader(Indices(3), 0, seed=0)
+    with pytest.raises(ValueError, match="3 items do not fill one batch of 4"):
+        Loader(Indices(3), 4, seed=0, drop_last=True)
+
+
+# --- averages, meter, sheets --------------------------------------------------------------------------------------
+
+
+def test_ema_is_the_formula() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = Ema(net, 0.9)
+    expected = {k: v.clone() for k, v in net.named_parameters()}
+    for _ in range(3):
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                p.add_(torch.randn_like(p))
+                expected[name] = 0.9 * expected[name] + 0.1 * p
+        net(torch.randn(4, 2))
+        ema.update()
+    for name, p in ema.module.named_parameters():
+        torch.testing.assert_close(p, expected[name])
+        assert not p.requires_grad
+    assert torch.equal(ema.module[1].running_mean, net[1].running_mean)
+    with pytest.raises(ValueError, match=r"in \[0, 1\), got 1.0"):
+        Ema(net, 1.0)
+
+
+def test_meter_names_the_first_bad_loss() -> None:
+    meter = Meter()
+    for step, (a, b) in enumerate([(1.0, 2.0), (2.0, float("inf")), (float("nan"), 1.0)], start=5):
+        meter.add(step, {"a": torch.tensor(a), "b": torch.tensor(b)})
+    meter.add(8, {"c": torch.tensor(3.0)})
+    means, bad = meter.flush()
+    assert bad is not None
+    assert str(bad) == "loss b is not finite, first at step 6"
+    assert means["c"] == 3.0
+    assert meter.flush() == ({}, None)
+    meter.add(9, {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
+    assert meter.flush() == ({"a": 1.0, "b": 2.0}, None)
+
+
+def test_not_finite_names_parameters_gradients_and_buffers() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert not_finite({"D": net}) == []
+    net[0].bias.data[1] = float("nan")
+    net[0].weight.grad = torch.full((2, 2), float("inf"))
+    net[1].running_var[0] = float("nan")
+    assert not_finite({"D": net}) == ["D.0.weight.grad", "D.0.bias", "D.1.running_var"]
+
+
+def test_sheet_places_images() -> None:
+    images = torch.stack([torch.full((3, 4, 5), v) for v in (-1.0, 0.0, 1.0, 5.0)])
+    made = sheet.grid(images, columns=2, gap=1)
+    assert made.size == (2 * 6 + 1, 2 * 5 + 1)
+    assert [made.getpixel(p) for p in ((1, 1), (7, 1), (1, 6), (7, 6), (0, 0))] == [
+        (0, 0, 0), (128, 128, 128), (255, 255, 255), (255, 255, 255), (255, 255, 255),
+    ]  # fmt: skip
+    grey = sheet.table([[images[0, :1], images[2]]], ["a", "b"], scale=2)
+    assert grey.size == (2 + 2 * 12, 16 + 8 + 4)
