@@ -1,5 +1,15 @@
-"""The operators as modules, like ``torch.nn``."""
+"""The operators as modules, like ``torch.nn``, and :func:`fuse`, which puts them into an existing model."""
 
+from fastgan.nn.fuse import FusionReport, fuse
+from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from fastgan.nn.losses import CycleLoss, GradientPenalty
 
-__all__ = ["CycleLoss", "GradientPenalty"]
+__all__ = [
+    "CycleLoss",
+    "FusionReport",
+    "GradientPenalty",
+    "InstanceNormAct1d",
+    "InstanceNormAct2d",
+    "InstanceNormAct3d",
+    "fuse",
+]

@@ -1,0 +1,509 @@
+"""``fuse(model)``: lets one kernel do an InstanceNorm and what follows it, in a model that already exists.
+
+Three passes. First every InstanceNorm is replaced, under its own name, by a fused module that holds the same
+Parameters and does nothing more yet. Then the calls of every module's own forward are read, children before parents:
+those of an ``nn.Sequential`` from its order, those of any other module from a ``torch.fx`` trace in which its children
+are opaque. Where a norm's result goes only into an addition, an activation or a reflection padding, the norm takes it
+over. Last, residual blocks in a row that begin with a padding hand padded tensors to each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, fx, nn
+
+from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
+
+_FUSED: dict[type[nn.Module], type[_InstanceNormAct]] = {
+    nn.InstanceNorm1d: InstanceNormAct1d,
+    nn.InstanceNorm2d: InstanceNormAct2d,
+    nn.InstanceNorm3d: InstanceNormAct3d,
+}
+_PADDINGS: dict[type[nn.Module], type[_InstanceNormAct]] = {
+    nn.ReflectionPad1d: InstanceNormAct1d,
+    nn.ReflectionPad2d: InstanceNormAct2d,
+    nn.ReflectionPad3d: InstanceNormAct3d,
+}
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One norm that was replaced, and what its kernel does now: ``norm + relu + reflect_pad(1)``."""
+
+    name: str
+    what: str
+
+
+@dataclass
+class FusionReport:
+    """What :func:`fuse` did, and what it left alone and why."""
+
+    fused: list[Fusion] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"fused {len(self.fused)} instance norms; {len(self.left)} places left alone"]
+        lines += [f"  {fusion.name}: {fusion.what}" for fusion in self.fused]
+        lines += [f"  {name or '(the model)'}: left alone: {reason}" for name, reason in self.left]
+        return "\n".join(lines)
+
+
+def fuse(model: nn.Module) -> FusionReport:
+    """Replaces the InstanceNorm1d/2d/3d of ``model`` by fused modules, in place.
+
+    A norm takes over what follows it, where the structure shows that nothing else sees the value between: the addition
+    of a residual, a ReLU or LeakyReLU (module or function, in place or not, also when it is the first module of what
+    comes next, as in a U-Net), and a reflection padding of equal width on all sides. Residual blocks in a row that
+    begin with a padding (CycleGAN's) hand padded tensors to each other. A norm with nothing to take over is replaced
+    too, as the fused norm keeps channels_last.
+
+    What stays: parameters, ``state_dict`` keys in both directions, training and eval behaviour, outputs and gradients
+    within rounding, hooks. Left alone, and reported: norms with running statistics, subclasses, modules with hooks,
+    modules registered or called more than once, forwards that ``torch.fx`` cannot trace.
+
+    A module whose forward had to be rewritten gets a subclass of its class: attributes that its old forward read as
+    Python values are fixed, it can be deep-copied and saved by ``state_dict``, but not pickled whole.
+
+    Args:
+        model: any module, also a ``torch.fx.GraphModule``. A bare InstanceNorm is left alone: nothing holds it.
+
+    Returns:
+        A :class:`FusionReport`; ``print`` it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse: model must be a torch.nn.Module, got {type(model).__name__}")
+    report = FusionReport()
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    names = _replace_norms(model, report)
+    taken: dict[_InstanceNormAct, list[str]] = {norm: ["norm"] for norm in names}
+    reader = _Reader(uses, report)
+    for name, module in reversed(list(model.named_modules())):
+        if names:
+            reader.take_over(name, module, taken)
+    for module in list(model.modules()):
+        reader.hand_over_padded(module, taken)
+    reader.install()
+    report.fused = [Fusion(name, " + ".join(taken[norm])) for norm, name in names.items()]
+    return report
+
+
+def _replace_norms(model: nn.Module, report: FusionReport) -> dict[_InstanceNormAct, str]:
+    """Puts a fused module in the place of every norm that allows it; returns their names."""
+    names: dict[_InstanceNormAct, str] = {}
+    for prefix, parent in list(model.named_modules()):
+        for slot, norm in parent._modules.items():
+            if not isinstance(norm, nn.modules.instancenorm._InstanceNorm) or isinstance(norm, _InstanceNormAct):
+                continue
+            name = f"{prefix}.{slot}" if prefix else slot
+            reason = _why_not(norm)
+            if reason is None:
+                fused = _fused_module(norm)
+                parent._modules[slot] = fused
+                names[fused] = name
+            else:
+                report.left.append((name, reason))
+    if isinstance(model, nn.modules.instancenorm._InstanceNorm) and not isinstance(model, _InstanceNormAct):
+        report.left.append(("", "it is itself a norm, and nothing holds it"))
+    return names
+
+
+def _why_not(norm: nn.Module) -> str | None:
+    if type(norm) not in _FUSED:
+        return f"{type(norm).__name__} is not exactly InstanceNorm1d, 2d or 3d"
+    if norm.track_running_stats:
+        return "track_running_stats=True: it normalises by running statistics in eval mode"
+    return "it has hooks" if _hooked(norm) else None
+
+
+def _fused_module(norm: nn.Module) -> _InstanceNormAct:
+    assert isinstance(norm, nn.modules.instancenorm._InstanceNorm)
+    fused = _FUSED[type(norm)](norm.num_features, norm.eps, affine=False, activation="none")
+    fused.affine = norm.affine
+    fused.momentum = norm.momentum
+    fused.weight, fused.bias = norm.weight, norm.bias
+    return fused.train(norm.training)
+
+
+class _ResidualSequential(nn.Sequential):
+    """An nn.Sequential whose last module, a fused norm, takes a residual."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        *body, last = self._modules.values()
+        for module in body:
+            input = module(input)
+        output: Tensor = last(input, residual)
+        return output
+
+
+class _Reader:
+    """Reads the calls of forwards, and lets norms take over what follows them.
+
+    Args:
+        uses: in how many places each module (by id) is registered.
+    """
+
+    def __init__(self, uses: Counter[int], report: FusionReport) -> None:
+        self.uses = uses
+        self.report = report
+        self.graphs: dict[nn.Module, fx.Graph | None] = {}  # traced forwards
+        self.rewritten: set[nn.Module] = set()
+        self.blocks: dict[nn.Module, tuple[nn.Sequential, fx.Node]] = {}  # residual blocks: body, its call
+
+    def take_over(self, name: str, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
+        """Lets every norm that ``module``'s forward calls, or that ends something it calls, take what follows."""
+        if _is_sequential(module):
+            self._sequential(module, taken)
+        elif any(self._tail(child) in taken for child in _called_modules(module)):
+            graph = self._graph(module, name)
+            if graph is not None:
+                self._traced(module, graph, taken)
+
+    def _sequential(self, sequential: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
+        slots = list(sequential._modules)
+        for i, slot in enumerate(slots):
+            norm = self._tail(sequential._modules[slot])
+            if norm is None or norm not in taken or norm.activation != "none" or norm.reflect_pad:
+                continue
+            following = [s for s in slots[i + 1 :] if type(sequential._modules[s]) is not nn.Identity]
+            if following and (place := self._head(sequential, following[0])) is not None:
+                holder, act = place
+                _activate(norm, holder._modules[act], taken)
+                _drop(holder, act)
+                following = following[1:] if holder is sequential else []
+            if following and (width := _reflection(sequential._modules[following[0]], norm)):
+                self._pad(norm, width, taken)
+                _drop(sequential, following[0])
+
+    def _traced(self, module: nn.Module, graph: fx.Graph, taken: dict[_InstanceNormAct, list[str]]) -> None:
+        calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        for node in list(graph.nodes):
+            if node.op != "call_module" or calls[node.target] > 1 or len(node.args) != 1 or node.kwargs:
+                continue
+            called = module.get_submodule(str(node.target))
+            norm = self._tail(called)
+            if norm is None or norm not in taken or norm.activation != "none" or norm.reflect_pad:
+                continue
+            addition = _addition(node) if called is norm or _is_sequential(called) else None
+            if addition is not None and _may_move(module, node, addition[1]):
+                end, residual = addition
+                if called is not norm:
+                    called.__class__ = _ResidualSequential
+                    if residual is node.args[0]:
+                        self.blocks[module] = (called, node)  # type: ignore[assignment]
+                end.replace_all_uses_with(node)
+                # The residual may be computed after the norm's input: call the norm where the addition was.
+                end.append(node)
+                node.args = (node.args[0], residual)
+                graph.erase_node(end)
+                taken[norm].append("residual")
+                self.rewritten.add(module)
+            if (act := _only_user(node)) is not None and (found := _activation_node(module, act)) is not None:
+                _activate(norm, found, taken)
+                self._skip(module, graph, act, node)
+            if (pad := _only_user(node)) is not None and (width := _reflection_node(module, pad, norm)):
+                self._pad(norm, width, taken)
+                self._skip(module, graph, pad, node)
+
+    def _skip(self, module: nn.Module, graph: fx.Graph, node: fx.Node, value: fx.Node) -> None:
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+        self.rewritten.add(module)
+
+    @staticmethod
+    def _pad(norm: _InstanceNormAct, width: int, taken: dict[_InstanceNormAct, list[str]]) -> None:
+        norm.reflect_pad = width
+        taken[norm].append(f"reflect_pad({width})")
+
+    def hand_over_padded(self, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
+        """Norm | block | block | … with blocks ``x + body(x)`` whose body begins with a padding: pad once, in the norm.
+
+        The block's residual is then the interior of its padded input.
+        """
+        if not _is_sequential(module):
+            return
+        children = [m for m in module._modules.values() if m is not None and type(m) is not nn.Identity]
+        for before, block in itertools.pairwise(children):
+            norm = self._end(before)
+            if block not in self.blocks or norm is None or norm not in taken or norm.reflect_pad:
+                continue
+            body, call = self.blocks[block]
+            first = next(iter(body._modules))
+            width = _reflection(body._modules[first], norm)
+            if not width or self.uses[id(block)] > 1 or _hooked(block) or not _reads_input_alone(call):
+                continue
+            self._pad(norm, width, taken)
+            _drop(body, first)
+            with call.graph.inserting_before(call):
+                interior = call.graph.call_function(_interior, (call.args[0], width))
+            call.args = (call.args[0], interior)
+
+    def install(self) -> None:
+        """Gives the rewritten modules their new forwards."""
+        for module in self.rewritten:
+            graph = self.graphs[module]
+            assert graph is not None
+            graph.lint()
+            if isinstance(module, fx.GraphModule):
+                module.recompile()
+                continue
+            code = graph.python_code("self")
+            namespace = dict(code.globals)
+            exec(code.src, namespace)
+            cls = type(module)
+            module.__class__ = type(cls.__name__, (cls,), {"forward": namespace["forward"], "__doc__": cls.__doc__})
+
+    def _tail(self, module: nn.Module | None) -> _InstanceNormAct | None:
+        """The fused norm that computes what ``module`` returns, if that is plain to see and nothing looks at it."""
+        while module is not None and not _hooked(module) and self.uses[id(module)] <= 1:
+            if isinstance(module, _InstanceNormAct):
+                return module
+            if not _is_sequential(module):
+                return None
+            rest = [m for m in module._modules.values() if type(m) is not nn.Identity]
+            module = rest[-1] if rest else None
+        return None
+
+    def _end(self, module: nn.Module) -> _InstanceNormAct | None:
+        """:meth:`_tail`, also through residual blocks that end in their norm."""
+        if module in self.blocks and not _hooked(module) and self.uses[id(module)] <= 1:
+            body, call = self.blocks[module]
+            return self._tail(body) if _is_result(call) else None
+        return self._tail(module)
+
+    def _head(self, holder: nn.Module, slot: str) -> tuple[nn.Module, str] | None:
+        """Where the activation sits that ``holder._modules[slot]`` applies first to its input, as (holder, slot).
+
+        An input that is used again later must have been activated in place.
+        """
+        seen_again = False
+        while True:
+            module = holder._modules[slot]
+            if module is None or _hooked(module) or self.uses[id(module)] > 1:
+                return None
+            if _activation(module) is not None:
+                return None if seen_again and not module.inplace else (holder, slot)
+            if _is_sequential(module):
+                if not module._modules:
+                    return None
+                holder, slot = module, next(iter(module._modules))
+                continue
+            if not any(_activation(m) is not None for m in module.modules()):
+                return None
+            graph = self._graph(module, None)
+            inputs = [] if graph is None else [node for node in graph.nodes if node.op == "placeholder"]
+            if graph is None or len(inputs) != 1 or not inputs[0].users:
+                return None
+            first = min(inputs[0].users, key=list(graph.nodes).index)
+            if first.op != "call_module" or first.args != (inputs[0],) or "." in str(first.target):
+                return None
+            seen_again = seen_again or len(inputs[0].users) > 1
+            holder, slot = module, str(first.target)
+
+    def _graph(self, module: nn.Module, name: str | None) -> fx.Graph | None:
+        """The calls of ``module``'s own forward; None, and a line in the report, if they cannot be known."""
+        if module not in self.graphs:
+            traced = _trace(module)
+            if isinstance(traced, str):
+                if name is not None:
+                    self.report.left.append((name, f"what follows its norms: {traced}"))
+                self.graphs[module] = None
+            else:
+                self.graphs[module] = traced
+        return self.graphs[module]
+
+
+class _Proxy(fx.Proxy):
+    """Records ``a += b`` as what it is; fx itself takes it for ``a = a + b``."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
+
+
+class _OwnForward(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _trace(module: nn.Module) -> fx.Graph | str:
+    """The graph of ``module``'s own forward with its children as opaque calls, or why it cannot be had."""
+    if isinstance(module, fx.GraphModule):
+        return module.graph
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a ScriptModule"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    before, training = set(vars(module)), module.training
+    graphs = []
+    try:
+        for mode in (not training, training):
+            module.training = mode
+            graphs.append(_OwnForward().trace(module))
+    except Exception as error:  # a trace runs the user's code on stand-ins: anything may be raised
+        return f"torch.fx cannot trace its forward ({type(error).__name__}: {str(error).splitlines()[0]})"
+    finally:
+        module.training = training
+        constants = set(vars(module)) - before
+        for name in constants:
+            delattr(module, name)
+    if constants:
+        return "its forward makes tensors of its own"
+    if str(graphs[0]) != str(graphs[1]):
+        return "its forward depends on the training flag"
+    return graphs[1]
+
+
+def _called_modules(module: nn.Module) -> Iterable[nn.Module]:
+    """What a forward may call: children, those in lists and dicts of modules, and everything in a GraphModule."""
+    if isinstance(module, fx.GraphModule):
+        yield from (m for m in module.modules() if m is not module)
+        return
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _called_modules(child)
+        yield child
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward in (
+        nn.Sequential.forward,
+        _ResidualSequential.forward,
+    )
+
+
+def _drop(holder: nn.Module, slot: str) -> None:
+    """Puts an Identity in the place of a module whose work a norm has taken over."""
+    holder._modules[slot] = nn.Identity().train(holder.training)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_result(call: fx.Node) -> bool:
+    """Whether the forward returns just what ``call`` gives."""
+    user = _only_user(call)
+    return user is not None and user.op == "output" and user.args == (call,)
+
+
+def _reads_input_alone(call: fx.Node) -> bool:
+    """Whether the argument of ``call`` is the forward's input, and nothing else reads it."""
+    source = call.args[0]
+    return isinstance(source, fx.Node) and source.op == "placeholder" and list(source.users) == [call]
+
+
+def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The addition that is ``node``'s only use, and the other summand."""
+    user = _only_user(node)
+    if user is None or user.kwargs or len(user.args) != 2:
+        return None
+    if not (user.op == "call_function" and user.target in _ADDITIONS) and not (
+        user.op == "call_method" and user.target in ("add", "add_")
+    ):
+        return None
+    if user.target in ("add_", operator.iadd) and user.args[0] is not node:
+        return None  # it writes into the other summand, which others may see
+    others = [arg for arg in user.args if arg is not node]
+    return (user, others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _may_move(module: nn.Module, node: fx.Node, residual: fx.Node) -> bool:
+    """Whether ``node`` may be called after ``residual``: it comes later anyway, or nobody else sees its input."""
+    order = list(node.graph.nodes)
+    if order.index(residual) < order.index(node):
+        return True
+    source = node.args[0]
+    return (
+        isinstance(source, fx.Node)
+        and source.op == "call_module"
+        and isinstance(module.get_submodule(str(source.target)), nn.modules.conv._ConvNd)
+        and _only_user(source) is node
+    )
+
+
+def _activation(module: nn.Module | None) -> tuple[str, float] | None:
+    if type(module) is nn.ReLU:
+        return "relu", 0.0
+    if type(module) is nn.LeakyReLU:
+        return "leaky_relu", float(module.negative_slope)
+    return None
+
+
+def _activation_node(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The activation that ``node`` applies to its first argument, as a module."""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        return called if _activation(called) is not None and not _hooked(called) else None
+    if (node.op == "call_function" and node.target in (nnf.relu, nnf.relu_, torch.relu, torch.relu_)) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    ):
+        return nn.ReLU()
+    if node.op == "call_function" and node.target in (nnf.leaky_relu, nnf.leaky_relu_):
+        slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+        return nn.LeakyReLU(float(slope)) if isinstance(slope, (int, float)) else None
+    return None
+
+
+def _activate(norm: _InstanceNormAct, act: nn.Module | None, taken: dict[_InstanceNormAct, list[str]]) -> None:
+    found = _activation(act)
+    assert found is not None
+    norm.activation, norm.negative_slope = found
+    taken[norm].append(norm.activation)
+
+
+def _reflection(module: nn.Module | None, norm: _InstanceNormAct) -> int:
+    """The width of a reflection padding that ``norm`` can write, or 0."""
+    if module is None or _PADDINGS.get(type(module)) is not type(norm) or _hooked(module):
+        return 0
+    widths = set(module.padding)  # type: ignore[arg-type]
+    return int(widths.pop()) if len(widths) == 1 and min(module.padding) > 0 else 0  # type: ignore[arg-type]
+
+
+def _reflection_node(module: nn.Module, node: fx.Node, norm: _InstanceNormAct) -> int:
+    if node.op == "call_module":
+        return _reflection(module.get_submodule(str(node.target)), norm)
+    if node.op != "call_function" or node.target is not nnf.pad:
+        return 0
+    arguments = dict(zip(("input", "pad", "mode"), node.args, strict=False)) | dict(node.kwargs)
+    widths = arguments.get("pad")
+    dims = {InstanceNormAct1d: 1, InstanceNormAct2d: 2, InstanceNormAct3d: 3}[type(norm)]
+    if arguments.get("mode") != "reflect" or not isinstance(widths, (list, tuple)) or len(widths) != 2 * dims:
+        return 0
+    width = widths[0]
+    return width if isinstance(width, int) and width > 0 and all(w == width for w in widths) else 0
+
+
+def _interior(x: Tensor, width: int) -> Tensor:
+    """``x`` without ``width`` elements on every spatial side, as a view."""
+    for dim in range(2, x.dim()):
+        x = x.narrow(dim, width, x.size(dim) - 2 * width)
+    return x

@@ -1,0 +1,97 @@
+"""Instance norm modules that also do what follows them: residual, activation, reflection padding."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+import fastgan.functional as F
+
+_ACTIVATIONS = ("none", "relu", "leaky_relu")
+
+
+class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
+    """What the 1-D, 2-D and 3-D modules share.
+
+    It is an InstanceNorm of PyTorch without running statistics, so that parameters, ``state_dict`` keys and code that
+    looks for norms by class stay as they are.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = False,
+        activation: str = "relu",
+        negative_slope: float = 0.2,
+        reflect_pad: int = 0,
+    ) -> None:
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}, got {activation!r}")
+        super().__init__(num_features, eps=eps, affine=affine, track_running_stats=False)
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.reflect_pad = reflect_pad
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The normalised, activated, padded input; ``residual`` is added before the activation.
+
+        residual: of the input's shape, or one that broadcasts to it.
+        """
+        self._check_input_dim(input)
+        unbatched = input.dim() == self._get_no_batch_dim()
+        if unbatched:
+            input = input.unsqueeze(0)
+            residual = None if residual is None else residual.unsqueeze(0)
+        if residual is not None:
+            residual = residual.expand_as(input)
+        if input.size(1) != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: input must have {self.num_features} channels (num_features), "
+                f"got shape {list(input.shape)}"
+            )
+        y = F.instance_norm_act(
+            input,
+            self.weight,
+            self.bias,
+            residual=residual,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            reflect_pad=self.reflect_pad,
+            eps=self.eps,
+        )
+        return y.squeeze(0) if unbatched else y
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.num_features}", f"eps={self.eps}", f"affine={self.affine}", f"activation={self.activation!r}"]
+        if self.activation == "leaky_relu":
+            parts.append(f"negative_slope={self.negative_slope}")
+        if self.reflect_pad:
+            parts.append(f"reflect_pad={self.reflect_pad}")
+        return ", ".join(parts)
+
+
+class InstanceNormAct1d(_InstanceNormAct, nn.InstanceNorm1d):
+    """:class:`InstanceNormAct2d` for [N, C, L] or [C, L]."""
+
+
+class InstanceNormAct2d(_InstanceNormAct, nn.InstanceNorm2d):
+    r"""``reflect_pad(act(instance_norm(x) * weight + bias + residual))`` in one kernel.
+
+    Stands for :class:`torch.nn.InstanceNorm2d` (without running statistics), an optional residual, ReLU or LeakyReLU
+    and an optional :class:`torch.nn.ReflectionPad2d`; see :func:`fastgan.functional.instance_norm_act` for the formula.
+
+    Args:
+        num_features: C of the input [N, C, H, W] or [C, H, W].
+        eps: added to the variance.
+        affine: learn ``weight`` and ``bias`` [C].
+        activation: ``none``, ``relu`` or ``leaky_relu``.
+        negative_slope: of ``leaky_relu``.
+        reflect_pad: elements of reflection padding on each side of the result.
+
+    Raises:
+        ValueError: an unknown activation, or an input of other dimensions or channels.
+    """
+
+
+class InstanceNormAct3d(_InstanceNormAct, nn.InstanceNorm3d):
+    """:class:`InstanceNormAct2d` for [N, C, D, H, W] or [C, D, H, W]."""

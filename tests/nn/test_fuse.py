@@ -1,0 +1,395 @@
+"""fuse(): the same function, gradients and state_dict, with fewer modules doing work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, fx, nn
+
+import fastgan
+from fastgan.nn.instance_norm import _InstanceNormAct
+from tests.nn.models import PatchDiscriminator, ResnetGenerator, unet_generator
+
+
+def report_of(model: nn.Module) -> dict[str, str]:
+    return {fusion.name: fusion.what for fusion in fastgan.fuse(model).fused}
+
+
+def assert_same_function(plain: nn.Module, fused: nn.Module, x: Tensor) -> None:
+    """Outputs, gradients and second-order gradients agree in float64, from the same state_dict."""
+    plain, fused, x = plain.double(), fused.double(), x.double()
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    results = []
+    for model in (plain, fused):
+        leaf = x.clone().requires_grad_()
+        parameters = [p for _, p in model.named_parameters()]
+        y = model(leaf * 1.0)  # in-place activations must not meet a leaf
+        first = torch.autograd.grad(y.square().sum(), [leaf, *parameters], create_graph=True, materialize_grads=True)
+        second = torch.autograd.grad(first[0].square().sum(), [leaf, *parameters], materialize_grads=True)
+        results.append((y, *first, *second))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-8, atol=1e-9)
+
+
+def check(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, dict[str, str]]:
+    plain = make()
+    fused = copy.deepcopy(plain)
+    what = report_of(fused)
+    assert_same_function(plain, fused, torch.randn(shape) + 0.5)
+    return fused, what
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_resnet_generator(affine: bool) -> None:
+    fused, what = check(lambda: ResnetGenerator(affine=affine), (2, 3, 16, 16))
+    assert what == {
+        "model.2": "norm + relu",
+        "model.5": "norm + relu + reflect_pad(1)",
+        "model.7.conv_block.2": "norm + relu + reflect_pad(1)",
+        "model.7.conv_block.6": "norm + residual + reflect_pad(1)",
+        "model.8.conv_block.2": "norm + relu + reflect_pad(1)",
+        "model.8.conv_block.6": "norm + residual + reflect_pad(1)",
+        "model.9.conv_block.2": "norm + relu + reflect_pad(1)",
+        "model.9.conv_block.6": "norm + residual",
+        "model.11": "norm + relu + reflect_pad(3)",
+    }
+    # Two paddings are left: those of the input and none of the others.
+    assert sum(isinstance(m, nn.ReflectionPad2d) for m in fused.modules()) == 1
+
+
+def test_unet_generator_takes_the_in_place_activation_of_the_next_block() -> None:
+    _, what = check(unet_generator, (2, 3, 32, 32))
+    assert what["model.1.model.2"] == "norm + leaky_relu"
+    assert what["model.1.model.6"] == "norm"
+
+
+def test_patch_discriminator() -> None:
+    _, what = check(PatchDiscriminator, (2, 3, 32, 32))
+    assert what == {"model.3": "norm + leaky_relu", "model.6": "norm + leaky_relu"}
+
+
+class UnetLike(nn.Module):
+    """A skip connection whose activation is not in place: the skip must see the value before it."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.LeakyReLU(0.2, inplace), nn.Conv2d(4, 4, 3, padding=1))
+
+        class Skip(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.cat([x, self.inner(x)], 1)
+
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), Skip())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(("inplace", "expected"), [(True, "norm + leaky_relu"), (False, "norm")])
+def test_skip_connections_respect_in_place(inplace: bool, expected: str) -> None:
+    _, what = check(lambda: UnetLike(inplace), (1, 3, 9, 7))
+    assert what == {"layers.1": expected}
+
+
+class Attributes(nn.Module):
+    """Norm and activations held in attributes, a shared ReLU, a residual computed after the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True)
+        self.shortcut = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+def test_attributes_are_traced() -> None:
+    fused, what = check(Attributes, (2, 3, 7, 5))
+    assert what == {"norm1": "norm + relu", "norm2": "norm + residual + relu"}
+    assert isinstance(fused, Attributes)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)
+        self.norm2 = nn.InstanceNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nnf.pad(nnf.leaky_relu(self.norm(self.conv(x)), 0.1), (2, 2, 2, 2), mode="reflect")
+        return torch.relu(x + self.norm2(x))
+
+
+def test_functional_calls_are_taken_over() -> None:
+    _, what = check(Functional, (2, 3, 9, 8))
+    assert what == {"norm": "norm + leaky_relu + reflect_pad(2)", "norm2": "norm + residual + relu"}
+
+
+def test_graph_module() -> None:
+    plain = fx.symbolic_trace(Attributes())
+    fused = fx.symbolic_trace(copy.deepcopy(plain))
+    assert report_of(fused) == {"norm1": "norm + relu", "norm2": "norm + residual + relu"}
+    assert_same_function(plain, fused, torch.randn(2, 3, 7, 5))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_dimensions(dims: int) -> None:
+    conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
+    norm = {1: nn.InstanceNorm1d, 3: nn.InstanceNorm3d}[dims]
+    pad = {1: nn.ReflectionPad1d, 3: nn.ReflectionPad3d}[dims]
+    _, what = check(
+        lambda: nn.Sequential(conv(2, 3, 3), norm(3, affine=True), nn.ReLU(), pad(1), conv(3, 2, 3)),
+        (2, 2, *(6,) * dims),
+    )
+    assert what == {"1": "norm + relu + reflect_pad(1)"}
+
+
+def test_nested_sequential_ends_in_a_norm() -> None:
+    make = lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4)), nn.LeakyReLU(0.3))
+    _, what = check(make, (2, 3, 6, 6))
+    assert what == {"0.1": "norm + leaky_relu"}
+
+
+def test_module_list() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3), nn.ReLU()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    _, what = check(Chain, (2, 3, 6, 6))
+    assert what == {"layers.1": "norm + relu"}
+
+
+# --- what must not be fused ---------------------------------------------------------------------------------------
+
+
+def test_value_seen_elsewhere() -> None:
+    class Tapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(x)
+            return self.relu(h) + h
+
+    _, what = check(Tapped, (2, 3, 5, 5))
+    assert what == {"norm": "norm"}
+
+
+def test_unequal_or_other_padding() -> None:
+    _, what = check(
+        lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.ReflectionPad2d((1, 1, 2, 2))), (1, 3, 5, 5)
+    )
+    assert what == {"0": "norm + relu"}
+    _, what = check(lambda: nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.ReplicationPad2d(1)), (1, 3, 5, 5))
+    assert what == {"0": "norm + relu"}
+
+
+def test_in_place_addition_into_the_other_summand() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 1.0
+            kept = h
+            h += self.norm(x)
+            return h * kept
+
+    _, what = check(Writes, (2, 3, 5, 5))
+    assert what == {"norm": "norm"}
+
+
+def test_norm_is_not_moved_past_a_change_of_its_input() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(x)
+            return h + self.relu(x)
+
+    model = Moves()
+    assert report_of(model) == {"norm": "norm"}
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(model(x.clone()), Moves()(x))
+
+
+def test_module_called_or_registered_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.norm(x)) + self.norm(x + 1)
+
+    _, what = check(Twice, (2, 3, 5, 5))
+    assert what == {"norm": "norm"}
+
+    shared = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3, affine=True))
+    _, what = check(lambda: nn.Sequential(shared, nn.ReLU(), shared), (2, 3, 5, 5))
+    assert what == {"0.1": "norm"}
+
+
+def test_broadcast_residual() -> None:
+    class Broadcast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.scale = nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale(x.mean((2, 3), keepdim=True)) + self.norm(x)
+
+    _, what = check(Broadcast, (2, 3, 5, 5))
+    assert what == {"norm": "norm + residual"}
+
+
+def test_running_statistics_are_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU())
+    report = fastgan.fuse(model)
+    assert not report.fused
+    assert type(model[1]) is nn.InstanceNorm2d
+    assert "track_running_stats" in str(report)
+
+
+def test_hooks_keep_firing() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.InstanceNorm2d(4), nn.ReLU())
+    plain = copy.deepcopy(model)
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda m, i, o: seen.append(o.clone()))
+    model[4].register_forward_pre_hook(lambda m, i: seen.append(i[0].clone()))
+    report = fastgan.fuse(model)
+    assert report.left == [("1", "it has hooks")]
+    assert [f.what for f in report.fused] == ["norm"]
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(model(x), plain(x))
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], plain[:2](x))
+    torch.testing.assert_close(seen[1], plain[:4](x))
+
+
+def test_untraceable_forward_is_reported_and_right() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.norm(x)) if x.sum() > 0 else self.norm(x)
+
+    model = Branches()
+    report = fastgan.fuse(model)
+    assert [f.what for f in report.fused] == ["norm"]
+    assert len(report.left) == 1
+    assert "cannot trace" in report.left[0][1]
+    for sign in (1.0, -1.0):
+        x = torch.randn(2, 3, 5, 5).abs() * sign
+        torch.testing.assert_close(model(x), Branches()(x))
+
+
+def test_training_dependent_forward_is_not_frozen() -> None:
+    class Drops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nnf.dropout(self.relu(self.norm(x)), 0.5, self.training)
+
+    model = Drops()
+    report = fastgan.fuse(model)
+    assert "training flag" in str(report)
+    x = torch.randn(2, 3, 5, 5)
+    assert (model.train()(x) == 0).float().mean() > 0.6
+    torch.testing.assert_close(model.eval()(x), Drops().eval()(x))
+
+
+def test_subclasses_and_bare_norms() -> None:
+    class Mine(nn.InstanceNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    model = nn.Sequential(Mine(3), nn.ReLU())
+    assert not fastgan.fuse(model).fused
+    assert "nothing holds it" in str(fastgan.fuse(nn.InstanceNorm2d(3)))
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        fastgan.fuse(lambda x: x)  # type: ignore[arg-type]
+
+
+# --- what must stay -----------------------------------------------------------------------------------------------
+
+
+def test_fusing_twice_changes_nothing() -> None:
+    model = ResnetGenerator()
+    fastgan.fuse(model)
+    before = str(model)
+    assert not fastgan.fuse(model).fused
+    assert str(model) == before
+
+
+def test_state_dict_both_ways() -> None:
+    plain, fused = ResnetGenerator(affine=True), ResnetGenerator(affine=True)
+    fastgan.fuse(fused)
+    x = torch.randn(1, 3, 16, 16)
+    fused.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
+    other = ResnetGenerator(affine=True)
+    fused2 = copy.deepcopy(fused)
+    other.load_state_dict(fused2.state_dict())
+    torch.testing.assert_close(other(x), fused2(x), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_the_same_objects_and_modes_follow() -> None:
+    model = ResnetGenerator(affine=True).eval()
+    parameters = dict(model.named_parameters())
+    fastgan.fuse(model)
+    after = dict(model.named_parameters())
+    assert all(after[name] is parameter for name, parameter in parameters.items())
+    assert not any(m.training for m in model.modules())
+    model.train()
+    assert all(m.training for m in model.modules())
+    assert all(isinstance(m, _InstanceNormAct) for m in model.modules() if isinstance(m, nn.InstanceNorm2d))
+
+
+def test_channels_last_is_kept() -> None:
+    model = ResnetGenerator().to(memory_format=torch.channels_last)
+    fastgan.fuse(model)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, _InstanceNormAct):
+            module.register_forward_hook(
+                lambda m, i, o: seen.append(o.is_contiguous(memory_format=torch.channels_last))
+            )
+    model(torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last))
+    assert len(seen) == 9
+    assert all(seen)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    model = PatchDiscriminator()
+    fastgan.fuse(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(compiled(x), model(x))
