@@ -100,6 +100,11 @@ def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     return chosen
 
 
+def order(device: str) -> tuple[str, ...]:
+    """The backends that ``auto`` tries for a device type, best first."""
+    return (*_ORDER.get(device, ()), "reference")
+
+
 def _choose(call: Call) -> str:
     if call.requested == "reference":
         return "reference"
@@ -109,7 +114,7 @@ def _choose(call: Call) -> str:
             raise BackendError(f"backend {call.requested!r} cannot serve {call.operator}: {reason}")
         return call.requested
     reasons = []
-    for name in _ORDER.get(call.device, ()):
+    for name in order(call.device)[:-1]:
         reason = why_not(name, call)
         if reason is None:
             return name

@@ -1,0 +1,111 @@
+"""Backends: what is asked for is what runs, and what cannot run says why."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+import torch
+
+import fastgan
+import fastgan.functional as F
+from fastgan.kernels import dispatch
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_selected", {})
+    monkeypatch.setattr(dispatch, "_fallback_logged", set())
+
+
+def test_use_backend_nests_and_restores() -> None:
+    before = dispatch.requested_backend()
+    with fastgan.use_backend("reference"):
+        assert dispatch.requested_backend() == "reference"
+        with fastgan.use_backend("auto"):
+            assert dispatch.requested_backend() == "auto"
+        assert dispatch.requested_backend() == "reference"
+    with pytest.raises(RuntimeError, match="inside"), fastgan.use_backend("reference"):
+        raise RuntimeError("inside")
+    assert dispatch.requested_backend() == before
+
+
+def test_use_backend_holds_for_one_thread() -> None:
+    seen = []
+    with fastgan.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(dispatch.requested_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_unknown_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="backend must be one of auto, triton, native, reference, got 'cuda'"):
+        fastgan.use_backend("cuda").__enter__()
+    monkeypatch.setenv("FASTGAN_BACKEND", "fast")
+    with pytest.raises(fastgan.BackendError, match=r"FASTGAN_BACKEND must be one of .*, got 'fast'"):
+        F.instance_norm_act(torch.randn(1, 1, 2, 2))
+
+
+def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGAN_BACKEND", "reference")
+    assert dispatch.select("instance_norm_act", torch.randn(1, 1, 2, 2), spatial_dims=2) == "reference"
+    with fastgan.use_backend("auto"):
+        assert dispatch.requested_backend() == "auto"
+
+
+def test_explicit_choice_that_cannot_serve_says_why(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_load", lambda backend, stem: "the moon is in the wrong phase")
+    with (
+        fastgan.use_backend("native"),
+        pytest.raises(
+            fastgan.BackendError,
+            match="backend 'native' cannot serve instance_norm_act: the moon is in the wrong phase",
+        ),
+    ):
+        F.instance_norm_act(torch.randn(1, 1, 2, 2))
+
+
+def test_auto_falls_back_and_says_why_once(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatch, "_load", lambda backend, stem: "the moon is in the wrong phase")
+    x = torch.randn(2, 3, 4, 5)
+    with caplog.at_level(logging.WARNING, logger="fastgan"), fastgan.use_backend("auto"):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            y = F.instance_norm_act(x.to(dtype))
+    assert y.dtype == torch.bfloat16
+    assert [record.getMessage() for record in caplog.records] == [
+        "instance_norm_act falls back to plain PyTorch on cpu (native: the moon is in the wrong phase)"
+    ]
+
+
+def test_missing_extension_is_a_reason_not_a_crash(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    dispatch._load.cache_clear()
+    monkeypatch.setattr(dispatch.importlib, "import_module", fail)
+    try:
+        call = dispatch.Call("instance_norm_act", "cpu", torch.float32, (("spatial_dims", 2),))
+        assert "libgomp.so.1" in str(dispatch.why_not("native", call))
+    finally:
+        dispatch._load.cache_clear()
+
+
+def test_backward_runs_on_the_forward_s_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd's threads do not see use_backend, so the choice must travel with the graph."""
+    if dispatch.why_not("native", dispatch.Call("instance_norm_act", "cpu", torch.float32, (("spatial_dims", 2),))):
+        pytest.skip("the native extension is not built")
+    used = []
+    kernels = dispatch.kernels
+    monkeypatch.setattr(dispatch, "kernels", lambda backend, stem: used.append(backend) or kernels(backend, stem))
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    with fastgan.use_backend("native"):
+        y = F.instance_norm_act(x)
+    with fastgan.use_backend("reference"):
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        torch.autograd.grad(g.square().sum(), x)
+    assert set(used) == {"native"}
+    assert len(used) == 3

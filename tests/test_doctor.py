@@ -1,0 +1,38 @@
+"""fastgan doctor tells the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgan import doctor
+from fastgan.kernels import dispatch
+
+
+def test_it_says_what_runs() -> None:
+    report = doctor.examine()
+    rows = {row.operator: row for row in report.operators if row.device == "cpu"}
+    assert set(rows) == set(dispatch.OPERATORS)
+    call = dispatch.Call("instance_norm_act", "cpu", torch.float32, (("spatial_dims", 2),))
+    assert rows["instance_norm_act"].serves == dispatch._choose(call)
+    for row in rows.values():
+        assert row.serves not in row.reasons
+        assert row.serves in ("native", "reference")
+
+
+def test_a_backend_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(backend: str, stem: str) -> str:
+        return "undefined symbol: omp_in_parallel"
+
+    monkeypatch.setattr(dispatch, "_load", load)
+    monkeypatch.setattr(dispatch, "_selected", {})
+    for row in doctor.examine().operators:
+        assert row.serves == "reference"
+        assert row.reasons["native"] == "undefined symbol: omp_in_parallel"
+
+
+def test_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.print_report(doctor.examine())
+    printed = capsys.readouterr().out
+    for word in ("fastgan", "torch", "instance_norm_act", "wasserstein_1d", "native"):
+        assert word in printed
