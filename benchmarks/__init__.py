@@ -1,0 +1,1 @@
+"""Benchmarks of every operator and of whole training steps: ``pytest benchmarks --benchmark-only``."""
