@@ -10,6 +10,8 @@ from fastgan.functional.gradient_penalty import (
 from fastgan.functional.instance_norm import instance_norm_act
 from fastgan.functional.interpolate import interpolate
 from fastgan.functional.l1 import cycle_loss, weighted_l1
+from fastgan.functional.sliced_wasserstein import max_sliced_wasserstein, sliced_wasserstein
+from fastgan.functional.wasserstein import wasserstein_1d, wasserstein_1d_plan, wasserstein_1d_potentials
 
 __all__ = [
     "consistency_term",
@@ -19,6 +21,11 @@ __all__ = [
     "gradient_penalty",
     "instance_norm_act",
     "interpolate",
+    "max_sliced_wasserstein",
     "r1_penalty",
+    "sliced_wasserstein",
+    "wasserstein_1d",
+    "wasserstein_1d_plan",
+    "wasserstein_1d_potentials",
     "weighted_l1",
 ]

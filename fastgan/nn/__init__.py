@@ -3,6 +3,7 @@
 from fastgan.nn.fuse import FusionReport, fuse
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from fastgan.nn.losses import CycleLoss, GradientPenalty
+from fastgan.nn.wasserstein import SlicedWasserstein
 
 __all__ = [
     "CycleLoss",
@@ -11,5 +12,6 @@ __all__ = [
     "InstanceNormAct1d",
     "InstanceNormAct2d",
     "InstanceNormAct3d",
+    "SlicedWasserstein",
     "fuse",
 ]

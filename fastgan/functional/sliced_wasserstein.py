@@ -1,0 +1,200 @@
+"""Sliced and max-sliced Wasserstein distances: exact 1-D distances of projections onto lines."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastgan.functional import _check
+from fastgan.functional.wasserstein import wasserstein_1d
+
+# Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
+_CHUNK = 1 << 24
+
+
+def sliced_wasserstein(
+    x: Tensor,
+    y: Tensor,
+    *,
+    n_projections: int = 128,
+    p: float = 2.0,
+    projections: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""The sliced p-Wasserstein distance of two point clouds, over random directions θ on the unit sphere.
+
+    .. math:: SW_p = \Big(\frac1L \sum_{l=1}^L W_p^p(\langle x, \theta_l\rangle, \langle y, \theta_l\rangle)\Big)^{1/p}
+
+    and the maximum over l for p = ∞ (Rabin et al. 2011; Bonneel et al. 2015).
+
+    Args:
+        x: [..., n, d] points.
+        y: [..., m, d] points; the leading shapes broadcast.
+        n_projections: L, when ``projections`` is None.
+        p: order of the distance, in [1, inf].
+        projections: [L, d] directions, used as they are (unit vectors for a sliced distance), or None to draw them.
+        generator: draws the directions, on its own device.
+
+    Returns:
+        [...], in the dtype of the samples, differentiable twice; 0 has gradient 0.
+
+    At most 2²⁴ projected samples are in memory at a time: with more, directions are handled in chunks, whose
+    projections a backward pass computes again instead of keeping them.
+
+    Raises:
+        TypeError, ValueError: as :func:`wasserstein_1d`; and for points or projections of another dimension d.
+    """
+    name = "sliced_wasserstein"
+    x, y = _prepare(name, x, y)
+    if projections is None:
+        projections = random_directions(n_projections, x, generator)
+    _check_projections(name, projections, x)
+    projections = projections.to(x.dtype)
+
+    rows = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]).numel()
+    chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
+    if chunk >= projections.size(0):
+        costs = _costs(x, y, projections, p)
+    else:
+        # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
+        plain = torch._C._functorch.peek_interpreter_stack() is None
+        keep = plain and torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, projections))
+        parts = projections.split(chunk)
+        costs = torch.cat(
+            [
+                checkpoint(_costs, x, y, part, p, use_reentrant=False) if keep else _costs(x, y, part, p)
+                for part in parts
+            ],
+            -1,
+        )
+    if math.isinf(p):
+        return costs.amax(-1)
+    return _root(costs.mean(-1), p)
+
+
+def max_sliced_wasserstein(
+    x: Tensor,
+    y: Tensor,
+    *,
+    n_projections: int = 128,
+    n_steps: int = 50,
+    p: float = 2.0,
+    projections: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""The max-sliced p-Wasserstein distance (Deshpande et al. 2019): the largest 1-D distance over directions.
+
+    .. math:: \max_{\|\theta\| = 1} W_p(\langle x, \theta\rangle, \langle y, \theta\rangle)
+
+    The best of the random directions is improved by gradient ascent on the sphere, with a step that grows after a
+    success and halves after a failure. The result is a lower bound of the maximum, attained at the direction found.
+
+    Args:
+        x: [..., n, d] points.
+        y: [..., m, d] points; the leading shapes broadcast.
+        n_projections: directions to start from, when ``projections`` is None.
+        n_steps: of ascent.
+        p: order of the distance, in [1, inf).
+        projections: [L, d] directions to start from, or None to draw them.
+        generator: draws the directions, on its own device.
+
+    Returns:
+        [...], in the dtype of the samples. The direction is a constant to autograd, which at a maximum makes no
+        difference to the first derivative.
+
+    Raises:
+        TypeError, ValueError: as :func:`sliced_wasserstein`; and for an infinite p.
+    """
+    name = "max_sliced_wasserstein"
+    x, y = _prepare(name, x, y)
+    if math.isinf(p):
+        raise ValueError(f"{name}: p must be finite, got {p}")
+    if projections is None:
+        projections = random_directions(n_projections, x, generator)
+    _check_projections(name, projections, x)
+    with torch.no_grad():
+        xs, ys = x.detach(), y.detach()
+        start = projections.detach().to(x.dtype)
+        start = start / start.norm(dim=-1, keepdim=True)
+        best, index = _costs(xs, ys, start, p).max(-1)
+        theta = start[index]
+        step = torch.full_like(best, 0.5)
+        for _ in range(n_steps):
+            with torch.enable_grad():
+                theta.requires_grad_()
+                (slope,) = torch.autograd.grad(_along(xs, ys, theta, p).sum(), theta)
+            theta = theta.detach()
+            slope = slope - (slope * theta).sum(-1, keepdim=True) * theta
+            size = slope.norm(dim=-1, keepdim=True)
+            moved = theta + step.unsqueeze(-1) * slope / size.masked_fill(size == 0, 1.0)
+            moved = moved / moved.norm(dim=-1, keepdim=True)
+            value = _along(xs, ys, moved, p)
+            better = value > best
+            best = torch.where(better, value, best)
+            theta = torch.where(better.unsqueeze(-1), moved, theta)
+            step = torch.where(better, step * 1.5, step * 0.5)
+    return _root(_along(x, y, theta, p), p)
+
+
+def random_directions(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """[count, d] uniform on the unit sphere, for points ``like`` [..., d]."""
+    if count < 1:
+        raise ValueError(f"n_projections must be at least 1, got {count}")
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    device = like.device if generator is None else generator.device
+    directions: Tensor = torch.randn(count, like.size(-1), dtype=dtype, device=device, generator=generator)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    return directions.to(like.device)
+
+
+def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    for what, points in (("x", x), ("y", y)):
+        _check.tensor(name, what, points)
+        if points.dim() < 2 or 0 in points.shape[-2:]:
+            raise ValueError(f"{name}: {what} must be [..., points, dimensions], got shape {list(points.shape)}")
+    _check.same_device(name, "y", y, "x", x)
+    if x.size(-1) != y.size(-1):
+        raise ValueError(
+            f"{name}: x and y must have points of one dimension, got {x.size(-1)} ({list(x.shape)}) and "
+            f"{y.size(-1)} ({list(y.shape)})"
+        )
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        dtype = torch.get_default_dtype()
+    x, y = x.to(dtype), y.to(dtype)
+    _check.floating(name, "x", x)
+    return x, y
+
+
+def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
+    _check.tensor(name, "projections", projections)
+    _check.floating(name, "projections", projections)
+    _check.same_device(name, "projections", projections, "x", x)
+    if projections.dim() != 2 or projections.size(0) == 0 or projections.size(1) != x.size(-1):
+        raise ValueError(
+            f"{name}: projections must have shape [at least 1, {x.size(-1)}] (one direction a row), "
+            f"got {list(projections.shape)}"
+        )
+
+
+def _costs(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
+    """W_p^p along each direction, [..., L]."""
+    return wasserstein_1d(projections @ x.mT, projections @ y.mT, p=p, root=False)
+
+
+def _along(x: Tensor, y: Tensor, theta: Tensor, p: float) -> Tensor:
+    """W_p^p along one direction theta [..., d] for each pair of clouds, [...]."""
+    column = theta.unsqueeze(-1)
+    return wasserstein_1d((x @ column).squeeze(-1), (y @ column).squeeze(-1), p=p, root=False)
+
+
+def _root(cost: Tensor, p: float) -> Tensor:
+    """cost^(1/p), with derivative 0 where the cost is 0."""
+    if p == 1:
+        return cost
+    zero = cost == 0
+    rooted: Tensor = (cost.masked_fill(zero, 1.0) ** (1 / p)).masked_fill(zero, 0.0)
+    return rooted

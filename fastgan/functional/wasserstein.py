@@ -1,0 +1,436 @@
+"""Exact 1-D Wasserstein distances, batched, weighted and twice differentiable; sliced and max-sliced distances.
+
+The derivations are in :mod:`fastgan.reference.wasserstein`. A fused forward pass also writes the gradients of the cost
+for whatever needs one ("unit gradients"), so that the backward pass is a scaling.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.functional import _check
+from fastgan.kernels import dispatch
+from fastgan.kernels.library import RawOperator, allow_in_graph
+from fastgan.reference import wasserstein as reference
+
+_NAME = "wasserstein_1d"
+
+
+@allow_in_graph
+def wasserstein_1d(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    *,
+    p: float = 1.0,
+    root: bool = True,
+) -> Tensor:
+    r"""The exact p-Wasserstein distance between two weighted samples on the line, for every row of a batch.
+
+    .. math:: W_p^p = \int_0^1 |F_x^{-1}(u) - F_y^{-1}(u)|^p\,du, \qquad W_\infty = \sup_u |F_x^{-1}(u) - F_y^{-1}(u)|
+
+    (Peyré and Cuturi, Computational Optimal Transport, 2019, remark 2.30).
+
+    Args:
+        x: [..., n] samples; float32, float64, float16 or bfloat16, or integers, which are converted to PyTorch's
+            default dtype. x and y are promoted to their common dtype.
+        y: [..., m] samples; its leading shape broadcasts with x's.
+        x_weights: non-negative masses that broadcast to x's shape, or None for equal ones. They are divided by
+            their sum.
+        y_weights: the same for y.
+        p: order of the distance, in [1, inf].
+        root: whether to return ``W_p``, else ``W_p^p``. ``W_inf`` is returned as it is.
+
+    Returns:
+        [...], in the dtype of the samples. Cumulative weights and sums are float64, differences float32 (float64 for
+        float64). A row with a NaN is NaN, and so are its gradients. Infinite samples are ordered as numbers: two
+        equal infinities cost nothing, any other pair with an infinity makes the distance infinite (with gradients
+        ±1/n for p = 1, not finite for p > 1; weights get no gradient from infinite costs).
+
+    Differentiable twice in the samples and the weights; a third derivative raises. Where |x - y| or the optimal plan
+    is not differentiable the gradient is the subgradient that the reference states: equal samples are matched in index
+    order, sgn(0) = 0, tied cumulative weights take the average of both sides, and W_p has gradient 0 where it is 0.
+    Deterministic.
+
+    Raises:
+        TypeError: an argument that is no tensor, or complex.
+        ValueError: no samples, leading shapes that do not broadcast, another device, p < 1, and negative, infinite,
+            NaN or all-zero weights. (While a CUDA graph is captured or a program compiled, such weights make their
+            row NaN instead.)
+    """
+    x, y, x_weights, y_weights = _prepare(_NAME, x, y, x_weights, y_weights, p)
+    backend = dispatch.select(
+        _NAME, x, n=x.size(-1), m=y.size(-1), weighted=x_weights is not None or y_weights is not None
+    )
+    _check_masses(_NAME, x_weights, y_weights)
+    if backend == "reference":
+        return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root)
+    need = _needs(x, y, x_weights, y_weights)
+    cost, scale, *_ = _Forward.apply(x, y, x_weights, y_weights, float(p), need, backend)
+    return reference.finish(cost, scale, p, root).to(x.dtype)
+
+
+def wasserstein_1d_plan(
+    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The optimal moving plan between two weighted samples on the line, optimal for every p at once.
+
+    Args:
+        x: [..., n] samples, as in :func:`wasserstein_1d`.
+        y: [..., m] samples.
+        x_weights: as in :func:`wasserstein_1d`.
+        y_weights: as in :func:`wasserstein_1d`.
+
+    Returns:
+        (i, j, mass), each [..., n + m - 1]: the plan moves ``mass`` from ``x[i]`` to ``y[j]``, in ascending order of
+        both. i and j are int64, mass is float64, sums to 1 in each row, and is 0 where an entry is unused. No gradient
+        flows through the plan.
+
+    Raises:
+        As :func:`wasserstein_1d`.
+    """
+    name = "wasserstein_1d_plan"
+    x, y, x_weights, y_weights = _prepare(name, x, y, x_weights, y_weights, 1.0)
+    _check_masses(name, x_weights, y_weights)
+    with torch.no_grad():
+        return reference.plan(x, y, x_weights, y_weights)
+
+
+def wasserstein_1d_potentials(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    *,
+    p: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Optimal dual (Kantorovich) potentials of :math:`W_p^p` on the line.
+
+    .. math:: W_p^p = \max_{f, g} \sum_i a_i f_i + \sum_j b_j g_j \quad\text{with}\quad f_i + g_j \le |x_i - y_j|^p
+
+    Args:
+        x: [..., n] samples, as in :func:`wasserstein_1d`.
+        y: [..., m] samples.
+        x_weights: as in :func:`wasserstein_1d`.
+        y_weights: as in :func:`wasserstein_1d`.
+        p: order of the distance, in [1, inf).
+
+    Returns:
+        f [..., n] and g [..., m] in float64. Of the constant that may move from f to g, that choice is taken which
+        makes both terms of the sum equal. Where the optimal pair is not unique for another reason (tied cumulative
+        weights) it is the average of two extreme ones. No gradient flows through them.
+
+    Raises:
+        As :func:`wasserstein_1d`, and ValueError for an infinite p.
+    """
+    name = "wasserstein_1d_potentials"
+    x, y, x_weights, y_weights = _prepare(name, x, y, x_weights, y_weights, p)
+    if math.isinf(p):
+        raise ValueError(f"{name}: p must be finite, got {p}: W_inf has no such dual")
+    _check_masses(name, x_weights, y_weights)
+    with torch.no_grad():
+        return reference.potentials(x, y, x_weights, y_weights, p)
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _prepare(
+    name: str, x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The checked arguments, of one dtype, samples and weights expanded to one leading shape."""
+    if not isinstance(p, (int, float)) or not p >= 1:
+        raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
+    for what, samples in (("x", x), ("y", y)):
+        _check.tensor(name, what, samples)
+        if samples.dim() == 0 or samples.size(-1) == 0:
+            raise ValueError(
+                f"{name}: {what} must hold at least one sample in its last dimension, got shape {list(samples.shape)}"
+            )
+    _check.same_device(name, "y", y, "x", x)
+    dtype = torch.promote_types(_floating(name, "x", x), _floating(name, "y", y))
+    x_weights = _prepare_weights(name, "x_weights", x_weights, "x", x)
+    y_weights = _prepare_weights(name, "y_weights", y_weights, "y", y)
+    if x.shape[:-1] != y.shape[:-1]:
+        try:
+            rows = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: the leading shapes of x and y must broadcast, got {list(x.shape)} and {list(y.shape)}"
+            ) from None
+        x, y = x.expand(*rows, -1), y.expand(*rows, -1)
+    if x_weights is not None:
+        x_weights = x_weights.expand(x.shape)
+    if y_weights is not None:
+        y_weights = y_weights.expand(y.shape)
+    return x.to(dtype), y.to(dtype), x_weights, y_weights
+
+
+def _floating(name: str, what: str, value: Tensor) -> torch.dtype:
+    dtype = value.dtype
+    if dtype.is_complex:
+        raise TypeError(f"{name}: {what} must be real, got {dtype}")
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    elif dtype not in _check.FLOATING:
+        _check.floating(name, what, value)
+    return dtype
+
+
+def _prepare_weights(name: str, what: str, weights: Tensor | None, of: str, samples: Tensor) -> Tensor | None:
+    if weights is None:
+        return None
+    _check.tensor(name, what, weights)
+    _check.same_device(name, what, weights, of, samples)
+    dtype = _floating(name, what, weights)
+    try:
+        fits = torch.broadcast_shapes(weights.shape, samples.shape) == samples.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: {what} must broadcast to {of}'s shape {list(samples.shape)}, got {list(weights.shape)}"
+        )
+    return weights.to(torch.float64 if not weights.dtype.is_floating_point else dtype)
+
+
+def _check_masses(name: str, *weights: Tensor | None) -> None:
+    for what, w in zip(("x_weights", "y_weights"), weights, strict=True):
+        if w is None or not _readable(w):
+            continue
+        total = w.detach().sum(-1, dtype=torch.float64)
+        # A NaN fails the comparisons; a negative weight may hide in a positive total.
+        if not bool(((total > 0) & (total < math.inf)).all() & (w.detach() >= 0).all()):
+            least = float(w.detach().min())
+            raise ValueError(
+                f"{name}: {what} must be non-negative with a positive, finite sum in every row, got a least weight of "
+                f"{least} and sums from {float(total.min())} to {float(total.max())}"
+            )
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether the values may be looked at: not while a program is traced, transformed or captured."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if type(t) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+# --- autograd -----------------------------------------------------------------------------------------------------
+
+_Weights = tuple[Tensor | None, Tensor | None]
+
+
+def _needs(*inputs: Tensor | None) -> int:
+    """Bit i: whether input i (x, y, x_weights, y_weights) wants a gradient."""
+    if not torch.is_grad_enabled():
+        return 0
+    return sum(1 << i for i, t in enumerate(inputs) if t is not None and t.requires_grad)
+
+
+def _batched(function: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    """The vmap rule of all three Functions: every tensor has the same leading shape, so one more dim is no change."""
+    moved = [
+        a if not isinstance(a, Tensor)
+        else a.movedim(d, 0) if d is not None
+        else a.unsqueeze(0).expand(info.batch_size, *a.shape)
+        for a, d in zip(args, in_dims, strict=True)
+    ]  # fmt: skip
+    outputs = function.apply(*moved)
+    return outputs, tuple(None if o is None else 0 for o in outputs)
+
+
+class _Forward(torch.autograd.Function):
+    """(cost, scale, unit gradients of x, y, x_weights, y_weights); a unit gradient that is not needed is [..., 0]."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: float, need: int, backend: str
+    ) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = _forward(x, y, a, b, p, need, backend)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, y, a, b, ctx.p, _, ctx.backend = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, a, b, *output[1:])
+        ctx.save_for_forward(x, y, a, b, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        want = sum(1 << i for i in range(4) if ctx.needs_input_grad[i])
+        return (*_Backward.apply(grad, *ctx.saved_tensors, ctx.p, want, ctx.backend), None, None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        given = tangents[:4]
+        value = _DoubleBackward.apply(
+            *given, torch.ones_like(ctx.saved_tensors[4]), *ctx.saved_tensors, ctx.p, 0, ctx.backend
+        )[0]
+        return value, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_Forward, info, in_dims, *args)
+
+
+class _Backward(torch.autograd.Function):
+    """grad times the unit gradients. want: which inputs' gradients, as bits."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: Tensor,
+        ux: Tensor, uy: Tensor, ua: Tensor, ub: Tensor, p: float, want: int, backend: str,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        units = _units(x, y, a, b, (ux, uy, ua, ub), p, want, backend)
+        return tuple(
+            None if unit is None or like is None else unit.mul(factor.to(unit.dtype).unsqueeze(-1)).to(like.dtype)
+            for unit, factor, like in zip(units, _factors(grad, x, y, scale), (x, y, a, b), strict=True)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.p, _, ctx.backend = inputs[-3:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:-3])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(v is None for v in cotangents):
+            return (None,) * 13
+        want = sum(1 << i for i in range(4) if ctx.needs_input_grad[1 + i])
+        grads = _DoubleBackward.apply(*cotangents, *ctx.saved_tensors, ctx.p, want, ctx.backend)
+        return (*grads, *(None,) * 8)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_Backward, info, in_dims, *args)
+
+
+class _DoubleBackward(torch.autograd.Function):
+    """Gradients of the backward pass for (grad, x, y, x_weights, y_weights), given cotangents v of its results."""
+
+    @staticmethod
+    def forward(
+        vx: Tensor | None, vy: Tensor | None, va: Tensor | None, vb: Tensor | None,
+        grad: Tensor, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: Tensor,
+        ux: Tensor, uy: Tensor, ua: Tensor, ub: Tensor, p: float, want: int, backend: str,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        cotangents = (vx, vy, va, vb)
+        if want and (va is not None or vb is not None or want >> 2):
+            grad_grad, grads = reference.double_backward(cotangents, grad, (x, y, a, b), p)
+            return grad_grad, *(g if want >> i & 1 else None for i, g in enumerate(grads))
+        given = sum(1 << i for i, v in enumerate(cotangents) if v is not None)
+        units = _units(x, y, a, b, (ux, uy, ua, ub), p, given, backend)
+        grad_grad = torch.zeros_like(grad)
+        for unit, v, factor in zip(units, cotangents, _factors(torch.ones_like(grad), x, y, scale), strict=True):
+            if unit is not None and v is not None:
+                grad_grad += factor * (unit.to(grad.dtype) * v).sum(-1)
+        if p == 1 or math.isinf(p) or not want:
+            return grad_grad, None, None, None, None
+        hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
+        return grad_grad, hx if want & 1 else None, hy if want & 2 else None, None, None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError(_refusal("a third derivative"))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a second derivative"))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _batched(_DoubleBackward, info, in_dims, *args)
+
+
+def _units(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    units: tuple[Tensor, ...],
+    p: float,
+    want: int,
+    backend: str,
+) -> tuple[Tensor | None, ...]:
+    """The wanted unit gradients; computed now if the forward pass could not know that they would be."""
+    if any(want >> i & 1 and unit.size(-1) == 0 for i, unit in enumerate(units)):
+        units = _forward(x, y, a, b, p, want, backend)[2:]
+    return tuple(unit if want >> i & 1 else None for i, unit in enumerate(units))
+
+
+def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What turns unit gradients into gradients: those of the samples are per mean weight and per scale."""
+    per_scale = grad / scale
+    return per_scale / x.size(-1), per_scale / y.size(-1), grad, grad
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
+        "run it under fastgan.use_backend('reference')"
+    )
+
+
+# --- raw operators ------------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
+    *rest, backend = args
+    result: tuple[Tensor, ...] = dispatch.kernels(backend, "wasserstein").forward(*rest)
+    return result
+
+
+def _forward_fake(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: float, need: int, backend: str
+) -> tuple[Tensor, ...]:
+    rows = x.shape[:-1]
+    per_row = x.new_empty(rows, dtype=torch.float64)
+    units = [
+        x.new_empty((*rows, t.size(-1) if need >> i & 1 else 0), dtype=x.dtype if i < 2 else torch.float64)
+        for i, t in enumerate((x, y, x, y))
+    ]
+    return per_row, torch.empty_like(per_row), *units
+
+
+def _second_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "wasserstein").second(*rest)
+    return result
+
+
+def _second_fake(vx: Tensor | None, vy: Tensor | None, grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> Any:
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+_forward = RawOperator(
+    "wasserstein_1d_forward(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, float p, int need, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward_kernel,
+    _forward_fake,
+)
+_second = RawOperator(
+    "wasserstein_1d_second(Tensor? vx, Tensor? vy, Tensor grad, Tensor x, Tensor y, Tensor? x_weights, "
+    "Tensor? y_weights, Tensor scale, float p, str backend) -> (Tensor, Tensor)",
+    _second_kernel,
+    _second_fake,
+)
