@@ -37,11 +37,23 @@ class RawOperator:
         self.overload = getattr(torch.ops.fastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        if torch._C._len_torch_dispatch_stack() == 0 and all(
-            type(a) in _PLAIN for a in args if isinstance(a, torch.Tensor)
-        ):
+        if torch._C._len_torch_dispatch_stack() == 0 and all(map(_is_plain, args)):
             return self.kernel(*args)
         return self.overload(*args)
+
+
+def _is_plain(argument: Any) -> bool:
+    if isinstance(argument, list):
+        return all(map(_is_plain, argument))
+    return type(argument) in _PLAIN or not isinstance(argument, torch.Tensor)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` without its inspection of the signature, which takes longer than a small kernel."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    args = torch._functorch.utils.unwrap_dead_wrappers(args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
