@@ -6,6 +6,8 @@
 
 namespace py = pybind11;
 
+void bind_instance_norm(py::module_& m);
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastgan's C++ kernels";
   m.def("build_info", [] {
@@ -21,5 +23,6 @@ PYBIND11_MODULE(_C, m) {
 #endif
     return info;
   });
+  bind_instance_norm(m);
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
 }

@@ -183,7 +183,7 @@ def _terms(
     slope = torch.ones_like(xhat)
     if activation != "none":
         z = _affine(xhat, weight, bias, residual)
-        slope = torch.where(z > 0, 1.0, 0.0 if activation == "relu" else negative_slope).to(dtype)
+        slope = torch.where(z > 0, slope, 0.0 if activation == "relu" else negative_slope)
     s = r if weight is None else r * _per_channel(weight.to(dtype), dims)
     return xhat, g * slope, s, slope
 

@@ -1,0 +1,220 @@
+// Vectors of float or double for kernel files, which are compiled once per instruction set: 16, 32 or 64 bytes.
+//
+// Loads and stores convert from and to the element type in memory; `lanes` loads and stores touch only that many
+// elements and fill the rest with zeros. Everything is inlined, so nothing is shared between instruction sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+#include "common/threads.h"
+
+#if defined(FASTGAN_ISA_avx512) || defined(FASTGAN_ISA_avx2)
+#include <immintrin.h>
+#endif
+
+#if defined(FASTGAN_ISA_avx512)
+#define FASTGAN_VECTOR_BYTES 64
+#elif defined(FASTGAN_ISA_avx2)
+#define FASTGAN_VECTOR_BYTES 32
+#else
+#define FASTGAN_VECTOR_BYTES 16
+#endif
+
+namespace fastgan::FASTGAN_ISA {
+
+template <typename A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(FASTGAN_VECTOR_BYTES)));
+};
+template <typename A>
+using Vec = typename VectorOf<A>::type;
+
+template <typename A>
+inline constexpr int kLanes = FASTGAN_VECTOR_BYTES / static_cast<int>(sizeof(A));
+
+namespace simd {
+constexpr int kFloats = kLanes<float>;
+typedef uint16_t Half __attribute__((vector_size(FASTGAN_VECTOR_BYTES / 2)));
+typedef uint32_t Bits __attribute__((vector_size(FASTGAN_VECTOR_BYTES)));
+
+template <typename V, typename T>
+FASTGAN_INLINE V bits_at(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+}  // namespace simd
+
+template <typename A>
+FASTGAN_INLINE Vec<A> broadcast(A value) {
+  return Vec<A>{} + value;
+}
+
+// a * b + c, rounded once where the instruction set has it.
+FASTGAN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(FASTGAN_ISA_avx512)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(FASTGAN_ISA_avx2)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+FASTGAN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(FASTGAN_ISA_avx512)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(FASTGAN_ISA_avx2)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// --- whole vectors ---------------------------------------------------------------------------------------------
+
+FASTGAN_INLINE Vec<float> load_vector(const float* p) { return simd::bits_at<Vec<float>>(p); }
+FASTGAN_INLINE Vec<double> load_vector(const double* p) { return simd::bits_at<Vec<double>>(p); }
+FASTGAN_INLINE Vec<float> load_vector(const bf16_t* p) {
+  return (Vec<float>)(__builtin_convertvector(simd::bits_at<simd::Half>(p), simd::Bits) << 16);
+}
+FASTGAN_INLINE Vec<float> load_vector(const f16_t* p) {
+#if defined(FASTGAN_ISA_avx512)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(FASTGAN_ISA_avx2)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < simd::kFloats; ++i) v[i] = static_cast<float>(p[i]);
+  return v;
+#endif
+}
+
+namespace simd {
+FASTGAN_INLINE Half to_bf16(Vec<float> v) {  // round to nearest even; NaN stays NaN
+  const Bits bits = (Bits)v;
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector((v != v) ? ((bits >> 16) | 0x40u) : rounded, Half);
+}
+#if defined(FASTGAN_ISA_avx512)
+FASTGAN_INLINE __m256i to_f16(Vec<float> v) {
+  return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif defined(FASTGAN_ISA_avx2)
+FASTGAN_INLINE __m128i to_f16(Vec<float> v) {
+  return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#endif
+}  // namespace simd
+
+FASTGAN_INLINE void store_vector(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
+FASTGAN_INLINE void store_vector(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+FASTGAN_INLINE void store_vector(bf16_t* p, Vec<float> v) {
+  const simd::Half half = simd::to_bf16(v);
+  std::memcpy(p, &half, sizeof half);
+}
+FASTGAN_INLINE void store_vector(f16_t* p, Vec<float> v) {
+#if defined(FASTGAN_ISA_avx512) || defined(FASTGAN_ISA_avx2)
+  const auto half = simd::to_f16(v);
+  std::memcpy(p, &half, sizeof half);
+#else
+  for (int i = 0; i < simd::kFloats; ++i) p[i] = static_cast<f16_t>(v[i]);
+#endif
+}
+
+// --- the first `lanes` elements only ---------------------------------------------------------------------------
+
+#if defined(FASTGAN_ISA_avx512)
+namespace simd {
+FASTGAN_INLINE __mmask16 first(int64_t lanes) { return static_cast<__mmask16>(_bzhi_u32(0xffffu, lanes)); }
+FASTGAN_INLINE __m256i load16(const void* p, int64_t lanes) { return _mm256_maskz_loadu_epi16(first(lanes), p); }
+FASTGAN_INLINE void store16(void* p, __m256i v, int64_t lanes) { _mm256_mask_storeu_epi16(p, first(lanes), v); }
+}  // namespace simd
+
+FASTGAN_INLINE Vec<float> load_vector(const float* p, int64_t lanes) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(simd::first(lanes), p);
+}
+FASTGAN_INLINE Vec<double> load_vector(const double* p, int64_t lanes) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(simd::first(lanes)), p);
+}
+FASTGAN_INLINE Vec<float> load_vector(const bf16_t* p, int64_t lanes) {
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(simd::load16(p, lanes)), 16);
+}
+FASTGAN_INLINE Vec<float> load_vector(const f16_t* p, int64_t lanes) {
+  return (Vec<float>)_mm512_cvtph_ps(simd::load16(p, lanes));
+}
+FASTGAN_INLINE void store_vector(float* p, Vec<float> v, int64_t lanes) {
+  _mm512_mask_storeu_ps(p, simd::first(lanes), (__m512)v);
+}
+FASTGAN_INLINE void store_vector(double* p, Vec<double> v, int64_t lanes) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(simd::first(lanes)), (__m512d)v);
+}
+FASTGAN_INLINE void store_vector(bf16_t* p, Vec<float> v, int64_t lanes) {
+  simd::store16(p, (__m256i)simd::to_bf16(v), lanes);
+}
+FASTGAN_INLINE void store_vector(f16_t* p, Vec<float> v, int64_t lanes) { simd::store16(p, simd::to_f16(v), lanes); }
+FASTGAN_INLINE Vec<float> first_lanes(Vec<float> v, int64_t lanes) {
+  return (Vec<float>)_mm512_maskz_mov_ps(simd::first(lanes), (__m512)v);
+}
+FASTGAN_INLINE Vec<double> first_lanes(Vec<double> v, int64_t lanes) {
+  return (Vec<double>)_mm512_maskz_mov_pd(static_cast<__mmask8>(simd::first(lanes)), (__m512d)v);
+}
+#else
+template <typename T>
+FASTGAN_INLINE Vec<acc_t<T>> load_vector(const T* p, int64_t lanes) {
+  T part[kLanes<acc_t<T>>];
+  std::memset(part, 0, sizeof part);
+  for (int64_t i = 0; i < lanes; ++i) part[i] = p[i];
+  return load_vector(part);
+}
+template <typename T>
+FASTGAN_INLINE void store_vector(T* p, Vec<acc_t<T>> v, int64_t lanes) {
+  T part[kLanes<acc_t<T>>];
+  store_vector(part, v);
+  for (int64_t i = 0; i < lanes; ++i) p[i] = part[i];
+}
+template <typename V>
+FASTGAN_INLINE V first_lanes(V v, int64_t lanes) {
+  for (int64_t i = lanes; i < static_cast<int64_t>(sizeof v / sizeof v[0]); ++i) v[i] = 0;
+  return v;
+}
+#endif
+
+// `lanes` as a type: Whole for a whole vector, so that one generic loop body serves whole vectors and the tail.
+struct Whole {};
+
+template <typename T>
+FASTGAN_INLINE Vec<acc_t<T>> load_vector(const T* p, Whole) {
+  return load_vector(p);
+}
+template <typename T, typename V>
+FASTGAN_INLINE void store_vector(T* p, V v, Whole) {
+  store_vector(p, v);
+}
+template <typename V>
+FASTGAN_INLINE V first_lanes(V v, Whole) {
+  return v;
+}
+
+// --- reductions ------------------------------------------------------------------------------------------------
+
+// The sum of the lanes, always in the same order.
+template <typename V>
+FASTGAN_INLINE auto sum_lanes(V v) {
+  constexpr int lanes = sizeof v / sizeof v[0];
+#if defined(FASTGAN_ISA_avx512)
+  if constexpr (lanes == 16) {
+    return _mm512_reduce_add_ps((__m512)v);
+  } else {
+    return _mm512_reduce_add_pd((__m512d)v);
+  }
+#else
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+#endif
+}
+
+}  // namespace fastgan::FASTGAN_ISA

@@ -1,0 +1,782 @@
+// Instance norm + affine + residual + activation + reflection padding, its backward and its double backward.
+//
+// The formulas are those of fastgan/reference/instance_norm.py. Each of the three is a pass that reduces over a
+// plane (sums of what the formulas need), a few scalars per plane, and a pass that writes; the second pass finds in
+// cache what the first one read. Two layouts:
+//
+//   channels first   a group is one plane [D, H, W]; vectors run along W (along the whole plane where it is dense)
+//   channels last    a group is one sample [D, H, W, C]; vectors run along C, four pixels share the coefficients
+//
+// A group is cut into slabs and a slab into chunks, by its shape alone: the sums of a chunk are taken in the
+// arithmetic's type, all further sums in double and in a fixed order. So the result does not depend on the number
+// of threads. Threads share the groups out, or, where groups are few or large, the slabs of one group after another.
+//
+// The moments of x are taken chunk by chunk in two passes (the second in L1), relative to the group's first element,
+// which keeps mean/std = 1000 exact to rounding and a constant plane's variance zero.
+//
+// Reflection padding is pushed by whoever writes a source element, and its adjoint pulled by whoever reads one.
+#include "cpu/instance_norm.h"
+
+#include <type_traits>
+
+#include "common/simd.h"
+#include "common/threads.h"
+
+namespace fastgan::FASTGAN_ISA {
+namespace {
+
+constexpr int64_t kChunkElements = 2048;     // channels first: 8 KiB of float, so that both passes stay in L1
+constexpr int64_t kChunkBytes = 32 << 10;    // channels last
+constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth another
+constexpr int64_t kMaxSlabs = 64;
+constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
+constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
+constexpr int kPixels = 4;                     // channels last: pixels that share one load of the coefficients
+constexpr int kUnroll = 4;                     // channels first: independent accumulators
+
+template <typename T, typename U>
+inline constexpr bool kSame = false;
+template <typename T>
+inline constexpr bool kSame<T, T> = true;
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+template <typename T>
+FASTGAN_INLINE T at(const void* values, int64_t i, T otherwise) {
+  return values == nullptr ? otherwise : static_cast<const T*>(values)[i];
+}
+FASTGAN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTGAN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// --- elementwise formulas --------------------------------------------------------------------------------------
+//
+// Every pass has coefficients per plane; kCoefs is their number, and they are numbers (channels first) or vectors
+// over channels (channels last).
+
+// z <= 0 ? slope * z : z, with +0 for slope 0; NaN stays NaN.
+template <typename V>
+struct Activation {
+  V slope;
+  bool keep;  // whether slope is not 0
+  FASTGAN_INLINE V apply(V z, V value) const { return z <= 0 ? (keep ? value * slope : V{}) : value; }
+};
+
+template <typename V>
+struct Inputs {
+  V grad, x, residual, u, v_residual;
+};
+
+template <typename V>
+struct Outputs {
+  V padded, plain, extra;
+};
+
+template <typename A>
+struct Forward {
+  using Acc = A;
+  static constexpr bool kMoments = true, kReadsGrad = false, kReadsU = false, kWritesPadded = true,
+                        kWritesPlain = false;
+  static constexpr int kSums = 2;
+  enum { kMean, kScale, kShift, kCoefs };
+
+  const InstanceNorm& p;
+  A eps;
+  A *mean, *rstd;
+
+  FASTGAN_INLINE void prepare(int64_t, int64_t, A*, int64_t) const {}
+  // sums: of x - origin and of its square.
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A origin, const double* sums, A* coef, int64_t step,
+                             bool write) const {
+    const double elements = static_cast<double>(p.D * p.H * p.W);
+    const double shift = sums[0] / elements;
+    const double variance = sums[1] / elements - shift * shift;
+    const double r = 1.0 / __builtin_sqrt((variance < 0 ? 0.0 : variance) + static_cast<double>(eps));
+    const A mean_nc = static_cast<A>(static_cast<double>(origin) + shift), rstd_nc = static_cast<A>(r);
+    coef[kMean * step] = mean_nc;
+    coef[kScale * step] = rstd_nc * at<A>(p.weight, c, 1);
+    coef[kShift * step] = at<A>(p.bias, c, 0);
+    if (write) {
+      mean[n * p.C + c] = mean_nc;
+      rstd[n * p.C + c] = rstd_nc;
+    }
+  }
+  template <typename V>
+  FASTGAN_INLINE void reduce(const V*, const Activation<V>&, const Inputs<V>&, V*) const {}
+  template <typename V>
+  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+    const V z = fma(in.x - k[kMean], k[kScale], k[kShift]) + in.residual;
+    out.padded = act.apply(z, z);
+  }
+};
+
+template <typename A>
+struct Backward {
+  using Acc = A;
+  static constexpr bool kMoments = false, kReadsGrad = true, kReadsU = false, kWritesPadded = false,
+                        kWritesPlain = true;
+  static constexpr int kSums = 2;
+  enum { kMean, kScale, kShift, kM1, kSlope, kCoefs };
+
+  const InstanceNorm& p;
+  const A *mean, *rstd;
+  A *m1, *m2;
+
+  FASTGAN_INLINE void prepare(int64_t n, int64_t c, A* coef, int64_t step) const {
+    coef[kMean * step] = mean[n * p.C + c];
+    coef[kScale * step] = rstd[n * p.C + c] * at<A>(p.weight, c, 1);
+    coef[kShift * step] = at<A>(p.bias, c, 0);
+  }
+  // sums: of g and of g (x - mean).
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, A* coef, int64_t step, bool write) const {
+    const double elements = static_cast<double>(p.D * p.H * p.W);
+    const double r = static_cast<double>(rstd[n * p.C + c]);
+    const double mean_g = sums[0] / elements, mean_gxhat = sums[1] / elements * r;
+    coef[kM1 * step] = static_cast<A>(mean_g);
+    coef[kSlope * step] = static_cast<A>(-r * mean_gxhat);
+    if (write) {
+      m1[n * p.C + c] = static_cast<A>(mean_g);
+      m2[n * p.C + c] = static_cast<A>(mean_gxhat);
+    }
+  }
+  template <typename V>
+  FASTGAN_INLINE V gradient(const V* k, const Activation<V>& act, const Inputs<V>& in, V d) const {
+    return act.apply(fma(d, k[kScale], k[kShift]) + in.residual, in.grad);
+  }
+  template <typename V>
+  FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
+    const V d = in.x - k[kMean], g = gradient(k, act, in, d);
+    sums[0] += g;
+    sums[1] = fma(g, d, sums[1]);
+  }
+  // grad_x = w r (g - m1 - (x - mean) r m2)
+  template <typename V>
+  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+    const V d = in.x - k[kMean], g = gradient(k, act, in, d);
+    out.plain = k[kScale] * fma(d, k[kSlope], g - k[kM1]);
+    out.extra = g;
+  }
+};
+
+template <typename A>
+struct DoubleBackward {
+  using Acc = A;
+  static constexpr bool kMoments = false, kReadsGrad = true, kReadsU = true, kWritesPadded = true, kWritesPlain = true;
+  static constexpr int kSums = 3;
+  enum { kMean, kScale, kShift, kM1, kMeanU, kGradX, kGradShift, kXU, kXG, kXX, kCoefs };
+
+  const InstanceNorm& p;
+  const A *mean, *rstd, *m1, *m2, *v_weight, *v_bias;
+  A* grad_weight;
+
+  FASTGAN_INLINE void prepare(int64_t n, int64_t c, A* coef, int64_t step) const {
+    coef[kMean * step] = mean[n * p.C + c];
+    coef[kScale * step] = rstd[n * p.C + c] * at<A>(p.weight, c, 1);
+    coef[kShift * step] = at<A>(p.bias, c, 0);
+    coef[kM1 * step] = m1[n * p.C + c];
+  }
+  // With d = x - mean, u' = u - mean(u) and g' = g - m1; sums: of u, of u d and of u g' (q = mean(u g) - mean(u) m1).
+  //   grad_g = s u' + r (v_w - s a) d + v_b + v_res
+  //   grad_x = -s r m2 u' + r (v_w - s a) g' - r^2 (s (q - 3 a m2) + v_w m2) d
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, A* coef, int64_t step, bool write) const {
+    const double elements = static_cast<double>(p.D * p.H * p.W);
+    const int64_t nc = n * p.C + c;
+    const double r = static_cast<double>(rstd[nc]), m = static_cast<double>(m2[nc]);
+    const double s = r * static_cast<double>(at<A>(p.weight, c, 1));
+    const double v_w = static_cast<double>(at<A>(v_weight, c, 0));
+    const double mean_u = sums[0] / elements, a = sums[1] / elements * r;
+    const double q = sums[2] / elements;
+    coef[kMeanU * step] = static_cast<A>(mean_u);
+    coef[kGradX * step] = static_cast<A>(r * (v_w - s * a));
+    coef[kGradShift * step] = at<A>(v_bias, c, 0);
+    coef[kXU * step] = static_cast<A>(-s * r * m);
+    coef[kXG * step] = static_cast<A>(r * (v_w - s * a));
+    coef[kXX * step] = static_cast<A>(-r * r * (s * (q - 3 * a * m) + v_w * m));
+    if (write) grad_weight[nc] = static_cast<A>(r * elements * (q - a * m));
+  }
+  template <typename V>
+  FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
+    const V d = in.x - k[kMean];
+    const V g = act.apply(fma(d, k[kScale], k[kShift]) + in.residual, in.grad) - k[kM1];
+    sums[0] += in.u;
+    sums[1] = fma(in.u, d, sums[1]);
+    sums[2] = fma(in.u, g, sums[2]);
+  }
+  template <typename V>
+  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+    const V d = in.x - k[kMean], u = in.u - k[kMeanU];
+    const V z = fma(d, k[kScale], k[kShift]) + in.residual;
+    const V g = act.apply(z, in.grad) - k[kM1];
+    out.padded = act.apply(z, fma(k[kScale], u, fma(d, k[kGradX], k[kGradShift])) + in.v_residual);
+    out.plain = fma(u, k[kXU], fma(g, k[kXG], d * k[kXX]));
+  }
+};
+
+// --- geometry --------------------------------------------------------------------------------------------------
+
+// The tensors of a pass; absent ones have a null address.
+struct Tensors {
+  Strided grad, x, residual, u, v_residual;
+  Strided padded, plain, extra;
+};
+
+// Rows [row0, row1) of a group, a row being one (d, h); columns [w0, w1) of each.
+struct Chunk {
+  int64_t row0, row1, w0, w1;
+};
+
+struct Plan {
+  int64_t N, C, D, H, W, pad_d, pad_h, pad_w;
+  int64_t groups, slabs, chunks, rows_per_chunk, pieces, piece;
+  bool channels_last, together;
+  int threads;
+
+  FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
+  FASTGAN_INLINE Chunk chunk(int64_t i) const {
+    const int64_t row = i / pieces * rows_per_chunk, w0 = i % pieces * piece;
+    return {row, least(row + rows_per_chunk, D * H), w0, least(w0 + piece, W)};
+  }
+};
+
+// Merges spatial dimensions that lie behind one another in every tensor: most often all of them.
+template <typename... S>
+void merge_dims(Plan& plan, S&... tensors) {
+  if (plan.padded()) return;
+  const auto merge = [&](int64_t Strided::* outer, int64_t Strided::* inner, int64_t& outer_size, int64_t& inner_size) {
+    if (outer_size > 1 && ((tensors.data != nullptr && tensors.*outer != inner_size * tensors.*inner) || ...)) return;
+    inner_size *= outer_size;
+    outer_size = 1;
+    ((tensors.*outer = 0), ...);
+  };
+  merge(&Strided::d, &Strided::h, plan.D, plan.H);
+  // What was merged into H has D = 1 behind it, so H and W can be looked at alone.
+  if (plan.D == 1) merge(&Strided::h, &Strided::w, plan.H, plan.W);
+}
+
+Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
+  Plan plan{};
+  plan.N = p.N, plan.C = p.C, plan.D = p.D, plan.H = p.H, plan.W = p.W;
+  plan.pad_d = p.pad_d, plan.pad_h = p.pad_h, plan.pad_w = p.pad_w;
+  plan.channels_last = p.channels_last;
+  merge_dims(plan, t.grad, t.x, t.residual, t.u, t.v_residual, t.padded, t.plain, t.extra);
+
+  const int64_t unit = p.channels_last ? p.C : 1;
+  const int64_t chunk = p.channels_last ? most(kPixels, kChunkBytes / most(1, p.C * element_bytes) / kPixels * kPixels)
+                                        : kChunkElements;  // in pixels
+  plan.piece = least(plan.W, chunk);
+  plan.pieces = ceil_div(plan.W, most(1, plan.piece));
+  plan.rows_per_chunk = plan.pieces > 1 ? 1 : most(1, chunk / most(1, plan.W));
+  plan.chunks = ceil_div(plan.D * plan.H, plan.rows_per_chunk) * plan.pieces;
+
+  const int64_t elements = plan.D * plan.H * plan.W * unit;
+  plan.groups = p.channels_last ? plan.N : plan.N * plan.C;
+  plan.slabs = least(least(plan.chunks, kMaxSlabs), most(1, elements / kSlabElements));
+
+  const int64_t threads = most(1, least(p.threads, plan.groups * elements / kThreadElements));
+  const int64_t rounds = ceil_div(plan.groups, threads);
+  const bool uneven = rounds * threads * 10 > plan.groups * 11;
+  plan.together = threads > 1 && plan.slabs >= threads && (uneven || elements * element_bytes > kL2Bytes);
+  plan.threads = static_cast<int>(plan.together ? threads : least(threads, plan.groups));
+  return plan;
+}
+
+template <typename T>
+FASTGAN_INLINE T* address(const Strided& s, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
+  if (s.data == nullptr) return nullptr;
+  return static_cast<T*>(s.data) + n * s.n + c * s.c + d * s.d + h * s.h + w * s.w;
+}
+
+// The positions of a padded dimension that show element i of [0, size): itself first. Returns how many.
+FASTGAN_INLINE int images(int64_t i, int64_t size, int64_t pad, int64_t* at) {
+  int count = 0;
+  at[count++] = i + pad;
+  if (pad > 0 && i >= 1 && i <= pad) at[count++] = pad - i;
+  if (pad > 0 && i >= size - 1 - pad && i <= size - 2) at[count++] = pad + 2 * (size - 1) - i;
+  return count;
+}
+
+// --- reflection padding and its adjoint ------------------------------------------------------------------------
+
+// The rows of the padded tensor that show row (d, h).
+struct RowImages {
+  int64_t d[9], h[9];
+  int count = 0;
+  FASTGAN_INLINE RowImages(const Plan& plan, int64_t at_d, int64_t at_h) {
+    int64_t ds[3], hs[3];
+    const int nd = images(at_d, plan.D, plan.pad_d, ds), nh = images(at_h, plan.H, plan.pad_h, hs);
+    for (int i = 0; i < nd; ++i) {
+      for (int j = 0; j < nh; ++j, ++count) d[count] = ds[i], h[count] = hs[j];
+    }
+  }
+};
+
+// Calls visit(source column, padded column) for the columns of [w0, w1) that the padding of a row repeats.
+template <typename Visit>
+FASTGAN_INLINE void for_reflected_columns(const Plan& plan, int64_t w0, int64_t w1, const Visit& visit) {
+  const int64_t pad = plan.pad_w, last = plan.W - 1;
+  for (int64_t w = most(w0, 1); w < least(w1, pad + 1); ++w) visit(w, pad - w);
+  for (int64_t w = most(w0, last - pad); w < least(w1, last); ++w) visit(w, pad + 2 * last - w);
+}
+
+// Repeats columns [w0, w1) of row (d, h), already written to the interior of the padded tensor, wherever it shows.
+template <typename T>
+void push_reflections(const Plan& plan, const Strided& to, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w0,
+                      int64_t w1) {
+  const int64_t unit = plan.channels_last ? plan.C : 1;
+  const size_t bytes = static_cast<size_t>(unit) * sizeof(T);
+  const RowImages rows(plan, d, h);
+  const T* from = address<T>(to, n, c, rows.d[0], rows.h[0], plan.pad_w);
+  for (int i = 0; i < rows.count; ++i) {
+    T* row = address<T>(to, n, c, rows.d[i], rows.h[i], 0);
+    if (i > 0) std::memcpy(row + (plan.pad_w + w0) * to.w, from + w0 * to.w, bytes * static_cast<size_t>(w1 - w0));
+    for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) {
+      if (unit == 1) {
+        row[image * to.w] = from[w * to.w];
+      } else {
+        std::memcpy(row + image * to.w, from + w * to.w, bytes);
+      }
+    });
+  }
+}
+
+template <typename T, typename A>
+FASTGAN_INLINE void add_to(A* sum, const T* values, int64_t count, bool first) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) {
+    const Vec<A> v = load_vector(values + i);
+    store_vector(sum + i, first ? v : v + load_vector(sum + i));
+  }
+  for (; i < count; ++i) sum[i] = first ? load(values[i]) : sum[i] + load(values[i]);
+}
+
+// sum[w1 - w0, unit] = the gradient of all that shows columns [w0, w1) of row (d, h).
+template <typename T, typename A>
+void pull_reflections(const Plan& plan, const Strided& grad, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w0,
+                      int64_t w1, A* sum) {
+  const int64_t unit = plan.channels_last ? plan.C : 1;
+  const RowImages rows(plan, d, h);
+  for (int i = 0; i < rows.count; ++i) {
+    const T* row = address<T>(grad, n, c, rows.d[i], rows.h[i], 0);
+    if (grad.w == unit) {
+      add_to(sum, row + (plan.pad_w + w0) * unit, (w1 - w0) * unit, i == 0);
+    } else {
+      for (int64_t w = w0; w < w1; ++w) add_to(sum + (w - w0) * unit, row + (plan.pad_w + w) * grad.w, unit, i == 0);
+    }
+    for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) {
+      if (unit == 1) {
+        sum[w - w0] += load(row[image * grad.w]);
+      } else {
+        add_to(sum + (w - w0) * unit, row + image * grad.w, unit, false);
+      }
+    });
+  }
+}
+
+// --- runs: pixels of one row at a constant stride in every tensor ----------------------------------------------
+
+// G: the gradient's element type: T, or the arithmetic's type where the padding's adjoint was added up in scratch.
+template <typename T, typename G>
+struct Run {
+  const G* grad;
+  const T *x, *residual, *u, *v_residual;
+  T *padded, *plain, *extra;
+};
+
+struct Strides {  // of a pixel
+  int64_t grad, x, residual, u, v_residual, padded, plain, extra;
+};
+
+template <typename Op, typename T, typename G, typename Lanes>
+FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s, int64_t pixel, int64_t i, Lanes lanes,
+                                          bool with_v_residual) {
+  Inputs<Vec<acc_t<T>>> in{};
+  in.x = load_vector(run.x + pixel * s.x + i, lanes);
+  if (run.residual != nullptr) in.residual = load_vector(run.residual + pixel * s.residual + i, lanes);
+  if constexpr (Op::kReadsGrad) in.grad = load_vector(run.grad + pixel * s.grad + i, lanes);
+  if constexpr (Op::kReadsU) {
+    in.u = load_vector(run.u + pixel * s.u + i, lanes);
+    if (with_v_residual && run.v_residual != nullptr) {
+      in.v_residual = load_vector(run.v_residual + pixel * s.v_residual + i, lanes);
+    }
+  }
+  return in;
+}
+
+template <typename Op, typename T, typename G, typename Lanes>
+FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Activation<Vec<acc_t<T>>>& act,
+                             const Run<T, G>& run, const Strides& s, int64_t pixel, int64_t i, Lanes lanes) {
+  Outputs<Vec<acc_t<T>>> out;
+  op.write(coef, act, read<Op>(run, s, pixel, i, lanes, true), out);
+  if constexpr (Op::kWritesPadded) store_vector(run.padded + pixel * s.padded + i, out.padded, lanes);
+  if constexpr (Op::kWritesPlain) store_vector(run.plain + pixel * s.plain + i, out.plain, lanes);
+  if constexpr (Op::kWritesPlain && !Op::kWritesPadded) {
+    if (run.extra != nullptr) store_vector(run.extra + pixel * s.extra + i, out.extra, lanes);
+  }
+}
+
+// --- the work of a group ---------------------------------------------------------------------------------------
+
+template <typename Op, typename T, typename G>
+class Worker {
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  static constexpr int64_t kL = kLanes<A>;
+  static constexpr int kSums = Op::kSums;
+
+ public:
+  Worker(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
+      : op_(op),
+        plan_(plan),
+        t_(tensors),
+        unit_(plan.channels_last ? plan.C : 1),
+        step_(ceil_div(unit_, kL) * kL),
+        strides_{plan.padded() ? unit_ : t_.grad.w,
+                 t_.x.w,
+                 t_.residual.w,
+                 t_.u.w,
+                 t_.v_residual.w,
+                 t_.padded.w,
+                 t_.plain.w,
+                 t_.extra.w},
+        act_{broadcast(static_cast<A>(slope)), slope != 0},
+        sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
+        arrays_per_thread_((Op::kCoefs + 3) * step_ + (plan.padded() ? ceil_div(plan.piece * unit_, kL) * kL : 0)),
+        arrays_(plan.threads * arrays_per_thread_) {}
+
+  // Every thread of the plan calls this.
+  void run(int thread, int threads) const {
+    A* arrays = arrays_ + thread * arrays_per_thread_;
+    for (int64_t i = 0; i < arrays_per_thread_; ++i) arrays[i] = 0;
+    if (!plan_.together) {
+      const Range groups = part(plan_.groups, thread, threads);
+      double* sums = sums_ + thread * sums_per_group();
+      for (int64_t group = groups.begin; group < groups.end; ++group) {
+        prepare(group, arrays);
+        for (int64_t slab = 0; slab < plan_.slabs; ++slab) reduce(group, slab, arrays, sums);
+        finish(group, sums, arrays, true);
+        for (int64_t slab = plan_.slabs - 1; slab >= 0; --slab) write(group, slab, arrays);
+      }
+      return;
+    }
+    const Range slabs = part(plan_.slabs, thread, threads);
+    for (int64_t group = 0; group < plan_.groups; ++group) {
+      // Two sets of sums take turns, so that one barrier a group is enough.
+      double* sums = sums_ + (group & 1) * sums_per_group();
+      prepare(group, arrays);
+      for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) reduce(group, slab, arrays, sums);
+      barrier(threads);
+      finish(group, sums, arrays, thread == 0);
+      for (int64_t slab = slabs.end - 1; slab >= slabs.begin; --slab) write(group, slab, arrays);
+    }
+  }
+
+ private:
+  int64_t sums_per_group() const { return plan_.slabs * kSums * unit_; }
+  int64_t sample(int64_t group) const { return plan_.channels_last ? group : group / plan_.C; }
+  int64_t channel(int64_t group) const { return plan_.channels_last ? 0 : group % plan_.C; }
+
+  // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, first, second); then
+  // the row in which the padding's adjoint is added up.
+  A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
+  A* row_in(A* arrays) const { return arrays + (Op::kCoefs + 3) * step_; }
+
+  void prepare(int64_t group, A* arrays) const {
+    const int64_t n = sample(group), c0 = channel(group);
+    for (int64_t c = 0; c < unit_; ++c) op_.prepare(n, c0 + c, arrays + c, step_);
+    if constexpr (Op::kMoments) {
+      const T* x = address<T>(t_.x, n, c0, 0, 0, 0);
+      for (int64_t c = 0; c < unit_; ++c) sums_in(arrays, 0)[c] = load(x[c]);
+    }
+  }
+
+  void finish(int64_t group, const double* sums, A* arrays, bool write) const {
+    for (int64_t c = 0; c < unit_; ++c) {
+      double total[kSums] = {};
+      for (int64_t slab = 0; slab < plan_.slabs; ++slab) {
+        for (int k = 0; k < kSums; ++k) total[k] += sums[(slab * kSums + k) * unit_ + c];
+      }
+      op_.finish(sample(group), channel(group) + c, sums_in(arrays, 0)[c], total, arrays + c, step_, write);
+    }
+  }
+
+  void reduce(int64_t group, int64_t slab, A* arrays, double* group_sums) const {
+    double* sums = group_sums + slab * kSums * unit_;
+    for (int64_t i = 0; i < kSums * unit_; ++i) sums[i] = 0;
+    const Range chunks = part(plan_.chunks, slab, plan_.slabs);
+    for (int64_t i = chunks.begin; i < chunks.end; ++i) {
+      const Chunk chunk = plan_.chunk(i);
+      if constexpr (Op::kMoments) {
+        plan_.channels_last ? moments_of_pixels(group, chunk, arrays, sums)
+                            : moments_of_plane(group, chunk, arrays, sums);
+      } else {
+        plan_.channels_last ? reduce_pixels(group, chunk, arrays, sums) : reduce_plane(group, chunk, arrays, sums);
+      }
+    }
+  }
+
+  void write(int64_t group, int64_t slab, A* arrays) const {
+    const Range chunks = part(plan_.chunks, slab, plan_.slabs);
+    for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
+      const Chunk chunk = plan_.chunk(i);
+      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
+        const Run<T, G> run = run_at(group, r, chunk, arrays);
+        plan_.channels_last ? write_pixels(run, chunk.w1 - chunk.w0, arrays)
+                            : write_plane(run, chunk.w1 - chunk.w0, arrays);
+        if constexpr (Op::kWritesPadded) {
+          if (!plan_.padded()) continue;
+          push_reflections<T>(plan_, t_.padded, sample(group), channel(group), r / plan_.H, r % plan_.H, chunk.w0,
+                              chunk.w1);
+        }
+      }
+    }
+  }
+
+  // A chunk's part of row r. With padding, the gradient is first folded into the thread's row.
+  FASTGAN_INLINE Run<T, G> run_at(int64_t group, int64_t r, const Chunk& chunk, A* arrays) const {
+    const int64_t n = sample(group), c = channel(group), d = r / plan_.H, h = r % plan_.H, w = chunk.w0;
+    Run<T, G> run{};
+    run.x = address<T>(t_.x, n, c, d, h, w);
+    run.residual = address<T>(t_.residual, n, c, d, h, w);
+    run.u = address<T>(t_.u, n, c, d, h, w);
+    run.v_residual = address<T>(t_.v_residual, n, c, d, h, w);
+    run.padded = address<T>(t_.padded, n, c, d + plan_.pad_d, h + plan_.pad_h, w + plan_.pad_w);
+    run.plain = address<T>(t_.plain, n, c, d, h, w);
+    run.extra = address<T>(t_.extra, n, c, d, h, w);
+    if constexpr (Op::kReadsGrad) {
+      if constexpr (kSame<G, A>) {
+        if (plan_.padded()) {
+          pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w, chunk.w1, row_in(arrays));
+          run.grad = row_in(arrays);
+          return run;
+        }
+      }
+      run.grad = address<G>(t_.grad, n, c, d, h, w);
+    }
+    return run;
+  }
+
+  // --- channels first ---
+
+  FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
+  }
+
+  // Calls visit(offset, lanes, which of kUnroll accumulators) over a run of n elements.
+  template <typename Visit>
+  static FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
+    int64_t i = 0;
+    for (; i + kUnroll * kL <= n; i += kUnroll * kL) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kUnroll; ++j) visit(i + j * kL, Whole{}, j);
+    }
+    for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
+    if (i < n) visit(i, n - i, 1);
+  }
+
+  static FASTGAN_INLINE double sum(const V* parts) {
+    return static_cast<double>(sum_lanes((parts[0] + parts[1]) + (parts[2] + parts[3])));
+  }
+
+  void moments_of_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+    const int64_t width = chunk.w1 - chunk.w0;
+    const double count = static_cast<double>((chunk.row1 - chunk.row0) * width);
+    const A origin = *sums_in(arrays, 0);
+    const auto deviations = [&](A from, V* parts, bool square) {
+      const V center = broadcast(from);
+      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
+        const T* x = address<T>(t_.x, sample(group), channel(group), r / plan_.H, r % plan_.H, chunk.w0);
+        if (square) {
+          for_vectors(width, [&](int64_t i, auto lanes, int j) {
+            const V d = first_lanes(load_vector(x + i, lanes) - center, lanes);
+            parts[j] = fma(d, d, parts[j]);
+          });
+        } else {
+          for_vectors(width, [&](int64_t i, auto lanes, int j) {
+            parts[j] += first_lanes(load_vector(x + i, lanes) - center, lanes);
+          });
+        }
+      }
+    };
+    V first[kUnroll] = {}, second[kUnroll] = {};
+    deviations(origin, first, false);
+    const double s = sum(first);
+    deviations(origin + static_cast<A>(s / count), second, true);
+    sums[0] += s;
+    sums[1] += sum(second) + s * s / count;
+  }
+
+  void reduce_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+    V coef[Op::kCoefs];
+    load_coefs(arrays, coef);
+    V parts[kUnroll][kSums] = {};
+    for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
+      const Run<T, G> run = run_at(group, r, chunk, arrays);
+      for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
+        op_.reduce(coef, act_, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
+      });
+    }
+    for (int k = 0; k < kSums; ++k) {
+      const V column[kUnroll] = {parts[0][k], parts[1][k], parts[2][k], parts[3][k]};
+      sums[k] += sum(column);
+    }
+  }
+
+  void write_plane(const Run<T, G>& run, int64_t width, A* arrays) const {
+    V coef[Op::kCoefs];
+    load_coefs(arrays, coef);
+    for_vectors(width, [&](int64_t i, auto lanes, int) { write_to(op_, coef, act_, run, strides_, 0, i, lanes); });
+  }
+
+  // --- channels last ---
+
+  // Calls visit(pixel, pixels as a type, first channel, lanes): kPixels pixels share a vector of channels.
+  template <typename Visit>
+  FASTGAN_INLINE void for_pixels(int64_t pixels, const Visit& visit) const {
+    const auto all_channels = [&](int64_t pixel, auto count) {
+      int64_t c = 0;
+      for (; c + kL <= plan_.C; c += kL) visit(pixel, count, c, Whole{});
+      if (c < plan_.C) visit(pixel, count, c, plan_.C - c);
+    };
+    int64_t pixel = 0;
+    for (; pixel + kPixels <= pixels; pixel += kPixels) all_channels(pixel, Constant<kPixels>{});
+    for (; pixel < pixels; ++pixel) all_channels(pixel, Constant<1>{});
+  }
+
+  FASTGAN_INLINE void load_coefs(const A* arrays, int64_t c, V* coef) const {
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(arrays + j * step_ + c);
+  }
+
+  void moments_of_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+    const int64_t width = chunk.w1 - chunk.w0;
+    const A count = static_cast<A>((chunk.row1 - chunk.row0) * width);
+    A *origin = sums_in(arrays, 0), *first = sums_in(arrays, 1), *second = sums_in(arrays, 2);
+    for (int64_t c = 0; c < step_; ++c) first[c] = second[c] = 0;
+    const auto for_rows = [&](const auto& visit) {
+      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
+        const T* x = address<T>(t_.x, sample(group), 0, r / plan_.H, r % plan_.H, chunk.w0);
+        for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
+          for (int i = 0; i < pixels.value; ++i) visit(load_vector(x + (pixel + i) * t_.x.w + c, lanes), c);
+        });
+      }
+    };
+    for_rows([&](V x, int64_t c) { store_vector(first + c, load_vector(first + c) + (x - load_vector(origin + c))); });
+    for_rows([&](V x, int64_t c) {
+      const V d = x - (load_vector(origin + c) + load_vector(first + c) / count);
+      store_vector(second + c, fma(d, d, load_vector(second + c)));
+    });
+    for (int64_t c = 0; c < unit_; ++c) {
+      const double s = static_cast<double>(first[c]);
+      sums[c] += s;
+      sums[unit_ + c] += static_cast<double>(second[c]) + s * s / static_cast<double>(count);
+    }
+  }
+
+  void reduce_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+    for (int64_t i = 0; i < kSums * step_; ++i) sums_in(arrays, 0)[i] = 0;
+    for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
+      const Run<T, G> run = run_at(group, r, chunk, arrays);
+      for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
+        V coef[Op::kCoefs], parts[kSums];
+        load_coefs(arrays, c, coef);
+        for (int k = 0; k < kSums; ++k) parts[k] = load_vector(sums_in(arrays, k) + c);
+        for (int i = 0; i < pixels.value; ++i) {
+          op_.reduce(coef, act_, read<Op>(run, strides_, pixel + i, c, lanes, false), parts);
+        }
+        for (int k = 0; k < kSums; ++k) store_vector(sums_in(arrays, k) + c, parts[k]);
+      });
+    }
+    for (int k = 0; k < kSums; ++k) {
+      for (int64_t c = 0; c < unit_; ++c) sums[k * unit_ + c] += static_cast<double>(sums_in(arrays, k)[c]);
+    }
+  }
+
+  void write_pixels(const Run<T, G>& run, int64_t width, A* arrays) const {
+    for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
+      V coef[Op::kCoefs];
+      load_coefs(arrays, c, coef);
+      for (int i = 0; i < pixels.value; ++i) write_to(op_, coef, act_, run, strides_, pixel + i, c, lanes);
+    });
+  }
+
+  const Op& op_;
+  const Plan& plan_;
+  const Tensors& t_;
+  const int64_t unit_, step_;  // elements of a pixel, rounded up to whole vectors
+  const Strides strides_;
+  const Activation<V> act_;
+  const Scratch<double> sums_;
+  const int64_t arrays_per_thread_;
+  const Scratch<A> arrays_;
+};
+
+template <typename T, typename G, typename Op>
+void run(const InstanceNorm& p, const Plan& plan, const Tensors& tensors, const Op& op) {
+  const Worker<Op, T, G> worker(op, plan, tensors, p.slope);
+  parallel(plan.threads, [&](int thread, int threads) { worker.run(thread, threads); });
+}
+
+template <typename T, typename Op>
+void run(const InstanceNorm& p, Tensors& tensors, const Op& op) {
+  if (p.N * p.C * p.D * p.H * p.W == 0) return;
+  const Plan plan = make_plan(p, tensors, sizeof(T));
+  if constexpr (Op::kReadsGrad && !kSame<T, acc_t<T>>) {
+    if (plan.padded()) return run<T, acc_t<T>>(p, plan, tensors, op);
+  }
+  run<T, T>(p, plan, tensors, op);
+}
+
+// Calls body with a null pointer to the element type.
+template <typename Body>
+void for_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32: return body(static_cast<float*>(nullptr));
+    case DType::f64: return body(static_cast<double*>(nullptr));
+    case DType::f16: return body(static_cast<f16_t*>(nullptr));
+    case DType::bf16: return body(static_cast<bf16_t*>(nullptr));
+  }
+}
+
+}  // namespace
+
+void instance_norm(const InstanceNorm& p, const InstanceNormForward& t) {
+  Tensors tensors{};
+  tensors.x = t.x, tensors.residual = t.residual, tensors.padded = t.y;
+  for_dtype(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    run<T>(p, tensors, Forward<A>{p, static_cast<A>(t.eps), static_cast<A*>(t.mean), static_cast<A*>(t.rstd)});
+  });
+}
+
+void instance_norm(const InstanceNorm& p, const InstanceNormBackward& t) {
+  Tensors tensors{};
+  tensors.grad = t.grad, tensors.x = t.x, tensors.residual = t.residual;
+  tensors.plain = t.grad_x, tensors.extra = t.grad_z;
+  for_dtype(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    run<T>(p, tensors,
+           Backward<A>{p, static_cast<const A*>(t.mean), static_cast<const A*>(t.rstd), static_cast<A*>(t.m1),
+                       static_cast<A*>(t.m2)});
+  });
+}
+
+void instance_norm(const InstanceNorm& p, const InstanceNormDoubleBackward& t) {
+  Tensors tensors{};
+  tensors.u = t.u, tensors.v_residual = t.v_residual;
+  tensors.grad = t.grad, tensors.x = t.x, tensors.residual = t.residual;
+  tensors.padded = t.grad_grad, tensors.plain = t.grad_x;
+  for_dtype(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    run<T>(
+        p, tensors,
+        DoubleBackward<A>{p, static_cast<const A*>(t.mean), static_cast<const A*>(t.rstd), static_cast<const A*>(t.m1),
+                          static_cast<const A*>(t.m2), static_cast<const A*>(t.v_weight),
+                          static_cast<const A*>(t.v_bias), static_cast<A*>(t.grad_weight)});
+  });
+}
+
+}  // namespace fastgan::FASTGAN_ISA
