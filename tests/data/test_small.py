@@ -46,7 +46,7 @@ def test_points_are_reproducible():
         assert torch.equal(first, second)
         assert first.shape == (9, 2)
     assert Points("swissroll").sample(0).shape == (0, 2)
-    assert Points("8gaussians").sample(3, device="meta").device.type == "meta"
+    assert Points("8gaussians").sample(3, dtype=torch.float64).dtype == torch.float64
     with pytest.raises(ValueError, match=r"points must be one of 8gaussians, .*got 'moons'"):
         Points("moons")
 
@@ -169,8 +169,8 @@ def test_emoji_pictures(emoji):
         colour = np.asarray(Image.open(emoji / "testB" / name.name)).astype(int)
         assert lines.shape == colour.shape == (16, 16, 3)
         assert (lines.max(2) == lines.min(2)).all()
-        assert (colour <= lines + 1).all()  # a line drawing has nothing that the emoji has not
-        assert lines.min() < 128
+        assert (colour <= lines + 56).all()  # black in the drawing is near black in the emoji
+        assert lines.min() < 200  # thin at 16 pixels
         assert lines.max() == 255
     for name in (emoji / "trainB").iterdir():
         colour = np.asarray(Image.open(name)).astype(int)
