@@ -1,6 +1,6 @@
 """``python -m benchmarks.report``: runs the benchmarks, writes a result file, a report and the README's figures.
 
-python -m benchmarks.report                       run everything, write benchmarks/results/<device>.json, .md and .png
+python -m benchmarks.report                       run everything, write benchmarks/results/<device>.json, .md and .svg
 python -m benchmarks.report --from FILE           only write the report of a result file
 python -m benchmarks.report --readme [--check]    write (or only compare) the README's figures from committed results
 """
@@ -99,7 +99,7 @@ def ratios(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def write_report(source: Path) -> None:
-    """Writes ``source``'s report beside it: tables as Markdown and bars of the speed-ups as PNG."""
+    """Writes ``source``'s report beside it: tables as Markdown and bars of the speed-ups as SVG."""
     results = json.loads(source.read_text())
     lines = [
         f"# Benchmarks on {results['device']}",
@@ -116,7 +116,7 @@ def write_report(source: Path) -> None:
             ours = _time(contestants["fastgan"]) if "fastgan" in contestants else ""
             lines.append(f"| {case} | {ours} | " + " | ".join(cells) + " |")
     source.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    _plot(results, source.with_suffix(".png"))
+    _plot(results, source.with_suffix(".svg"))
     print(f"wrote {source.with_suffix('.md')} and {source.with_suffix('.png')}")
 
 
@@ -139,7 +139,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("times faster than eager PyTorch")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=7)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
     plt.close(figure)
 
 
