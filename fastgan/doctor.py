@@ -22,6 +22,7 @@ _PROBES: dict[str, Callable[[Tensor], object]] = {
     "weighted_l1": lambda x: F.weighted_l1([(x, x + 1, 1.0)]),
     "interpolate": lambda x: F.interpolate(x, x + 1),
     "gradient_norm_penalty": F.gradient_norm_penalty,
+    "wasserstein_1d": lambda x: F.wasserstein_1d(x, x + 1),
 }
 _DTYPES = (torch.float32, torch.bfloat16)
 _OPTIONAL = {
