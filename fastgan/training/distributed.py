@@ -9,6 +9,7 @@ generator, and each process keeps its own rows: so two processes compute what on
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -81,7 +82,10 @@ def wrap(module: nn.Module) -> nn.Module:
     """
     if size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+    parallel: Any = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch 2.13
+    wrapped: nn.Module = parallel(module, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
+    return wrapped
 
 
 def own_rows(joint: Tensor) -> Tensor:

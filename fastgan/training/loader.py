@@ -19,11 +19,14 @@ _Key = tuple[int, int]  # index, seed
 
 
 class Source(Protocol):
-    """A data set: ``sample`` gives item ``index``, drawing whatever is random about it from ``generator``."""
+    """A data set: ``sample`` gives item ``index``, drawing whatever is random about it from ``generator``.
+
+    None asks for the item without chance (central crop, no mirror).
+    """
 
     def __len__(self) -> int: ...
 
-    def sample(self, index: int, generator: torch.Generator) -> Any: ...
+    def sample(self, index: int, generator: torch.Generator | None) -> Any: ...
 
 
 class Loader:

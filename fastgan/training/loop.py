@@ -73,6 +73,9 @@ def fit(task: Task) -> Outcome:
         NotFiniteError: see ``RunConfig.nan``.
     """
     config = task.config
+    if config.dry_run:
+        show_plan(task)
+        return Outcome(0, config.folder)
     checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
     progress = _begin(task, checkpoints)
     stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
@@ -112,6 +115,19 @@ def fit(task: Task) -> Outcome:
     finally:
         log.close()
         task.close()
+
+
+def show_plan(task: Task) -> None:
+    """Prints the settings and what a run of ``task`` would take."""
+    from rich.table import Table
+
+    if distributed.is_main():
+        table = Table(
+            "setting", "value", title=f"Plan of {task.config.folder}", title_justify="left", show_header=False
+        )
+        for name, value in {**task.config.to_dict(), **task.plan()}.items():
+            table.add_row(name, str(value))
+        console.print(table)
 
 
 def _due(count: int, freq: int) -> bool:
@@ -215,7 +231,9 @@ def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:
     try:
         part.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{complaint}: {error}") from error
+        first, *rest = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        more = f" {rest[0]}" + (f" (and {len(rest) - 1} more)" if len(rest) > 1 else "") if rest else ""
+        raise CheckpointError(f"{complaint}: {first}{more}") from error
     if isinstance(part, Optimizer):
         _match_formats(part)
     if not keep_settings:
@@ -238,16 +256,15 @@ def _match_formats(optimizer: Optimizer) -> None:
 
 
 def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
-    states = distributed.gather(random.get_state())
+    tree = {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "best": progress.best,
+        "config": task.config.to_dict(),
+        "state": state(task),  # by every process: a part may need the others'
+        "random": distributed.gather(random.get_state()),
+    }
     if distributed.is_main():
-        tree = {
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "best": progress.best,
-            "config": task.config.to_dict(),
-            "state": state(task),
-            "random": states,
-        }
         checkpoints.save(progress.step, tree, progress.best["step"] if progress.best else None)
     distributed.barrier()
 

@@ -41,3 +41,11 @@ def make(
     if policy == "plateau":
         return ReduceLROnPlateau(optimizer, mode="min", factor=0.2, threshold=0.01, patience=5)
     raise ValueError(f"lr_policy must be linear, step, cosine or plateau, got {policy!r}")
+
+
+def advance(made: LRScheduler, metric: float) -> None:
+    """Ends an epoch; ``metric`` is for ``plateau`` alone."""
+    if isinstance(made, ReduceLROnPlateau):
+        made.step(metric)
+    else:
+        made.step()

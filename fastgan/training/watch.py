@@ -53,15 +53,18 @@ class Meter:
 
     def flush(self) -> tuple[dict[str, float], Bad | None]:
         """The means over steps and processes, and the first loss that was not finite, if any. Waits for the device."""
-        means: dict[str, float] = {}
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
         bad: Bad | None = None
         for names, group in self._groups.items():
-            means.update(zip(names, distributed.mean(group.total / group.count).tolist(), strict=True))
+            for name, total in zip(names, distributed.mean(group.total).tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0) + group.count
             for name, step in zip(names, group.first_bad.tolist(), strict=True):
                 if step >= 0 and (bad is None or step < bad.step):
                     bad = Bad(step, f"loss {name}")
         self._groups.clear()
-        return means, bad
+        return {name: total / counts[name] for name, total in totals.items()}, bad
 
 
 def not_finite(networks: Mapping[str, nn.Module]) -> list[str]:

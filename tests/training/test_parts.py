@@ -226,10 +226,11 @@ def test_meter_names_the_first_bad_loss() -> None:
     for step, (a, b) in enumerate([(1.0, 2.0), (2.0, float("inf")), (float("nan"), 1.0)], start=5):
         meter.add(step, {"a": torch.tensor(a), "b": torch.tensor(b)})
     meter.add(8, {"c": torch.tensor(3.0)})
+    meter.add(9, {"c": torch.tensor(6.0), "d": torch.tensor(1.0)})  # other losses at some steps
     means, bad = meter.flush()
     assert bad is not None
     assert str(bad) == "loss b is not finite, first at step 6"
-    assert means["c"] == 3.0
+    assert (means["c"], means["d"]) == (4.5, 1.0)
     assert meter.flush() == ({}, None)
     meter.add(9, {"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
     assert meter.flush() == ({"a": 1.0, "b": 2.0}, None)

@@ -107,6 +107,7 @@ def quiet(folder: Path, **settings: object) -> ToyConfig:
 
 if __name__ == "__main__":  # python -m tests.training.toy FOLDER CONTINUE KILL_AT
     folder, again, kill_at = Path(sys.argv[1]), bool(int(sys.argv[2])), int(sys.argv[3])
+    torch.set_num_threads(1)  # as the tests do: sums on more threads round otherwise
     config = quiet(folder, continue_train=again, kill_at=kill_at)
     with distributed.session(torch.device("cpu")):
         fit(Toy(config))

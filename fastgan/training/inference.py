@@ -1,0 +1,179 @@
+"""Using what CycleGAN learned: translating images, and scoring translations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.data import DataError, Preprocess, SingleImageFolder
+from fastgan.data.decode import decode
+from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
+from fastgan.nn import fuse
+from fastgan.training import checkpoint, distributed, sheet
+from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
+
+Direction = Literal["AtoB", "BtoA"]
+
+
+@dataclass
+class Translator:
+    """A trained generator, ready to use: [N, C, H, W] in [−1, 1] → the same in the other domain."""
+
+    generator: nn.Module
+    in_channels: int
+    device: torch.device
+    config: CycleGanConfig | None = None  # of the run, unless the weights are an official file
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        result: Tensor = self.generator(images.to(self.device)).float().cpu()
+        return result
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be a multiple of."""
+        return int(self.generator.size_multiple)  # type: ignore[arg-type]
+
+
+def load_config(path: Path) -> CycleGanConfig:
+    """The settings that a checkpoint was trained with."""
+    saved = checkpoint.read(path, only="config")
+    if "lambda_A" not in saved:
+        raise checkpoint.CheckpointError(f"{path} is not a checkpoint of CycleGAN")
+    known = {field.name for field in dataclasses.fields(CycleGanConfig)}
+    values: dict[str, Any] = {name: value for name, value in saved.items() if name in known}
+    values |= {name: Path(values[name]) for name in ("dataroot", "checkpoints_dir")}
+    return CycleGanConfig(**values)
+
+
+def load_translator(
+    path: Path, direction: Direction = "AtoB", *, which: str = "latest", device: str = "auto", fused: bool = True
+) -> Translator:
+    """The generator of a run, a checkpoint, or an official ``latest_net_G_A.pth``.
+
+    Args:
+        path: a run's folder, a checkpoint of it, or a file ending in .pth.
+        direction: AtoB takes G_A, BtoA takes G_B, averaged if the run averages; an official file is one generator.
+        which: of a run's folder: ``latest`` or ``best``.
+        device: ``auto``, ``cpu``, ``cuda`` …
+        fused: use the fused operators.
+
+    Raises:
+        CheckpointError: no such checkpoint, or of something else.
+    """
+    place = distributed.resolve_device(device)
+    if path.suffix == ".pth":
+        arguments = infer_generator(read_official(path))
+        if arguments is None:
+            raise checkpoint.CheckpointError(f"{path} does not hold a ResNet or U-Net generator of CycleGAN")
+        generator: nn.Module = build_generator(**arguments)
+        load_official(generator, path)
+        config, channels = None, arguments["in_channels"]
+    else:
+        file = checkpoint.locate(path, which)
+        config = load_config(file)
+        name = "G_A" if direction == "AtoB" else "G_B"
+        channels, others = config.input_nc, config.output_nc
+        if direction == "BtoA":
+            channels, others = others, channels
+        generator = build_generator(
+            config.netG, channels, others, ngf=config.ngf, norm=config.norm, dropout=not config.no_dropout
+        )
+        part = f"stateful/ema_{name}" if config.ema else f"networks/{name}"
+        generator.load_state_dict(checkpoint.read(file, only=f"state/{part}"))
+    generator.eval().requires_grad_(False)
+    if fused:
+        fuse(generator)
+    return Translator(generator.to(place), channels, place, config)
+
+
+def translate(
+    translator: Translator,
+    source: Path,
+    out: Path,
+    *,
+    preprocess: PreprocessMode = "none",
+    load_size: int = 286,
+    crop_size: int = 256,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Translates an image, or all images in a folder and below, to PNG files of the same names in ``out``.
+
+    Args:
+        translator: see :func:`load_translator`.
+        source: an image file or a folder.
+        out: a folder; made if it is not there.
+        preprocess, load_size, crop_size: as in training; ``none`` keeps each image's size, rounded to what the
+            generator needs.
+        overwrite: replace files that are there.
+        progress: called with (done, total).
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        DataError: nothing to translate, an unreadable image, or files that would be overwritten.
+    """
+    rule = Preprocess(preprocess, load_size, crop_size, False, translator.multiple).for_testing()
+    load: Callable[[int], Tensor]
+    if source.is_dir():
+        folder = SingleImageFolder(source, rule, channels=translator.in_channels)
+        names, load = [folder.name(i) for i in range(len(folder))], lambda i: folder.sample(i, None)
+    else:
+        picture = decode(source, translator.in_channels)
+        rule.check(*picture.size, source)
+        names = [source.stem]
+        load = lambda i: rule.finish(rule.prepare(picture), translator.in_channels, None)
+    targets = [out / f"{name}.png" for name in names]
+    there = [path for path in targets if path.exists()]
+    if there and not overwrite:
+        raise DataError(
+            f"{there[0]}{' and others' if len(there) > 1 else ''}: there already; give another folder, or "
+            "allow overwriting (--overwrite)"
+        )
+    if len(set(targets)) < len(targets):
+        raise DataError(f"{source}: two images differ in nothing but their extension, and would be one in {out}")
+    for i, target in enumerate(targets):
+        image = _pixels(translator(load(i)[None])[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image.save(target)
+        if progress:
+            progress(i + 1, len(targets))
+    return targets
+
+
+def _pixels(image: Tensor) -> Any:
+    """[C, H, W] in [−1, 1] → a picture of C channels."""
+    from PIL import Image
+
+    if image.size(0) == 1:
+        return Image.fromarray(sheet.to_uint8(image[None])[0, :, :, 0].contiguous().numpy())
+    return Image.fromarray(sheet.to_uint8(image[None])[0].numpy())
+
+
+def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
+    """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are."""
+    from fastgan.training.cyclegan import build_networks
+
+    file = checkpoint.locate(path, which)
+    config = load_config(file)
+    networks = build_networks(config)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, network in networks.items():
+        averaged = bool(config.ema) and name.startswith("G")
+        part = f"stateful/ema_{name}" if averaged else f"networks/{name}"
+        network.load_state_dict(checkpoint.read(file, only=f"state/{part}"))
+        written.append(out / f"latest_net_{name}.pth")
+        save_official(network, written[-1])
+    return written
+
+
+__all__ = ["Translator", "export_official", "load_config", "load_translator", "translate"]

@@ -1,0 +1,316 @@
+"""CycleGAN on folders: errors before anything is written, exact resume, inference, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastgan import cli
+from fastgan.data import DataError
+from fastgan.models import read_official
+from fastgan.training import checkpoint, cyclegan, inference, loop
+from fastgan.training.cyclegan import CycleGanConfig
+from fastgan.training.log import read_stats
+
+TINY = {
+    "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1, "pool_size": 2, "load_size": 20,
+    "crop_size": 16, "n_epochs": 2, "n_epochs_decay": 1, "batch_size": 2, "device": "cpu", "num_threads": 0,
+    "print_freq": 1, "display_freq": 0, "save_latest_freq": 4, "save_epoch_freq": 0, "tensorboard": False,
+    "progress": False,
+}  # fmt: skip
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for folder, count in (("trainA", 5), ("trainB", 7), ("testA", 2), ("testB", 2)):
+        for i in range(count):
+            draw(root / folder / f"{i}.png", seed=hash_of(folder, i))
+    return root
+
+
+def hash_of(folder: str, i: int) -> int:
+    return sum(map(ord, folder)) * 100 + i
+
+
+def settings(data: Path, **changes: Any) -> CycleGanConfig:
+    return CycleGanConfig(**{**TINY, "dataroot": data, "checkpoints_dir": data.parent / "runs", **changes})
+
+
+def lines(config: CycleGanConfig) -> list[dict[str, Any]]:
+    volatile = ("seconds", "images_per_second")
+    return [{k: v for k, v in x.items() if k not in volatile} for x in read_stats(config.folder / "stats.jsonl")]
+
+
+def assert_same_run(a: CycleGanConfig, b: CycleGanConfig) -> None:
+    assert lines(a) == lines(b)
+    left, right = (checkpoint.read(checkpoint.locate(c.folder)) for c in (a, b))
+    (_, mine), (_, theirs) = (checkpoint.flatten([t["state"], t["random"]]) for t in (left, right))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fused": False},
+        {"fused": True, "ema": 0.9, "no_dropout": False, "lr_policy": "plateau", "print_freq": 3},
+        {"gan_mode": "wgangp", "amp": "fp16"},
+    ],
+    ids=["plain", "everything", "penalty"],
+)
+def test_resume_is_exact(data: Path, changes: dict[str, Any]) -> None:
+    whole = settings(data, name="whole", **changes)
+    assert cyclegan.train(whole).step == 12  # 7 items, batches of 2, 3 epochs
+    cyclegan.train(settings(data, name="parts", max_steps=6, **changes))
+    parts = settings(data, name="parts", continue_train=True, **changes)
+    cyclegan.train(parts)
+    assert_same_run(whole, parts)
+
+
+def test_learning_rate_and_names_of_losses(data: Path) -> None:
+    config = settings(data, lr=1e-3, print_freq=2)
+    cyclegan.train(config)
+    got = lines(config)
+    assert {"G_A", "G_B", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B", "l1"} < set(got[0])
+    terms = sum(got[-1][k] for k in ("cycle_A", "cycle_B", "idt_A", "idt_B"))
+    assert terms == pytest.approx(got[-1]["l1"], rel=0.5)
+    assert [x["lr_G"] for x in got][::2] == pytest.approx([1e-3, 1e-3, 0.5e-3])
+
+
+def test_evaluates_pairs_and_keeps_the_best(data: Path) -> None:
+    config = settings(data, eval_freq=3, best_metric="l1_B", display_freq=6)
+    cyclegan.train(config)
+    scores = {x["step"]: x["l1_B"] for x in lines(config) if "l1_B" in x}
+    assert list(scores) == [3, 6, 9, 12]
+    best = checkpoint.locate(config.folder, "best")
+    assert best.name == f"step-{min(scores, key=scores.__getitem__):08d}.safetensors"
+    # The score is what a separate evaluation of that checkpoint's generator finds.
+    translator = inference.load_translator(config.folder, which="best", device="cpu", fused=False)
+    errors = []
+    for i in range(2):
+        a, b = (
+            torch.from_numpy(np.asarray(Image.open(data / f"test{x}" / f"{i}.png").resize((16, 16), 3)).copy())
+            for x in "AB"
+        )
+        a, b = (x.permute(2, 0, 1).float() / 127.5 - 1 for x in (a, b))
+        errors.append(float((translator(a[None])[0] - b).abs().mean()))
+    assert sum(errors) / 2 == pytest.approx(min(scores.values()), rel=1e-4)
+    sheets = sorted((config.folder / "sheets").iterdir())
+    assert [p.name for p in sheets] == ["step-00000006.png", "step-00000012.png"]
+    assert Image.open(sheets[0]).size == (6 * 18 + 2, 16 + 2 * 18 + 2)
+
+
+def break_missing(root: Path) -> None:
+    for path in (root / "trainB").iterdir():
+        path.unlink()
+    (root / "trainB").rmdir()
+
+
+def break_empty(root: Path) -> None:
+    for path in (root / "trainB").iterdir():
+        path.unlink()
+
+
+def break_corrupt(root: Path) -> None:
+    path = root / "trainA" / "3.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def break_small(root: Path) -> None:
+    draw(root / "trainB" / "2.png", 1, (10, 12))
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        (break_missing, {}, r"trainB.*no such folder"),
+        (break_empty, {}, r"trainB.*holds no image"),
+        (break_corrupt, {}, r"3\.png.*not a readable image"),
+        (break_small, {"preprocess": "crop"}, r"2\.png.*10×12.*smaller than the crop"),
+        (lambda root: None, {"preprocess": "none"}, r"batch_size must be 1, got 2"),
+        (lambda root: None, {"crop_size": 18, "load_size": 18}, r"multiple of 4.*got 18"),
+        (lambda root: None, {"device": "cuda"}, r"no CUDA device"),
+        (lambda root: None, {"pretrained": Path("nowhere")}, r"latest_net_G_A.pth: no such checkpoint"),
+    ],
+    ids=["missing", "empty", "corrupt", "small", "sizes", "multiple", "device", "pretrained"],
+)
+def test_bad_input_is_one_clear_error_and_writes_nothing(
+    data: Path, damage: Any, changes: dict[str, Any], message: str
+) -> None:
+    if torch.cuda.is_available() and "device" in changes:
+        pytest.skip("there is a GPU")
+    damage(data)
+    with pytest.raises(ValueError, match=message):
+        cyclegan.train(settings(data, **changes))
+    assert not (data.parent / "runs").exists()
+
+
+def test_checkpoint_of_other_networks_is_refused(data: Path) -> None:
+    cyclegan.train(settings(data, max_steps=1))
+    with pytest.raises(loop.RunError, match=r"ngf: 4 -> 6"):
+        cyclegan.train(settings(data, continue_train=True, ngf=6))
+    with pytest.raises(checkpoint.CheckpointError, match=r"does not fit G_A: .*size mismatch.* \(and 14 more\)$"):
+        cyclegan.train(settings(data, continue_train=True, ngf=6, allow_config_change=True))
+
+
+def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> None:
+    config = settings(data, max_steps=2, ema=0.5)
+    cyclegan.train(config)
+    written = inference.export_official(config.folder, tmp_path / "official")
+    assert [p.name for p in written] == [f"latest_net_{n}.pth" for n in ("G_A", "G_B", "D_A", "D_B")]
+    tree = checkpoint.read(checkpoint.locate(config.folder))
+    averaged = tree["state"]["stateful"]["ema_G_A"]
+    assert all(torch.equal(v, averaged[k]) for k, v in read_official(written[0]).items())
+    again = cyclegan.make(settings(data, pretrained=tmp_path / "official"))
+    assert all(torch.equal(v, averaged[k]) for k, v in again.networks["G_A"].state_dict().items())
+    direct = inference.load_translator(written[0], device="cpu")
+    ours = inference.load_translator(config.folder, device="cpu")
+    x = torch.rand(1, 3, 16, 20) * 2 - 1
+    assert torch.equal(direct(x), ours(x))
+
+
+def test_translate(data: Path, tmp_path: Path) -> None:
+    config = settings(data, max_steps=1)
+    cyclegan.train(config)
+    translator = inference.load_translator(config.folder, "BtoA", device="cpu")
+    draw(data / "odd" / "deep" / "x.jpg", 4, (30, 21))
+    out = tmp_path / "out"
+    made = inference.translate(translator, data / "odd", out)
+    assert made == [out / "deep" / "x.png"]
+    assert Image.open(made[0]).size == (32, 20)  # rounded to multiples of 4
+    with pytest.raises(DataError, match=r"x\.png: there already.*--overwrite"):
+        inference.translate(translator, data / "odd", out)
+    inference.translate(translator, data / "odd", out, overwrite=True)
+    one = inference.translate(translator, data / "testA" / "0.png", tmp_path / "one")
+    assert one == [tmp_path / "one" / "0.png"]
+    pixels = torch.from_numpy(np.asarray(Image.open(data / "testA" / "0.png")).copy()).permute(2, 0, 1).float()
+    expected = (translator(pixels[None] / 127.5 - 1)[0] + 1) * 127.5
+    got = torch.from_numpy(np.asarray(Image.open(one[0])).copy()).permute(2, 0, 1).float()
+    assert float((got - expected).abs().max()) <= 0.51
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "fastgan",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def flags(config: CycleGanConfig, **changes: Any) -> list[str]:
+    words = []
+    for name, value in {
+        **TINY,
+        "dataroot": config.dataroot,
+        "checkpoints_dir": config.checkpoints_dir,
+        **changes,
+    }.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
+def test_two_processes_equal_one_with_the_joint_batch(data: Path, gan_mode: str) -> None:
+    """Losses, pools and penalty included."""
+    draw(data / "trainB" / "7.png", seed=1)  # 8 items: the joint batches are whole
+    changes = {"gan_mode": gan_mode, "fused": False, "init_gain": 0.3, "max_steps": 3, "save_latest_freq": 2}
+    one = settings(data, name="one", **{**changes, "batch_size": 4})
+    cyclegan.train(one)
+    two = settings(data, name="two", **changes)
+    result = torchrun("train", "cyclegan", *flags(two, name="two", **changes))
+    assert result.returncode == 0, result.stderr
+    for single, double in zip(lines(one), lines(two), strict=True):
+        assert single.keys() == double.keys()
+        for name, value in single.items():
+            assert double[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (name, single["step"])
+    mine, theirs = (checkpoint.read(checkpoint.locate(c.folder))["state"] for c in (one, two))
+    for name in ("pool_D_A", "pool_D_B"):
+        for a, b in zip(mine["stateful"][name]["images"], theirs["stateful"][name]["images"], strict=True):
+            torch.testing.assert_close(b, a, rtol=2e-3, atol=2e-3)
+        assert torch.equal(mine["stateful"][name]["generator"], theirs["stateful"][name]["generator"])
+
+
+# --- the command line ---------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    return int(stopped.value.code or 0)
+
+
+def test_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(data)
+    words = flags(config, lambda_identity=0.1)
+    words[words.index("--load_size")] = "--load-size"  # dashes do as well
+    assert run("train", "cyclegan", *words, "--max_steps", "2", "--gpu_ids", "-1", "--model", "cycle_gan") == 0
+    saved = json.loads((config.folder / "config.json").read_text())
+    assert (saved["lambda_identity"], saved["load_size"], saved["device"]) == (0.1, 20, "cpu")
+    out = data.parent / "out"
+    assert run("translate", "--checkpoint", str(config.folder), "--input", str(data / "testA"), "--out", str(out)) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["0.png", "1.png"]
+    assert run("export", "--checkpoint", str(config.folder), "--out", str(out / "official")) == 0
+    capsys.readouterr()
+    assert run("train", "cyclegan", *words) == 1
+    assert "fastgan: error: " in (error := capsys.readouterr().err)
+    assert "--continue_train" in error
+    assert "Traceback" not in error
+
+
+def test_dry_run_prints_and_writes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(data)
+    assert run("train", "cyclegan", *flags(config), "--dry_run") == 0
+    text = capsys.readouterr().err
+    assert "G_A 0.0" in text
+    assert "12 (4 an epoch, 7 items)" in text
+    assert "MiB" in text
+    assert not config.folder.exists()
+
+
+def test_help_and_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+    assert run("train", "cyclegan", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--dataroot", "--lambda_A", "--n_epochs_decay", "--fused"))
+    assert run("train", "cycelgan") == 2
+    assert "did you mean 'train cyclegan'" in capsys.readouterr().err
+    assert run("train", "cyclegan") == 2  # no dataroot
+    assert run("train", "cyclegan", "--dataroot", "x", "--lambda_C", "3") == 2
+    assert run("train", "cyclegan", "--dataroot", "x", "--model", "pix2pix") == 1
+    assert "must be cycle_gan" in capsys.readouterr().err

@@ -1,0 +1,270 @@
+"""A step of the trainer against a plain one, written separately in the published order."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
+
+SIZE = 16
+
+
+class Pairs:
+    """A few random images of both domains."""
+
+    def __init__(self, count: int = 6, channels: int = 3, size: int = SIZE) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.images = torch.rand(2, count, channels, size, size, generator=generator) * 2 - 1
+
+    def __len__(self) -> int:
+        return self.images.size(1)
+
+    def sample(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        other = int(torch.randint(len(self), (), generator=generator))
+        return {"A": self.images[0, index], "B": self.images[1, other]}
+
+
+def tiny(**settings: Any) -> CycleGanConfig:
+    defaults = {
+        "dataroot": Path("none"), "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1,
+        "pool_size": 2, "device": "cpu", "num_threads": 0, "n_epochs": 1, "n_epochs_decay": 1, "batch_size": 2,
+        "print_freq": 1, "fused": False, "init_gain": 0.3,
+    }  # fmt: skip
+    return CycleGanConfig(**{**defaults, **settings})
+
+
+class Published:
+    """CycleGANModel.optimize_parameters, restated; decisions of the pools are drawn as the trainer seeds them."""
+
+    def __init__(self, nets: dict[str, nn.Module], config: CycleGanConfig) -> None:
+        self.nets, self.c = nets, config
+        betas = (config.beta1, 0.999)
+        self.adam_G = torch.optim.Adam([*nets["G_A"].parameters(), *nets["G_B"].parameters()], config.lr, betas)
+        self.adam_D = torch.optim.Adam([*nets["D_A"].parameters(), *nets["D_B"].parameters()], config.lr, betas)
+        self.stored: dict[str, list[Tensor]] = {"D_A": [], "D_B": []}
+        self.coins = {
+            "D_A": torch.Generator().manual_seed(config.seed),
+            "D_B": torch.Generator().manual_seed(config.seed + 1),
+        }
+        self.alphas = torch.Generator().manual_seed(config.seed + 2)
+
+    def criterion(self, prediction: Tensor, real: bool) -> Tensor:
+        if self.c.gan_mode == "lsgan":
+            return nn.MSELoss()(prediction, torch.tensor(1.0 if real else 0.0).expand_as(prediction))
+        if self.c.gan_mode == "vanilla":
+            return nn.BCEWithLogitsLoss()(prediction, torch.tensor(1.0 if real else 0.0).expand_as(prediction))
+        return -prediction.mean() if real else prediction.mean()
+
+    def pool(self, name: str, images: Tensor) -> Tensor:
+        stored, out = self.stored[name], []
+        if self.c.pool_size == 0:
+            return images.detach()
+        for image in images.detach().clone():
+            if len(stored) < self.c.pool_size:
+                stored.append(image)
+                out.append(image)
+            elif torch.rand((), generator=self.coins[name], dtype=torch.float64) > 0.5:
+                slot = int(torch.randint(self.c.pool_size, (), generator=self.coins[name]))
+                out.append(stored[slot])
+                stored[slot] = image
+            else:
+                out.append(image)
+        return torch.stack(out)
+
+    def penalty(self, net: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        alpha = torch.rand(len(real), generator=self.alphas)[:, None, None, None]
+        points = (alpha * real + (1 - alpha) * fake).requires_grad_()
+        (gradient,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+        return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean() * self.c.lambda_gp
+
+    def step(self, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+        G_A, G_B, D_A, D_B = (self.nets[k] for k in ("G_A", "G_B", "D_A", "D_B"))
+        fake_B = G_A(A)
+        rec_A = G_B(fake_B)
+        fake_A = G_B(B)
+        rec_B = G_A(fake_A)
+        for p in [*D_A.parameters(), *D_B.parameters()]:
+            p.requires_grad_(False)
+        self.adam_G.zero_grad()
+        out = {"idt_A": torch.zeros(()), "idt_B": torch.zeros(())}
+        if self.c.lambda_identity > 0:
+            out["idt_A"] = nn.L1Loss()(G_A(B), B) * self.c.lambda_B * self.c.lambda_identity
+            out["idt_B"] = nn.L1Loss()(G_B(A), A) * self.c.lambda_A * self.c.lambda_identity
+        out["G_A"] = self.criterion(D_A(fake_B), True)
+        out["G_B"] = self.criterion(D_B(fake_A), True)
+        out["cycle_A"] = nn.L1Loss()(rec_A, A) * self.c.lambda_A
+        out["cycle_B"] = nn.L1Loss()(rec_B, B) * self.c.lambda_B
+        (out["G_A"] + out["G_B"] + out["cycle_A"] + out["cycle_B"] + out["idt_A"] + out["idt_B"]).backward()
+        self.adam_G.step()
+        for p in [*D_A.parameters(), *D_B.parameters()]:
+            p.requires_grad_(True)
+        self.adam_D.zero_grad()
+        for name, net, real, made in (("D_A", D_A, B, fake_B), ("D_B", D_B, A, fake_A)):
+            fake = self.pool(name, made)
+            loss = (self.criterion(net(real), True) + self.criterion(net(fake.detach()), False)) * 0.5
+            if self.c.gan_mode == "wgangp":
+                loss = loss + self.penalty(net, real, fake)
+            loss.backward()
+            out[name] = loss
+        self.adam_D.step()
+        return {name: value.detach() for name, value in out.items()}
+
+
+def batches(count: int, rows: int = 2, channels: int = 3, size: int = SIZE) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(9)
+    return [
+        tuple(torch.rand(rows, channels, size, size, generator=generator) * 2 - 1 for _ in "AB")  # type: ignore[misc]
+        for _ in range(count)
+    ]
+
+
+def pair(config: CycleGanConfig) -> tuple[CycleGan, Published]:
+    """The trainer and the published step, from the same weights."""
+    task = CycleGan(config, Pairs())
+    torch.manual_seed(config.seed)
+    plain = build_networks(config)
+    for name, network in task.networks.items():
+        plain[name].load_state_dict(network.state_dict())
+    return task, Published(plain, config)
+
+
+def weights(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{n}.{k}": v.detach().clone() for n, net in nets.items() for k, v in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gan_mode": "vanilla", "netD": "basic", "norm": "batch"},
+        {"lambda_identity": 0.0, "netD": "pixel", "lambda_A": 7.0},
+        {"netG": "unet_32", "norm": "none", "lambda_B": 3.0, "pool_size": 0, "ngf": 2},
+    ],
+    ids=["lsgan", "vanilla", "no-identity", "unet"],
+)
+def test_plain_step_is_the_published_one_bit_for_bit(settings: dict[str, Any]) -> None:
+    config = tiny(**settings)
+    size = 32 if config.netG == "unet_32" or config.netD == "basic" else SIZE
+    task, published = pair(config)
+    for A, B in batches(4, size=size):
+        losses, expected = task.update(A, B), published.step(A, B)
+        for name, value in expected.items():
+            if name in losses or config.lambda_identity > 0:
+                assert losses[name] == value, name
+    for (name, got), expected_weight in zip(
+        weights(task.networks).items(), weights(published.nets).values(), strict=True
+    ):
+        assert torch.equal(got, expected_weight), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fused": True},
+        {"fused": True, "gan_mode": "wgangp"},
+        {"fused": True, "gan_mode": "vanilla", "netG": "unet_32", "ngf": 2},
+        {"fused": False, "gan_mode": "wgangp"},
+    ],
+    ids=str,
+)
+def test_step_is_the_published_one_within_rounding(settings: dict[str, Any]) -> None:
+    """First step: losses, then gradients (compared as Adam's first moments)."""
+    config = tiny(**settings)
+    task, published = pair(config)
+    ((A, B),) = batches(1, size=32)
+    losses, expected = task.update(A, B), published.step(A, B)
+    for name in expected:
+        torch.testing.assert_close(losses[name], expected[name], rtol=1e-5, atol=1e-6)
+    l1 = sum(expected[k] for k in ("cycle_A", "cycle_B", "idt_A", "idt_B"))
+    torch.testing.assert_close(losses["l1"], l1, rtol=1e-5, atol=1e-6)
+    for optimizer, plain in ((task.optimizer_G, published.adam_G), (task.optimizer_D, published.adam_D)):
+        ours = [optimizer.state[p]["exp_avg"] for p in optimizer.param_groups[0]["params"]]
+        theirs = [plain.state[p]["exp_avg"] for p in plain.param_groups[0]["params"]]
+        scale = max(float(g.abs().max()) for g in theirs)
+        for got, want in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batched_calls": True}, {"accumulate": 2}, {"recompute": True}, {"channels_last": "on"}, {"accumulate": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
+def test_options_do_not_change_the_result(options: dict[str, Any], gan_mode: str) -> None:
+    plain = CycleGan(tiny(gan_mode=gan_mode, batch_size=4), Pairs())
+    other = CycleGan(tiny(gan_mode=gan_mode, batch_size=4, **options), Pairs())
+    for A, B in batches(2, rows=4):
+        expected, losses = plain.update(A, B), other.update(A, B)
+        assert expected.keys() == losses.keys()
+        for name in expected:
+            torch.testing.assert_close(losses[name], expected[name], rtol=2e-4, atol=1e-5)
+    for optimizer in ("optimizer_G", "optimizer_D"):
+        theirs = getattr(plain, optimizer)
+        ours = getattr(other, optimizer)
+        scale = max(float(s["exp_avg"].abs().max()) for s in theirs.state.values())
+        for p, q in zip(theirs.param_groups[0]["params"], ours.param_groups[0]["params"], strict=True):
+            torch.testing.assert_close(
+                ours.state[q]["exp_avg"], theirs.state[p]["exp_avg"], rtol=1e-2, atol=1e-3 * scale
+            )
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_autocast_stays_near(amp: str) -> None:
+    plain, low = CycleGan(tiny(), Pairs()), CycleGan(tiny(amp=amp, fused=True), Pairs())
+    for A, B in batches(3):
+        expected, losses = plain.update(A, B), low.update(A, B)
+        for name in expected:
+            torch.testing.assert_close(losses[name].float(), expected[name], rtol=0.05, atol=0.05)
+    assert all(p.isfinite().all() for net in low.networks.values() for p in net.parameters())
+
+
+def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
+    task = CycleGan(tiny(lr=0.0), Pairs())
+    ((A, B),) = batches(1)
+    task.update(A, B)
+    got = [p.grad.clone() for n in ("D_A", "D_B") for p in task.networks[n].parameters()]
+    fake = {"D_A": task.networks["G_A"](A), "D_B": task.networks["G_B"](B)}
+    expected = []
+    for name, real in (("D_A", B), ("D_B", A)):
+        net = task.networks[name]
+        loss = 0.5 * (nnf.mse_loss(net(real), torch.ones_like(net(real))) + net(fake[name].detach()).square().mean())
+        expected += torch.autograd.grad(loss, list(net.parameters()))
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_nc": 1}, "identity loss needs as many input as output channels"),
+        ({"gan_mode": "wgangp", "norm": "batch"}, "norm must be instance or none, got batch"),
+        ({"batched_calls": True, "norm": "batch"}, "batched_calls changes the result of norm batch"),
+        ({"accumulate": 3}, "accumulate must be between 1 and batch_size 2, got 3"),
+        ({"epoch_count": 5}, "nothing to train: epoch_count 5"),
+        ({"device": "cuda:9"}, "cuda:9"),
+        ({"netG": "resnet"}, "got 'resnet'"),
+        ({"ema": 1.5}, r"in \[0, 1\), got 1.5"),
+        ({"pool_size": -1}, "pool_size must be at least 0, got -1"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CycleGan(tiny(**settings), Pairs())
+
+
+def test_grey_to_colour() -> None:
+    config = dataclasses.replace(tiny(input_nc=1, lambda_identity=0.0))
+    task = CycleGan(config, Pairs())
+    ((A, B),) = batches(1)
+    assert torch.isfinite(task.update(A[:, :1], B)["G_A"])
+    made = task.translate(A[:, :1], B)
+    assert made["fake_B"].shape == B.shape
+    assert made["fake_A"].shape == A[:, :1].shape
