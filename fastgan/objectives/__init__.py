@@ -21,6 +21,7 @@ from fastgan.objectives.gan import Minimax, NonSaturating
 from fastgan.objectives.hinge import Hinge, SpectralNormHinge
 from fastgan.objectives.loss_sensitive import LossSensitive
 from fastgan.objectives.lsgan import LeastSquares
+from fastgan.objectives.sliced import Sliced
 from fastgan.objectives.wgan import Wasserstein, WassersteinOneSided, WassersteinPenalty
 
 __all__ = ["OBJECTIVES", "CriticSchedule", "Defaults", "Objective", "Requirements", "Terms", "make", "options"]
@@ -39,6 +40,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     **{f"fgan-{name}": functools.partial(FDivergence, divergence=name) for name in DIVERGENCES},
     "ebgan": EnergyBased,
     "loss-sensitive": LossSensitive,
+    "sliced": Sliced,
 }
 """Name to a callable that makes the objective from its hyper-parameters."""
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 Critic = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
@@ -51,6 +52,8 @@ class Defaults:
     batch_size: int = 64
     clip: float | None = None
     """Weights of the critic are clamped to [-clip, clip] before each of its steps."""
+    decay: Literal["none", "linear"] = "none"
+    """Learning rates stay, or fall linearly to 0 over the run."""
 
 
 DCGAN = Defaults("Radford et al. 2015 (DCGAN), section 4", batch_size=128)
@@ -82,6 +85,10 @@ class Objective:
     defaults: ClassVar[Defaults] = DCGAN
     toy: ClassVar[dict[str, Any]] = {}
     """Hyper-parameters for two-dimensional toys, where they differ from those for images."""
+
+    def settings(self, architecture: str, toy: bool) -> Defaults:
+        """The authors' settings for an architecture (a name of ``fastgan.models``), or for a two-dimensional toy."""
+        return self.defaults
 
     joint: bool = field(default=False)
     """Judge real and fake in one call of the critic: fewer, larger kernels and the same result, unless the critic
@@ -139,6 +146,7 @@ class Classifier(Objective):
 
 def forward_features(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
     """The critic's output and the features [N, F] of its last hidden layer, from one pass."""
+    critic = critic.module if isinstance(critic, DistributedDataParallel) else critic
     method = getattr(critic, "forward_features", None)
     if method is None:
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,15 @@ class WassersteinPenalty(Wasserstein):
     one_sided: ClassVar[bool] = False
 
     weight: float = 10.0
+
+    def settings(self, architecture: str, toy: bool) -> Defaults:
+        if toy:  # the authors' toy code
+            return replace(self.defaults, betas=(0.5, 0.9), batch_size=256)
+        if architecture == "wgan-gp":  # their CIFAR-10 code
+            return replace(self.defaults, betas=(0.5, 0.9))
+        if architecture == "resnet":  # appendix F
+            return replace(self.defaults, lr_critic=2e-4, lr_generator=2e-4, decay="linear")
+        return self.defaults
 
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None

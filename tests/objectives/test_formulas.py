@@ -12,6 +12,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from fastgan import objectives
+from fastgan.functional.sliced_wasserstein import random_directions
 
 N = 23
 
@@ -330,3 +331,20 @@ def test_patch_critics():
         for joint in (False, True):
             objective = objectives.make(name, joint=joint)
             assert all(t.dim() == 0 and t.isfinite() for t in objective.critic_loss(critic, real, fake).values())
+
+
+def test_sliced_is_the_squared_distance_and_has_no_critic():
+    real, fake = torch.randn(2, 31, 2, 3)
+    fake.requires_grad_()
+    objective = objectives.make("sliced", n_projections=7)
+    assert objective.critic_loss(first_column, real, fake) == {}
+    terms = objective.generator_loss(first_column, real, fake, generator=torch.Generator().manual_seed(5))
+    directions = random_directions(7, real.flatten(1), torch.Generator().manual_seed(5)).numpy().astype(np.float64)
+    project = lambda x: np.sort(x.detach().numpy().reshape(31, 6) @ directions.T, axis=0)
+    assert directions.shape == (7, 6)
+    assert terms["sliced_wasserstein"].item() == pytest.approx(((project(real) - project(fake)) ** 2).mean(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(terms["sliced_wasserstein"], fake)
+    assert gradient.shape == fake.shape
+    assert gradient.abs().sum() > 0
+    same = objective.generator_loss(first_column, real, real.clone().requires_grad_())
+    assert same["sliced_wasserstein"].item() == 0.0

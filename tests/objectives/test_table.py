@@ -24,7 +24,7 @@ def test_every_row_is_whole(name):
 
 
 def test_unknown_names_and_options_are_refused():
-    with pytest.raises(ValueError, match=r"name must be one of gan, .*, got 'wgan_gp'"):
+    with pytest.raises(ValueError, match=r"name must be one of gan, .*sliced, got 'wgan_gp'"):
         objectives.make("wgan_gp")
     with pytest.raises(ValueError, match=r"'wgan' has no option 'weight'; it has joint"):
         objectives.make("wgan", weight=10.0)
@@ -58,6 +58,7 @@ def test_published_defaults():
     assert (d["sngan"].lr_critic, d["sngan"].betas, d["sngan"].schedule.n) == (2e-4, (0.0, 0.9), 5)
     assert objectives.make("sngan").requires.spectral_norm
     assert (objectives.options("dragan")["weight"], objectives.options("dragan")["spread"]) == (10.0, 0.5)
+    assert objectives.make("sliced").requires.output == "none"
     assert d["hinge"].lr_critic != d["hinge"].lr_generator
 
 
