@@ -22,7 +22,6 @@ def _report(module: str, *args: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not aot.STEMS, reason="no stem is registered")
 def test_every_kernel_is_within_its_budget() -> None:
     lines = _report("fastgan.kernels.triton.aot", "--json")
     assert {line["arch"] for line in lines} == set(aot.ARCHITECTURES)

@@ -40,7 +40,7 @@ import torch
 
 from fastgan.kernels.triton._launch import Launch, record
 
-STEMS: tuple[str, ...] = ()
+STEMS: tuple[str, ...] = ("instance_norm",)
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Case:
-    """A call on meta tensors, and the budget of each launch that it makes, in order."""
+    """A call on meta tensors, the budget of each launch that it makes, in order, and for which architectures."""
 
     name: str
     run: Callable[[], object]
     budgets: tuple[Budget, ...]
+    archs: tuple[int, ...] = (80, 90, 100)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def report(archs: tuple[int, ...] = tuple(ARCHITECTURES), stems: tuple[str, ...]
         for stem in stems:
             module = importlib.import_module(f"fastgan.kernels.triton.{stem}")
             for case in module.aot_cases():
+                if arch not in case.archs:
+                    continue
                 with record(ARCHITECTURES[arch].multiprocessors) as launches:
                     case.run()
                 if len(launches) != len(case.budgets):

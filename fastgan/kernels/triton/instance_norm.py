@@ -1,0 +1,977 @@
+r"""Instance norm + affine + residual + activation + reflection padding, its backward and double backward, in Triton.
+
+The formulas are in :mod:`fastgan.reference.instance_norm`. Every kernel works on tiles [planes, elements]: in NCHW a
+plane's elements lie next to each other, in channels_last its neighbours' do, and a tile takes whole 128-bit rows of
+channels. One source serves both, with the offset of element m of a plane its base + m, or base + m C.
+
+**Regimes**, chosen by :func:`setting` from bucketed sizes. With B the bytes of x, and B' those of the padded tensor:
+
+=================  ============================================  =======================  ============================
+                   where                                         forward                  backward; double backward
+=================  ============================================  =======================  ============================
+resident           a plane's elements fit in one program's       B + B'                   2B + B'; 3B + 2B'
+                   registers: read once, written once
+resident, grouped  many small planes share a program             the same                 the same
+split              a plane is cut in `splits` pieces: one        2B + B'                  3B + 2B'; 5B + 3B'
+                   launch reduces each, a second merges the
+                   pieces' sums and reads the plane again, from
+                   its end, which the L2 still holds
+=================  ============================================  =======================  ============================
+
+A residual adds B to each (2B where a split kernel must find the activation's cut twice), its gradient B. With
+padding, forward and the double backward write the padded tensor by gathering from the plane again: those reads hit
+the cache that the reduction has just filled, and are not counted. The backward of padding, which adds each border
+element's copies to it, is a gather too: element (h, w) reads its up to nine copies; masked-off reads move nothing.
+
+Statistics are float32: two passes over registers in a resident program; per-lane Welford updates in a split one,
+merged by Chan's formula across lanes and then across pieces. The merge is done by every program of the second launch
+in the same order, so results are deterministic and there are no atomics. Offsets across planes are 64-bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgan.kernels import layout
+from fastgan.kernels.dispatch import Call
+from fastgan.kernels.triton._launch import launch, multiprocessors, unsupported_device, unsupported_dtype
+from fastgan.kernels.triton.aot import Budget, Case
+
+_ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2}
+
+
+def supports(call: Call) -> str | None:
+    """None when these kernels serve the call, else the reason why not."""
+    return unsupported_device(call) or unsupported_dtype(call)
+
+
+# fmt: off
+# --- addressing ---------------------------------------------------------------------------------------------------
+# CL: channels last. BP, BM: planes and elements of a tile. D, H, W: the plane's sizes (D = H = 1 where it has fewer
+# dimensions). RES: 0 no residual, 1 one that lies in memory as x does, 2 one with strides rs_*.
+
+
+@triton.jit
+def _aligned(C, M, M_out, CL: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr):
+    """C, M and M_out, such that the compiler sees which power of two divides the contiguous ones."""
+    if CL:
+        return C // ALIGN * ALIGN, M, M_out
+    else:
+        return C, M // ALIGN * ALIGN, M_out // ALIGN_OUT * ALIGN_OUT
+
+
+@triton.jit
+def _planes(program, planes, C, CL: tl.constexpr, BP: tl.constexpr):
+    """Indices in [N, C], in N and in C (64-bit) of a program's planes [BP], and which exist; n may be scalar."""
+    lane = tl.arange(0, BP)
+    if CL:
+        blocks = tl.cdiv(C, BP)
+        n = (program // blocks).to(tl.int64)
+        c = (program % blocks) * BP + lane
+        plane = n * C + c
+        valid = c < C
+    else:
+        plane = program.to(tl.int64) * BP + lane
+        n = plane // C
+        c = plane % C
+        valid = plane < planes
+    return plane, n, c, valid
+
+
+@triton.jit
+def _base(plane, n, c, C, M, CL: tl.constexpr):
+    """Offset of each plane's first element in a dense tensor whose planes have M elements."""
+    return (n * M * C + c if CL else plane * M)[:, None]
+
+
+@triton.jit
+def _within(m, C, CL: tl.constexpr):
+    """Offset of element m within its plane, in a dense tensor."""
+    return (m.to(tl.int64) * C if CL else m)[None, :]
+
+
+@triton.jit
+def _coordinates(m, H: tl.constexpr, W: tl.constexpr):
+    return m // (H * W), (m // W) % H, m % W
+
+
+@triton.jit
+def _load_residual(residual, p_plane, m, mask, C, rs_d, rs_h, rs_w, H: tl.constexpr, W: tl.constexpr,
+                   CL: tl.constexpr, RES: tl.constexpr):  # fmt: skip
+    """[BP, BM]; p_plane from :func:`_residual_base`."""
+    if RES == 0:
+        return 0.0
+    elif RES == 1:
+        return tl.load(residual + p_plane + _within(m, C, CL), mask, other=0).to(tl.float32)
+    else:
+        d, h, w = _coordinates(m, H, W)
+        offset = d.to(tl.int64) * rs_d + h.to(tl.int64) * rs_h + w.to(tl.int64) * rs_w
+        return tl.load(residual + p_plane + offset[None, :], mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def _residual_base(base, n, c, rs_n, rs_c, RES: tl.constexpr):
+    if RES == 2:
+        return (n * rs_n + c.to(tl.int64) * rs_c)[:, None]
+    else:
+        return base
+
+
+@triton.jit
+def _reflect(i, SIZE: tl.constexpr, PAD: tl.constexpr):
+    """Which element of a dimension its padded element i copies."""
+    return SIZE - 1 - tl.abs(SIZE - 1 - tl.abs(i - PAD))
+
+
+@triton.jit
+def _source(j, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr):
+    """Which element of the plane element j of the padded plane copies."""
+    if PAD == 0:
+        return j
+    else:
+        m = _reflect(j % (W + 2 * PAD), W, PAD)
+        if H > 1:
+            m += W * _reflect((j // (W + 2 * PAD)) % (H + 2 * PAD), H, PAD)
+        if D > 1:
+            m += W * H * _reflect(j // ((W + 2 * PAD) * (H + 2 * PAD)), D, PAD)
+        return m
+
+
+@triton.jit
+def _copy(i, which: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr):
+    """Where padding puts element i of a dimension (0: in the middle; 1, 2: mirrored before and behind), and if so."""
+    if which == 0:
+        return i + PAD, i >= 0
+    elif which == 1:
+        return PAD - i, (i >= 1) & (i <= PAD)
+    else:
+        return 2 * (SIZE - 1) - i + PAD, (i >= SIZE - 1 - PAD) & (i <= SIZE - 2)
+
+
+@triton.jit
+def _load_folded(grad, base, m, mask, C, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+                 CL: tl.constexpr):  # fmt: skip
+    """The padded gradient, each element's copies added to it: [BP, BM]."""
+    if PAD == 0:
+        return tl.load(grad + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+    else:
+        d, h, w = _coordinates(m, H, W)
+        total = tl.zeros(mask.shape, tl.float32)
+        for i in tl.static_range(3 if D > 1 else 1):
+            for j in tl.static_range(3 if H > 1 else 1):
+                for k in tl.static_range(3):
+                    if D > 1:
+                        at_d, in_d = _copy(d, i, D, PAD)
+                    else:
+                        at_d, in_d = d, d >= 0
+                    if H > 1:
+                        at_h, in_h = _copy(h, j, H, PAD)
+                    else:
+                        at_h, in_h = h, h >= 0
+                    at_w, in_w = _copy(w, k, W, PAD)
+                    at = (at_d * (H + 2 * PAD if H > 1 else 1) + at_h) * (W + 2 * PAD) + at_w
+                    exists = mask & (in_d & in_h & in_w)[None, :]
+                    total += tl.load(grad + base + _within(at, C, CL), exists, other=0).to(tl.float32)
+        return total
+
+
+@triton.jit
+def _parameter(pointer, c, valid, absent: tl.constexpr):
+    """weight or bias of each plane [BP, 1], or what stands for an absent one."""
+    if pointer is None:
+        return absent
+    else:
+        return tl.load(pointer + c, valid, other=0).to(tl.float32)[:, None]
+
+
+# --- pieces of the formulas ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _activate(z, slope, ACT: tl.constexpr):
+    if ACT == 1:
+        return tl.where(z <= 0, 0.0, z)  # keeps NaN, as torch.relu does
+    elif ACT == 2:
+        return tl.where(z > 0, z, z * slope)
+    else:
+        return z
+
+
+@triton.jit
+def _derivative(z, slope, ACT: tl.constexpr):
+    """act'(z)."""
+    if ACT == 1:
+        return tl.where(z > 0, 1.0, 0.0)
+    elif ACT == 2:
+        return tl.where(z > 0, 1.0, slope)
+    else:
+        return 1.0
+
+
+@triton.jit
+def _rstd(variance, eps):
+    return 1.0 / tl.sqrt_rn(variance + eps)
+
+
+@triton.jit
+def _pieces(M, CHUNK, SPLITS: tl.constexpr):
+    """How many elements each piece of a plane has: [1, SPLITS]."""
+    start = tl.arange(0, SPLITS).to(tl.int64)[None, :] * CHUNK
+    return tl.minimum(tl.maximum(M - start, 0), CHUNK).to(tl.float32)
+
+
+@triton.jit
+def _merge_sums(sums, plane, valid, planes, M, which: tl.constexpr, SPLITS: tl.constexpr):
+    """The mean of the `which`-th sum over all pieces: [BP, 1]. sums [which, planes, SPLITS]."""
+    at = sums + (which * planes + plane)[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+    return tl.sum(tl.load(at, valid[:, None], other=0), 1, keep_dims=True) / M
+
+
+# --- forward ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start, stop,
+                      rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                      PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
+                      BM: tl.constexpr):  # fmt: skip
+    """Elements start to stop of the (padded) result, from x in memory."""
+    for at in range(start, stop, BM):
+        j = at + tl.arange(0, BM)
+        mask = valid[:, None] & (j < M_out)[None, :]
+        m = _source(j, D, H, W, PAD)
+        b_x = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+        z = (b_x - mu) * scale + b
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+        tl.store(y + p_y + _within(j, C, CL), _activate(z, slope, ACT).to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def forward_resident(
+    x, weight, bias, residual, y, mean, rstd, planes, C, M, M_out, rs_n, rs_c, rs_d, rs_h, rs_w, eps, slope,
+    D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr,
+    RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+):
+    """Reads each plane once into registers: B + B' bytes (+ B for a residual)."""
+    eps, slope = tl.cast(eps, tl.float32), tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    base = _base(plane, n, c, C, M, CL)
+    m = tl.arange(0, BM)
+    mask = valid[:, None] & (m < M)[None, :]
+    b_x = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+    mu = tl.sum(b_x, 1, keep_dims=True) / M
+    centred = tl.where(mask, b_x - mu, 0.0)
+    r = _rstd(tl.sum(centred * centred, 1, keep_dims=True) / M, eps)
+    tl.store(mean + plane[:, None], mu, valid[:, None])
+    tl.store(rstd + plane[:, None], r, valid[:, None])
+    scale = r * _parameter(weight, c, valid, 1.0)
+    b = _parameter(bias, c, valid, 0.0)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    if PAD == 0:
+        z = centred * scale + b
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+        tl.store(y + base + _within(m, C, CL), _activate(z, slope, ACT).to(y.dtype.element_ty), mask)
+    else:
+        BO: tl.constexpr = BM if BP * BM <= 4096 else 4096 // BP
+        p_y = _base(plane, n, c, C, M_out, CL)
+        _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, 0, M_out,
+                          rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BO)  # fmt: skip
+
+
+@triton.jit
+def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, ALIGN: tl.constexpr,
+                    BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
+    """Mean, from the plane's first element, and sum of squared deviations of one piece of each plane: B bytes.
+
+    CHUNK is a multiple of BM.
+    """
+    C, M, _ = _aligned(C, M, M, CL, ALIGN, ALIGN)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    base = _base(plane, n, c, C, M, CL)
+    split = tl.program_id(1)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    stop = tl.minimum(start + CHUNK, M)
+    # About the plane's first element: means are then rounded at the scale of the deviations, however far x is off.
+    origin = tl.load(x + base, valid[:, None], other=0).to(tl.float32)
+    lane_mean = tl.zeros([BP, BM], tl.float32)
+    lane_square = tl.zeros([BP, BM], tl.float32)
+    seen = 0.0
+    for at in range(start, stop, BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        b_x = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32) - origin
+        seen += 1.0
+        step = tl.where(mask, b_x - lane_mean, 0.0)
+        lane_mean += step * (1.0 / seen)
+        lane_square += step * tl.where(mask, b_x - lane_mean, 0.0)
+    # Only a plane's last tile is ragged: the lanes beyond its end have seen one element less.
+    lane = start + tl.arange(0, BM)
+    count = tl.maximum((stop - lane + (BM - 1)) // BM, 0).to(tl.float32)[None, :]
+    total = tl.maximum((stop - start).to(tl.float32), 1.0)
+    mu = tl.sum(lane_mean * count, 1, keep_dims=True) / total
+    apart = lane_mean - mu
+    square = tl.sum(lane_square + count * apart * apart, 1, keep_dims=True)
+    at = (plane * SPLITS + split)[:, None]
+    tl.store(means + at, mu, valid[:, None])
+    tl.store(squares + at, square, valid[:, None])
+
+
+@triton.jit
+def forward_apply(
+    x, weight, bias, residual, y, mean, rstd, means, squares, planes, C, M, M_out, CHUNK, CHUNK_OUT, rs_n, rs_c,
+    rs_d, rs_h, rs_w, eps, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+    CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
+):
+    """Merges the pieces' moments and writes one piece of each result: B + B' bytes (+ B for a residual)."""
+    eps, slope = tl.cast(eps, tl.float32), tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    # From the end: what the first launch read last is still in the L2.
+    plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
+    split = tl.num_programs(1) - 1 - tl.program_id(1)
+    pieces = plane[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+    count = _pieces(M, CHUNK, SPLITS)
+    b_means = tl.load(means + pieces, valid[:, None], other=0)
+    mu = tl.sum(b_means * count, 1, keep_dims=True) / M
+    apart = b_means - mu
+    squares_sum = tl.sum(tl.load(squares + pieces, valid[:, None], other=0) + count * apart * apart, 1, keep_dims=True)
+    r = _rstd(squares_sum / M, eps)
+    base = _base(plane, n, c, C, M, CL)
+    mu += tl.load(x + base, valid[:, None], other=0).to(tl.float32)
+    if split == 0:
+        tl.store(mean + plane[:, None], mu, valid[:, None])
+        tl.store(rstd + plane[:, None], r, valid[:, None])
+    scale = r * _parameter(weight, c, valid, 1.0)
+    b = _parameter(bias, c, valid, 0.0)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    p_y = _base(plane, n, c, C, M_out, CL)
+    start = (split.to(tl.int64) * CHUNK_OUT).to(M_out.dtype)
+    _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start,
+                      tl.minimum(start + CHUNK_OUT, M_out), rs_d, rs_h, rs_w, slope,
+                      D, H, W, PAD, CL, ACT, RES, BM)  # fmt: skip
+
+
+# --- backward -----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+                D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+                ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
+    """xhat and g of elements m: [BP, BM]."""
+    b_grad = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL)
+    xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+                          H, W, CL, ACT, RES)  # fmt: skip
+    return xhat, b_grad * cut
+
+
+@triton.jit
+def _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope, H: tl.constexpr,
+              W: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
+    """xhat and act'(z) of elements m: [BP, BM]."""
+    centred = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32) - mu
+    # The forward pass rounds z in the same way.
+    z = centred * (r * w) + b
+    if ACT != 0:
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+    return centred * r, _derivative(z, slope, ACT)
+
+
+@triton.jit
+def _store(pointer, base, m, value, mask, C, CL: tl.constexpr):
+    tl.store(pointer + base + _within(m, C, CL), value.to(pointer.dtype.element_ty), mask)
+
+
+@triton.jit
+def _statistics(mean, rstd, weight, bias, plane, c, valid):
+    """mu, r, w and b of each plane: [BP, 1]."""
+    mu = tl.load(mean + plane, valid, other=0)[:, None]
+    r = tl.load(rstd + plane, valid, other=0)[:, None]
+    return mu, r, _parameter(weight, c, valid, 1.0), _parameter(bias, c, valid, 0.0)
+
+
+@triton.jit
+def backward_resident(
+    grad, x, weight, bias, residual, mean, rstd, grad_x, grad_z, m1, m2, planes, C, M, M_out, rs_n, rs_c, rs_d,
+    rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """Reads grad and x once: 2B + B' bytes (+ B for a residual, + B for grad_z)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    base = _base(plane, n, c, C, M, CL)
+    m = tl.arange(0, BM)
+    mask = valid[:, None] & (m < M)[None, :]
+    xhat, g = _load_terms(grad, x, residual, base, _base(plane, n, c, C, M_out, CL),
+                          _residual_base(base, n, c, rs_n, rs_c, RES), m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w,
+                          slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+    mean_1 = tl.sum(g, 1, keep_dims=True) / M
+    mean_2 = tl.sum(g * xhat, 1, keep_dims=True) / M
+    tl.store(m1 + plane[:, None], mean_1, valid[:, None])
+    tl.store(m2 + plane[:, None], mean_2, valid[:, None])
+    _store(grad_x, base, m, (r * w) * (g - mean_1 - xhat * mean_2), mask, C, CL)
+    if grad_z is not None:
+        _store(grad_z, base, m, g, mask, C, CL)
+
+
+@triton.jit
+def backward_sums(
+    grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
+    slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    BM: tl.constexpr, SPLITS: tl.constexpr,
+):
+    """Sums of g and of g xhat over one piece of each plane: B + B' bytes (+ B for a residual)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    base = _base(plane, n, c, C, M, CL)
+    p_grad = _base(plane, n, c, C, M_out, CL)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    split = tl.program_id(1)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    sum_1 = tl.zeros([BP, BM], tl.float32)
+    sum_2 = tl.zeros([BP, BM], tl.float32)
+    for at in range(start, tl.minimum(start + CHUNK, M), BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+        sum_1 += g
+        sum_2 += g * xhat
+    at = sums + (plane * SPLITS + split)[:, None]
+    tl.store(at, tl.sum(sum_1, 1, keep_dims=True), valid[:, None])
+    tl.store(at + tl.cast(planes, tl.int64) * SPLITS, tl.sum(sum_2, 1, keep_dims=True), valid[:, None])
+
+
+@triton.jit
+def backward_apply(
+    grad, x, weight, bias, residual, mean, rstd, sums, grad_x, grad_z, m1, m2, planes, C, M, M_out, CHUNK, rs_n,
+    rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+    CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
+):
+    """Merges the sums and writes one piece of each gradient: 2B + B' bytes (+ B for a residual, + B for grad_z)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
+    split = tl.num_programs(1) - 1 - tl.program_id(1)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    mean_1 = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
+    mean_2 = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
+    if split == 0:
+        tl.store(m1 + plane[:, None], mean_1, valid[:, None])
+        tl.store(m2 + plane[:, None], mean_2, valid[:, None])
+    base = _base(plane, n, c, C, M, CL)
+    p_grad = _base(plane, n, c, C, M_out, CL)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    for at in range(start, tl.minimum(start + CHUNK, M), BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+        _store(grad_x, base, m, (r * w) * (g - mean_1 - xhat * mean_2), mask, C, CL)
+        if grad_z is not None:
+            _store(grad_z, base, m, g, mask, C, CL)
+
+
+# --- double backward ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gradient_of_grad(u, xhat, cut, mean_u, a, s, v_w, v_b, v_r):
+    return (s * (u - mean_u - xhat * a) + v_w * xhat + v_b + v_r) * cut
+
+
+@triton.jit
+def _gradient_of_x(u, xhat, g, mean_u, a, q, mean_1, mean_2, r, s, v_w):
+    curved = (u - mean_u) * mean_2 + (g - mean_1) * a + xhat * (q - mean_u * mean_1 - 3.0 * a * mean_2)
+    return r * (v_w * (g - mean_1 - xhat * mean_2) - s * curved)
+
+
+@triton.jit
+def _write_padded_gradient_of_grad(
+    u, v_residual, x, residual, grad_grad, base, p_residual, p_out, valid, mu, r, w, b, mean_u, a, v_w, v_b, C,
+    M_out, start, stop, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, BM: tl.constexpr,
+):
+    """Elements start to stop of the padded gradient of grad, from its arguments in memory."""
+    for at in range(start, stop, BM):
+        j = at + tl.arange(0, BM)
+        mask = valid[:, None] & (j < M_out)[None, :]
+        m = _source(j, D, H, W, PAD)
+        b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+        xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+                              H, W, CL, ACT, RES)  # fmt: skip
+        _store(grad_grad, p_out, j, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
+
+
+@triton.jit
+def double_resident(
+    u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2, grad_grad, grad_x,
+    grad_weight, planes, C, M, M_out, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr,
+    W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr,
+    ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+):
+    """Reads u, grad and x once: 3B + 2B' bytes (+ B for a residual, + B for v_residual)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    mean_1 = tl.load(m1 + plane, valid, other=0)[:, None]
+    mean_2 = tl.load(m2 + plane, valid, other=0)[:, None]
+    v_w = _parameter(v_weight, c, valid, 0.0)
+    v_b = _parameter(v_bias, c, valid, 0.0)
+    base = _base(plane, n, c, C, M, CL)
+    p_grad = _base(plane, n, c, C, M_out, CL)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    m = tl.arange(0, BM)
+    mask = valid[:, None] & (m < M)[None, :]
+    b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+    xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+                          H, W, CL, ACT, RES)  # fmt: skip
+    g = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL) * cut
+    mean_u = tl.sum(b_u, 1, keep_dims=True) / M
+    a = tl.sum(b_u * xhat, 1, keep_dims=True) / M
+    q = tl.sum(b_u * g, 1, keep_dims=True) / M
+    tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
+    _store(grad_x, base, m, _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w), mask, C, CL)
+    if PAD == 0:
+        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+        _store(grad_grad, base, m, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
+    else:
+        BO: tl.constexpr = BM if BP * BM <= 4096 else 4096 // BP
+        _write_padded_gradient_of_grad(
+            u, v_residual, x, residual, grad_grad, base, p_residual, p_grad, valid, mu, r, w, b, mean_u, a, v_w, v_b,
+            C, M_out, 0, M_out, rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BO,
+        )  # fmt: skip
+
+
+@triton.jit
+def double_sums(
+    u, grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
+    slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    BM: tl.constexpr, SPLITS: tl.constexpr,
+):
+    """Sums of u, u xhat and u g over one piece of each plane: 2B + B' bytes (+ B for a residual)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    base = _base(plane, n, c, C, M, CL)
+    p_grad = _base(plane, n, c, C, M_out, CL)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    split = tl.program_id(1)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    sum_u = tl.zeros([BP, BM], tl.float32)
+    sum_a = tl.zeros([BP, BM], tl.float32)
+    sum_q = tl.zeros([BP, BM], tl.float32)
+    for at in range(start, tl.minimum(start + CHUNK, M), BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+        sum_u += b_u
+        sum_a += b_u * xhat
+        sum_q += b_u * g
+    at = sums + (plane * SPLITS + split)[:, None]
+    stride = tl.cast(planes, tl.int64) * SPLITS
+    tl.store(at, tl.sum(sum_u, 1, keep_dims=True), valid[:, None])
+    tl.store(at + stride, tl.sum(sum_a, 1, keep_dims=True), valid[:, None])
+    tl.store(at + 2 * stride, tl.sum(sum_q, 1, keep_dims=True), valid[:, None])
+
+
+@triton.jit
+def double_apply(
+    u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2, sums, grad_grad, grad_x,
+    grad_weight, planes, C, M, M_out, CHUNK, CHUNK_OUT, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
+    ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
+):
+    """Merges the sums and writes one piece of each gradient: 3B + 2B' bytes (+ B for each residual)."""
+    slope = tl.cast(slope, tl.float32)
+    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
+    split = tl.num_programs(1) - 1 - tl.program_id(1)
+    mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
+    mean_1 = tl.load(m1 + plane, valid, other=0)[:, None]
+    mean_2 = tl.load(m2 + plane, valid, other=0)[:, None]
+    v_w = _parameter(v_weight, c, valid, 0.0)
+    v_b = _parameter(v_bias, c, valid, 0.0)
+    mean_u = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
+    a = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
+    q = _merge_sums(sums, plane, valid, planes, M, 2, SPLITS)
+    if split == 0:
+        tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
+    base = _base(plane, n, c, C, M, CL)
+    p_grad = _base(plane, n, c, C, M_out, CL)
+    p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    for at in range(start, tl.minimum(start + CHUNK, M), BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+        xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+                              H, W, CL, ACT, RES)  # fmt: skip
+        g = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL) * cut
+        _store(grad_x, base, m, _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w), mask, C, CL)
+        if PAD == 0:
+            v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+            _store(grad_grad, base, m, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
+    if PAD != 0:
+        start_out = (split.to(tl.int64) * CHUNK_OUT).to(M_out.dtype)
+        _write_padded_gradient_of_grad(
+            u, v_residual, x, residual, grad_grad, base, p_residual, p_grad, valid, mu, r, w, b, mean_u, a, v_w, v_b,
+            C, M_out, start_out, tl.minimum(start_out + CHUNK_OUT, M_out), rs_d, rs_h, rs_w, slope,
+            D, H, W, PAD, CL, ACT, RES, BM,
+        )  # fmt: skip
+
+
+# fmt: on
+# --- the launch table ---------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """A tile of `planes` x `elements`, and in how many pieces a plane is cut (0: none, it is resident)."""
+
+    planes: int
+    elements: int
+    splits: int
+    num_warps: int
+
+
+# The most elements of a tile, and how many of them a thread takes. Bounded by registers: a padded gradient is
+# gathered by nine masked loads, the double backward keeps four values for each element, and channels_last computes
+# an address for every row. `aot` shows that none of these spills, and how many warps stay resident.
+_RESIDENT = {  # operator -> NCHW, NCHW padded, channels_last, channels_last padded
+    "forward": ((32768, 16), (16384, 16), (8192, 16), (8192, 16)),
+    "backward": ((16384, 16), (8192, 16), (8192, 16), (4096, 8)),
+    "double_backward": ((8192, 16), (4096, 8), (4096, 8), (4096, 8)),
+}
+_SPLIT = {  # operator -> plain, padded
+    "forward": ((4096, 16), (4096, 16)),
+    "backward": ((2048, 8), (1024, 4)),
+    "double_backward": ((2048, 8), (1024, 4)),
+}
+
+
+@lru_cache(maxsize=1024)
+def setting(
+    operator: str,
+    planes: int,
+    channels: int,
+    elements: int,
+    itemsize: int,
+    channels_last: bool,
+    padded: bool,
+    volume: bool,
+    processors: int,
+) -> Setting:
+    """The regime and tile for `planes` planes of `elements` elements on a device with `processors` multiprocessors.
+
+    A plane (in channels_last: a 32-byte row of channels of every element) that fits in a program's registers stays
+    there. Small ones are grouped, as far as two waves of programs remain. Larger ones are cut so that two waves of
+    programs exist, but into at most sqrt(elements) / 2 pieces: every program of the second launch reads the sums of
+    all pieces of its planes, which must stay few against its own elements.
+    """
+    most_resident, per_thread = _RESIDENT[operator][2 * channels_last + padded]
+    if volume and padded and operator != "forward":  # gathered by 27 loads
+        most_resident, per_thread = most_resident // 2, per_thread // 2
+    width = triton.next_power_of_2(elements)
+    least = min(triton.next_power_of_2(channels), 32 // itemsize) if channels_last else 1
+    if least * width <= most_resident:
+        most = triton.next_power_of_2(channels) if channels_last else planes
+        group = least
+        while group * 2 <= most and 2 * group * width <= 4096 and planes >= 2 * group * 2 * processors:
+            group *= 2
+        return Setting(group, width, 0, _warps(group * width, per_thread))
+    group = min(triton.next_power_of_2(channels), 128 // itemsize) if channels_last else 1
+    tile, per_thread = _SPLIT[operator][padded]
+    width = min(width, tile // group)
+    blocks = -(-channels // group) * (planes // channels) if channels_last else planes
+    most = min(triton.next_power_of_2(int(elements**0.5)) // 2, -(-elements // width), 256)
+    splits = 1
+    while splits * 2 <= most and splits * blocks < 4 * processors:
+        splits *= 2
+    return Setting(group, width, splits, _warps(group * width, per_thread))
+
+
+def _warps(tile: int, per_thread: int) -> int:
+    return min(max(tile // (32 * per_thread), 1), 32)
+
+
+class _Geometry:
+    """What every launch of one call shares."""
+
+    def __init__(self, operator: str, x: Tensor, residual: Tensor | None, activation: str, pad: int) -> None:
+        self.device, self.shape = x.device, x.shape
+        self.channels_last = layout.is_channels_last(x)
+        self.x = layout.dense(x, self.channels_last)
+        spatial = tuple(x.shape[2:])
+        self.padded = (*x.shape[:2], *(size + 2 * pad for size in spatial))
+        self.planes, self.channels = x.size(0) * x.size(1), x.size(1)
+        self.elements, self.out_elements = spatial_size(spatial), spatial_size(self.padded[2:])
+        self.strides: tuple[int, ...] = (0, 0, 0, 0, 0)
+        kind = 0
+        if residual is not None:
+            kind = 1 if layout.is_dense(residual, self.channels_last) else 2
+            n, c, *rest = residual.stride()
+            self.strides = (n, c, *(0,) * (3 - len(rest)), *rest)
+        # Sizes are compiled in only where elements' coordinates matter.
+        sizes = (1,) * (3 - len(spatial)) + spatial if pad or kind == 2 else (1, 1, 1)
+        self.flags = {
+            "D": sizes[0], "H": sizes[1], "W": sizes[2], "PAD": pad, "RES": kind,
+            "CL": self.channels_last, "ACT": _ACTIVATIONS[activation],
+            "ALIGN": _alignment(self.channels if self.channels_last else self.elements),
+            "ALIGN_OUT": _alignment(self.out_elements),
+        }  # fmt: skip
+        self.setting = setting(
+            operator, self.planes, self.channels, self.elements, x.element_size(), self.channels_last,
+            pad > 0, len(spatial) == 3, multiprocessors(x.device),
+        ) if x.numel() else Setting(1, 1, 0, 1)  # fmt: skip
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        chosen = self.setting
+        if self.channels_last:
+            blocks = -(-self.channels // chosen.planes) * self.shape[0]
+        else:
+            blocks = -(-self.planes // chosen.planes)
+        return (blocks, chosen.splits) if chosen.splits else (blocks,)
+
+    def chunk(self, elements: int) -> int:
+        """How many elements of a plane of that size each split program takes: whole tiles."""
+        tiles = -(-elements // self.setting.elements)
+        return -(-tiles // self.setting.splits) * self.setting.elements
+
+    def empty(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
+        return layout.empty(shape, self.channels_last, dtype=self.x.dtype, device=self.device)
+
+    def per_plane(self) -> Tensor:
+        return torch.empty(self.shape[:2], dtype=torch.float32, device=self.device)
+
+    def pieces(self, sums: int) -> Tensor:
+        return torch.empty(sums, self.planes, self.setting.splits, dtype=torch.float32, device=self.device)
+
+    def launch(self, kernel: object, *args: object, **flags: object) -> None:
+        chosen = self.setting
+        if chosen.splits:
+            flags["SPLITS"] = chosen.splits
+        launch(kernel, self.grid, self.device, *args, num_warps=chosen.num_warps, BP=chosen.planes,
+               BM=chosen.elements, **flags)  # fmt: skip
+
+
+def spatial_size(sizes: tuple[int, ...]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _alignment(n: int) -> int:
+    """The largest power of two, up to 16, that divides n."""
+    return min(n & -n, 16) if n else 16
+
+
+# --- the operators ------------------------------------------------------------------------------------------------
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    reflect_pad: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`fastgan.reference.instance_norm.forward`."""
+    geometry = _Geometry("forward", x, residual, activation, reflect_pad)
+    y, mean, rstd = geometry.empty(geometry.padded), geometry.per_plane(), geometry.per_plane()
+    if x.numel() == 0:
+        return y, mean, rstd
+    x = geometry.x
+    sizes = (geometry.planes, geometry.channels, geometry.elements)
+    parameters = (_contiguous(weight), _contiguous(bias), residual)
+    if not geometry.setting.splits:
+        geometry.launch(forward_resident, x, *parameters, y, mean, rstd, *sizes, geometry.out_elements,
+                        *geometry.strides, eps, negative_slope, **geometry.flags)  # fmt: skip
+        return y, mean, rstd
+    means, squares = geometry.pieces(2)
+    chunk = geometry.chunk(geometry.elements)
+    geometry.launch(forward_moments, x, means, squares, *sizes, chunk, CL=geometry.channels_last,
+                    ALIGN=geometry.flags["ALIGN"])  # fmt: skip
+    geometry.launch(forward_apply, x, *parameters, y, mean, rstd, means, squares, *sizes, geometry.out_elements,
+                    chunk, geometry.chunk(geometry.out_elements), *geometry.strides, eps, negative_slope,
+                    **geometry.flags)  # fmt: skip
+    return y, mean, rstd
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    activation: str,
+    negative_slope: float,
+    reflect_pad: int,
+    need_grad_z: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`fastgan.reference.instance_norm.backward`; the gradient of z is empty unless asked for."""
+    geometry = _Geometry("backward", x, residual, activation, reflect_pad)
+    grad_x, m1, m2 = geometry.empty(x.shape), geometry.per_plane(), geometry.per_plane()
+    grad_z = geometry.empty(x.shape) if need_grad_z else None
+    returned = x.new_empty(0) if grad_z is None else grad_z
+    if x.numel() == 0:
+        return grad_x, returned, m1, m2
+    tensors = (layout.dense(grad, geometry.channels_last), geometry.x, _contiguous(weight), _contiguous(bias), residual,
+               mean, rstd)  # fmt: skip
+    sizes = (geometry.planes, geometry.channels, geometry.elements, geometry.out_elements)
+    if not geometry.setting.splits:
+        geometry.launch(backward_resident, *tensors, grad_x, grad_z, m1, m2, *sizes, *geometry.strides,
+                        negative_slope, **geometry.flags)  # fmt: skip
+        return grad_x, returned, m1, m2
+    sums = geometry.pieces(2)
+    chunk = geometry.chunk(geometry.elements)
+    geometry.launch(backward_sums, *tensors, sums, *sizes, chunk, *geometry.strides, negative_slope, **geometry.flags)
+    geometry.launch(backward_apply, *tensors, sums, grad_x, grad_z, m1, m2, *sizes, chunk, *geometry.strides,
+                    negative_slope, **geometry.flags)  # fmt: skip
+    return grad_x, returned, m1, m2
+
+
+def double_backward(
+    grad_grad_x: Tensor,
+    grad_grad_residual: Tensor | None,
+    grad_grad_weight: Tensor | None,
+    grad_grad_bias: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    activation: str,
+    negative_slope: float,
+    reflect_pad: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`fastgan.reference.instance_norm.double_backward`."""
+    geometry = _Geometry("double_backward", x, residual, activation, reflect_pad)
+    grad_grad, grad_x, grad_weight = geometry.empty(geometry.padded), geometry.empty(x.shape), geometry.per_plane()
+    if x.numel() == 0:
+        return grad_grad, grad_x, grad_weight
+    last = geometry.channels_last
+    u = layout.dense(grad_grad_x, last)
+    cotangents = (None if grad_grad_residual is None else layout.dense(grad_grad_residual, last),
+                  _contiguous(grad_grad_weight), _contiguous(grad_grad_bias))  # fmt: skip
+    tensors = (layout.dense(grad, last), geometry.x, _contiguous(weight), _contiguous(bias), residual, mean, rstd)
+    sizes = (geometry.planes, geometry.channels, geometry.elements, geometry.out_elements)
+    if not geometry.setting.splits:
+        geometry.launch(double_resident, u, *cotangents, *tensors, m1, m2, grad_grad, grad_x, grad_weight, *sizes,
+                        *geometry.strides, negative_slope, **geometry.flags)  # fmt: skip
+        return grad_grad, grad_x, grad_weight
+    sums = geometry.pieces(3)
+    chunk = geometry.chunk(geometry.elements)
+    geometry.launch(double_sums, u, *tensors, sums, *sizes, chunk, *geometry.strides, negative_slope,
+                    **geometry.flags)  # fmt: skip
+    geometry.launch(double_apply, u, *cotangents, *tensors, m1, m2, sums, grad_grad, grad_x, grad_weight, *sizes,
+                    chunk, geometry.chunk(geometry.out_elements), *geometry.strides, negative_slope,
+                    **geometry.flags)  # fmt: skip
+    return grad_grad, grad_x, grad_weight
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+# --- ahead of time ------------------------------------------------------------------------------------------------
+
+
+def aot_cases() -> Iterator[Case]:
+    """The largest tiles of each regime that :func:`setting` chooses for a full device; the heaviest everywhere.
+
+    "full": with affine parameters, a strided residual and padding. Odd sizes allow no wide access and so take the
+    most registers.
+    """
+    wide, half = torch.float32, torch.bfloat16
+    for operator in ("forward", "backward", "double_backward"):
+        for channels_last in (False, True):
+            for full in (False, True):
+                tile, _ = _RESIDENT[operator][2 * channels_last + full]
+                dtype = wide if channels_last == full else half
+                rows = tile // 128 // (32 // dtype.itemsize if channels_last else 1)
+                archs = (80, 90, 100) if full != channels_last else (90,)
+                yield _case(operator, "resident", (16, 256, rows, 128), dtype, channels_last, full, archs)
+                dtype = half if dtype is wide else wide
+                archs = (80, 90, 100) if full and channels_last else (90,)
+                yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
+        yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
+        yield _case(operator, "resident, grouped", (64, 512, 8, 8), half, False, False)
+        yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)
+
+
+def _case(
+    operator: str,
+    regime: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    full: bool,
+    archs: tuple[int, ...] = (90,),
+) -> Case:
+    pad = 1 if full else 0
+
+    def tensor(sizes: tuple[int, ...]) -> Tensor:
+        return layout.empty(sizes, channels_last, dtype=dtype, device=torch.device("meta"))
+
+    x = tensor(shape)
+    padded = tensor((*shape[:2], *(size + 2 * pad for size in shape[2:])))
+    residual = padded[..., 1:-1, 1:-1] if full else None
+    weight = torch.empty(shape[1], device="meta") if full else None
+    plane = torch.empty(shape[:2], device="meta")
+
+    def run() -> object:
+        if operator == "forward":
+            return forward(x, weight, weight, residual, "relu", 0.2, pad, 1e-5)
+        if operator == "backward":
+            return backward(padded, x, weight, weight, residual, plane, plane, "relu", 0.2, pad, full)
+        return double_backward(x, x if full else None, weight, weight, padded, x, weight, weight, residual, plane,
+                               plane, plane, plane, "relu", 0.2, pad)  # fmt: skip
+
+    B, B_out = x.numel() * x.element_size(), padded.numel() * x.element_size()
+    extra = B if full else 0
+    reduce = {"forward": B, "backward": B + B_out + extra, "double_backward": 2 * B + B_out + extra}[operator]
+    apply = {"forward": B + B_out + extra, "backward": 2 * B + B_out + 2 * extra,
+             "double_backward": 3 * B + 2 * B_out + 2 * extra}[operator]  # fmt: skip
+    aligned = shape[1 if channels_last else -1] % 8 == 0
+    # Padding makes a plane a multiple of 4 elements here; its gradients' split programs take 4 to a thread. In
+    # bfloat16 both are 64 bits.
+    wide_result = not full or dtype == torch.float32 or (channels_last if operator == "forward" else regime != "split")
+    apply_loads_x_whole = operator != "forward" or not full or channels_last or regime != "split"
+    budgets: tuple[Budget, ...] = (Budget(apply, aligned and apply_loads_x_whole, aligned and wide_result),)
+    if regime == "split":
+        budgets = (Budget(reduce, True, False), *budgets)
+    name = f"{operator} {regime} {'channels_last' if channels_last else 'NCHW'} {str(dtype).removeprefix('torch.')}"
+    return Case(name + (" full" if full else ""), run, budgets, archs)
