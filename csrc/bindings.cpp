@@ -7,6 +7,7 @@
 namespace py = pybind11;
 
 void bind_instance_norm(py::module_& m);
+void bind_wasserstein(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastgan's C++ kernels";
@@ -24,5 +25,6 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   bind_instance_norm(m);
+  bind_wasserstein(m);
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
 }

@@ -331,7 +331,8 @@ class _DoubleBackward(torch.autograd.Function):
         ux: Tensor, uy: Tensor, ua: Tensor, ub: Tensor, p: float, want: int, backend: str,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         cotangents = (vx, vy, va, vb)
-        if want and (va is not None or vb is not None or want >> 2):
+        weights = va is not None or vb is not None or want >> 2
+        if want and weights and not math.isinf(p):
             grad_grad, grads = reference.double_backward(cotangents, grad, (x, y, a, b), p)
             return grad_grad, *(g if want >> i & 1 else None for i, g in enumerate(grads))
         given = sum(1 << i for i, v in enumerate(cotangents) if v is not None)

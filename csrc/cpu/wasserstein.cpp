@@ -1,0 +1,660 @@
+#include "cpu/wasserstein.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "common/quantile.h"
+#include "cpu/row_sort.h"
+
+namespace fastgan::FASTGAN_ISA {
+namespace {
+
+constexpr int64_t kChunk = 4096;             // atoms whose sums are formed at a time
+constexpr int64_t kLongestGroupRow = 512;    // longer rows are radix sorted
+constexpr int64_t kSamplesPerThread = 8192;  // fewer are not worth a thread
+
+// c(d) = |d|^p, its first and second derivative, of differences d / D; curvature is 0 where it would be infinite.
+enum class Order { one, two, general };
+
+template <Order kOrder>
+struct Power {
+  double p, inverse;  // 1 / D
+  template <typename T>
+  FASTGAN_INLINE T cost(T d) const {
+    if constexpr (kOrder == Order::one) return std::fabs(d);
+    if constexpr (kOrder == Order::two) return d * d;
+    return static_cast<T>(pow(std::fabs(d) * inverse, p));
+  }
+  template <typename T>
+  FASTGAN_INLINE T slope(T d) const {
+    if constexpr (kOrder == Order::one) return static_cast<T>((d > 0) - (d < 0));
+    if constexpr (kOrder == Order::two) return 2 * d;
+    return static_cast<T>(d == 0 ? 0.0 : std::copysign(p * pow(std::fabs(d) * inverse, p - 1), double(d)));
+  }
+  template <typename T>
+  FASTGAN_INLINE double curvature(T d) const {  // for d, not for d / D
+    if constexpr (kOrder == Order::one) return 0;
+    if constexpr (kOrder == Order::two) return 2;
+    return d == 0 ? 0.0 : p * (p - 1) * pow(std::fabs(d) * inverse, p - 2) * inverse * inverse;
+  }
+};
+
+template <typename T>
+FASTGAN_INLINE T difference(T x, T y) {  // two equal infinities cost nothing
+  return x == y ? T(0) : x - y;
+}
+
+// Where atoms end: i m + m of n m for uniform weights, else cumulative weights.
+struct UniformCuts {
+  int64_t step;
+  FASTGAN_INLINE int64_t operator()(int64_t i) const { return (i + 1) * step; }
+};
+struct WeightedCuts {
+  const double* ends;
+  FASTGAN_INLINE double operator()(int64_t i) const { return i < 0 ? 0.0 : ends[i]; }
+};
+
+// Calls visit(i, j, mass) for the cells of the staircase with atoms begin <= i < end of the first side.
+template <typename Cuts, typename Visit>
+FASTGAN_INLINE void walk(int64_t begin, int64_t end, Cuts first, Cuts second, int64_t m, int64_t j,
+                         const Visit& visit) {
+  auto at = first(begin - 1);
+  for (int64_t i = begin; i < end;) {
+    const auto mine = first(i), theirs = second(j);
+    const auto next = mine < theirs ? mine : theirs;
+    if (next > at) visit(i, j, static_cast<double>(next - at));
+    at = next;
+    i += mine == next;
+    j += theirs == next && j + 1 < m;
+  }
+}
+
+FASTGAN_INLINE int64_t first_partner(int64_t i, UniformCuts first, UniformCuts second, int64_t) {
+  return i * first.step / second.step;
+}
+FASTGAN_INLINE int64_t first_partner(int64_t i, WeightedCuts first, WeightedCuts second, int64_t m) {
+  const int64_t j = first_above(second.ends, m, first(i - 1));
+  return j < m ? j : m - 1;
+}
+
+// Calls body(index) for every index < count, on as many threads.
+template <typename Body>
+FASTGAN_INLINE void for_each(int threads, int64_t count, const Body& body) {
+  if (threads > count) threads = static_cast<int>(count);
+  parallel(threads, [&](int thread, int of) {
+    for (int64_t i = thread; i < count; i += of) body(i);
+  });
+}
+
+template <typename S>
+struct Side {
+  using T = acc_t<S>;
+  Sorted<T> sorted;
+  int64_t n;
+  const double* weights;  // of this row, or null
+  double* cuts;           // [n], if either side is weighted
+  double total, unit;     // the sum of the weights, scaled by the power of two `unit`
+  S* grad;                // of this row, or null
+  double* grad_weights;
+  const S* cotangent;
+};
+
+template <typename S>
+void fill(S* to, int64_t n, acc_t<S> value) {
+  if (to != nullptr) {
+    for (int64_t i = 0; i < n; ++i) store(to[i], value);
+  }
+}
+
+// Cumulative weights in sorted order; false if they are no weights.
+template <typename S>
+bool cumulate(Side<S>& side) {
+  side.unit = 1;
+  if (side.weights == nullptr) {
+    for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = static_cast<double>(k + 1);
+    side.total = static_cast<double>(side.n);
+    return true;
+  }
+  double total = 0;
+  bool good = true;
+  for (int64_t i = 0; i < side.n; ++i) {
+    good = good && side.weights[i] >= 0;
+    total += side.weights[i];
+  }
+  if (!good || !(total > 0) || !(total < std::numeric_limits<double>::infinity())) return false;
+  int exponent;
+  frexp(total, &exponent);
+  side.unit = exp2(static_cast<double>(-exponent > 1000 ? 1000 : -exponent));
+  double sum = 0;
+  for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = sum += side.weights[side.sorted.from(k)] * side.unit;
+  side.total = sum;
+  return true;
+}
+
+template <typename Cuts>
+struct Coupling {
+  Cuts x, y;
+  double mass;  // what turns masses into parts of 1
+};
+
+// The largest |d| of the coupling: the first cell that has it.
+struct Largest {
+  double size;
+  int64_t i, j;
+};
+template <typename S, typename Cuts>
+Largest largest(const Side<S>& x, const Side<S>& y, const Coupling<Cuts>& c) {
+  Largest found = {-1, 0, 0};
+  walk(0, x.n, c.x, c.y, y.n, 0, [&](int64_t i, int64_t j, double) {
+    const double size = std::fabs(difference(x.sorted[i], y.sorted[j]));
+    if (size > found.size) found = {size, i, j};
+  });
+  return found;
+}
+
+// Sums over the cells of one side's atoms: cost, and gradient or second derivative of that side.
+template <typename S, Order kOrder, typename Cuts>
+void one_side(const Side<S>& a, const Side<S>& b, Cuts first, Cuts second, double mass, const Power<kOrder>& power,
+              bool with_cost, const double* grad, int threads, double* cost) {
+  if (!with_cost && a.grad == nullptr) return;
+  const int64_t chunks = ceil_div(a.n, kChunk);
+  Scratch<double> parts(chunks);
+  for_each(threads, chunks, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = begin + kChunk < a.n ? begin + kChunk : a.n;
+    double sums[kChunk], part = 0;
+    for (int64_t i = begin; i < end; ++i) sums[i - begin] = 0;
+    const int64_t j = first_partner(begin, first, second, b.n);
+    if (grad != nullptr) {
+      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
+        const double va = a.cotangent == nullptr ? 0.0 : double(load(a.cotangent[a.sorted.from(i)]));
+        const double vb = b.cotangent == nullptr ? 0.0 : double(load(b.cotangent[b.sorted.from(j)]));
+        sums[i - begin] += overlap * power.curvature(difference(a.sorted[i], b.sorted[j])) * (va - vb);
+      });
+    } else if (a.grad == nullptr) {
+      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
+        part += overlap * power.cost(difference(a.sorted[i], b.sorted[j]));
+      });
+    } else {
+      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
+        const auto d = difference(a.sorted[i], b.sorted[j]);
+        if (with_cost) part += overlap * power.cost(d);
+        sums[i - begin] += overlap * power.slope(d);
+      });
+    }
+    parts[chunk] = part;
+    if (a.grad != nullptr) {
+      const double factor = grad != nullptr ? mass * *grad : mass * static_cast<double>(a.n);
+      for (int64_t i = begin; i < end; ++i)
+        store(a.grad[a.sorted.from(i)], static_cast<acc_t<S>>(sums[i - begin] * factor));
+    }
+  });
+  if (with_cost) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk];
+    *cost = sum * mass;
+  }
+}
+
+// The same for n = m with uniform weights, where atom k meets atom k: both sides at once.
+template <typename S, Order kOrder>
+void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
+           double* cost) {
+  using T = acc_t<S>;
+  const int64_t n = x.n, chunks = ceil_div(n, kChunk), stride = x.sorted.stride;
+  Scratch<double> parts(chunks);
+  for_each(threads, chunks, [&](int64_t chunk) {
+    const int64_t last = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
+    double sum = 0;
+    for (int64_t begin = chunk * kChunk; begin < last; begin += 256) {
+      const int64_t count = last - begin < 256 ? last - begin : 256;
+      T d[256], slopes[256], part = 0;
+      const T *xs = x.sorted.values + begin * stride, *ys = y.sorted.values + begin * stride;
+      if (stride == 1) {
+#pragma omp simd
+        for (int64_t k = 0; k < count; ++k) d[k] = difference(xs[k], ys[k]);
+      } else {
+        for (int64_t k = 0; k < count; ++k) d[k] = difference(xs[k * stride], ys[k * stride]);
+      }
+      if (grad != nullptr) {
+        for (int64_t k = 0; k < count; ++k) {
+          const uint32_t i = x.sorted.from(begin + k), j = y.sorted.from(begin + k);
+          const double vx = x.cotangent == nullptr ? 0.0 : double(load(x.cotangent[i]));
+          const double vy = y.cotangent == nullptr ? 0.0 : double(load(y.cotangent[j]));
+          const double h = *grad / static_cast<double>(n) * power.curvature(d[k]) * (vx - vy);
+          if (x.grad != nullptr) store(x.grad[i], static_cast<T>(h));
+          if (y.grad != nullptr) store(y.grad[j], static_cast<T>(-h));
+        }
+        continue;
+      }
+#pragma omp simd reduction(+ : part)
+      for (int64_t k = 0; k < count; ++k) {
+        part += power.cost(d[k]);
+        slopes[k] = power.slope(d[k]);
+      }
+      sum += part;
+      if (x.grad != nullptr) {
+        for (int64_t k = 0; k < count; ++k) store(x.grad[x.sorted.from(begin + k)], slopes[k]);
+      }
+      if (y.grad != nullptr) {
+        for (int64_t k = 0; k < count; ++k) store(y.grad[y.sorted.from(begin + k)], -slopes[k]);
+      }
+    }
+    parts[chunk] = sum;
+  });
+  if (grad == nullptr) {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk];
+    *cost = sum / static_cast<double>(n);
+  }
+}
+
+// The gradient for one side's weights: the dual potential, centred, where both sides step together the average of the
+// two neighbouring slopes.
+template <typename S, Order kOrder>
+void weight_gradient(const Side<S>& a, const Side<S>& b, double total, const Power<kOrder>& power) {
+  if (a.grad_weights == nullptr) return;
+  const double inverse = 1 / total;
+  double f = 0, mean = 0, before = 0;
+  int64_t below = 0, above = 0;
+  for (int64_t i = 0; i < a.n; ++i) {
+    const double level = a.cuts[i];
+    a.grad_weights[a.sorted.from(i)] = f;
+    mean += (level - before) * inverse * f;
+    before = level;
+    if (i + 1 == a.n) break;
+    while (below + 1 < b.n && b.cuts[below] < level) ++below;
+    while (above + 1 < b.n && b.cuts[above] <= level) ++above;
+    const double lower = a.sorted[i], upper = a.sorted[i + 1];
+    const double y0 = b.sorted[below], y1 = b.sorted[above];
+    const double step = power.cost(difference(upper, y0)) - power.cost(difference(lower, y0)) +
+                        power.cost(difference(upper, y1)) - power.cost(difference(lower, y1));
+    if (std::isfinite(step)) f += step / 2;
+  }
+  const double per_weight = a.unit / a.total;
+  for (int64_t i = 0; i < a.n; ++i) a.grad_weights[i] = (a.grad_weights[i] - mean) * per_weight;
+}
+
+template <typename S, Order kOrder, typename Cuts>
+void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Coupling<Cuts>& c,
+           double scale, bool equal, int threads) {
+  const Power<kOrder> power = {problem.p, 1 / scale};
+  const double* grad = problem.grad == nullptr ? nullptr : problem.grad + row;
+  double* cost = problem.cost + row;
+  if (equal) {
+    pairs(x, y, power, grad, threads, cost);
+    return;
+  }
+  one_side(x, y, c.x, c.y, c.mass, power, grad == nullptr, grad, threads, cost);
+  one_side(y, x, c.y, c.x, c.mass, power, false, grad, threads, cost);
+  if constexpr (std::is_same_v<Cuts, WeightedCuts>) {
+    for_each(threads, 2, [&](int64_t side) {
+      if (side == 0) {
+        weight_gradient(x, y, x.total * y.total, power);
+      } else {
+        weight_gradient(y, x, x.total * y.total, power);
+      }
+    });
+  }
+}
+
+// One row whose sides are sorted.
+template <typename S, typename Cuts>
+void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Coupling<Cuts>& c,
+                   bool equal, int threads) {
+  using T = acc_t<S>;
+  const double p = problem.p;
+  double scale = 1;
+  if (std::isinf(p)) {
+    if (problem.grad != nullptr) return;
+    const Largest found = largest(x, y, c);
+    problem.cost[row] = found.size;
+    problem.scale[row] = 1;
+    const T d = difference(x.sorted[found.i], y.sorted[found.j]), sign = static_cast<T>((d > 0) - (d < 0));
+    fill(x.grad, x.n, T(0));
+    fill(y.grad, y.n, T(0));
+    if (x.grad != nullptr) store(x.grad[x.sorted.from(found.i)], sign * static_cast<T>(x.n));
+    if (y.grad != nullptr) store(y.grad[y.sorted.from(found.j)], -sign * static_cast<T>(y.n));
+    for (int64_t i = 0; x.grad_weights != nullptr && i < x.n; ++i) x.grad_weights[i] = 0;
+    for (int64_t i = 0; y.grad_weights != nullptr && i < y.n; ++i) y.grad_weights[i] = 0;
+    return;
+  }
+  if (problem.grad != nullptr) {
+    scale = problem.scale[row];
+  } else {
+    if (p != 1 && p != 2) {
+      const double size = largest(x, y, c).size;
+      if (size > 0 && std::isfinite(size)) scale = size;
+    }
+    problem.scale[row] = scale;
+  }
+  if (p == 1) {
+    solve<S, Order::one>(problem, row, x, y, c, scale, equal, threads);
+  } else if (p == 2) {
+    solve<S, Order::two>(problem, row, x, y, c, scale, equal, threads);
+  } else {
+    solve<S, Order::general>(problem, row, x, y, c, scale, equal, threads);
+  }
+}
+
+template <typename S>
+void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, int threads) {
+  using T = acc_t<S>;
+  bool good = !std::isnan(x.sorted[x.n - 1]) && !std::isnan(y.sorted[y.n - 1]);
+  const bool weighted = x.weights != nullptr || y.weights != nullptr;
+  if (good && weighted) {
+    bool fits[2];
+    for_each(threads, 2, [&](int64_t side) { fits[side] = cumulate(side == 0 ? x : y); });
+    good = fits[0] && fits[1];
+  }
+  if (!good) {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    if (problem.grad == nullptr) {
+      problem.cost[row] = nan;
+      problem.scale[row] = 1;
+    }
+    for (Side<S>* side : {&x, &y}) {
+      fill(side->grad, side->n, static_cast<T>(nan));
+      for (int64_t i = 0; side->grad_weights != nullptr && i < side->n; ++i) side->grad_weights[i] = nan;
+    }
+  } else if (!weighted) {
+    const double mass = 1 / (static_cast<double>(x.n) * static_cast<double>(y.n));
+    solve_coupled(problem, row, x, y, Coupling<UniformCuts>{{y.n}, {x.n}, mass}, x.n == y.n, threads);
+  } else {
+    // Over one denominator, so that integer weights are compared exactly.
+    for (int64_t k = 0; k < x.n; ++k) x.cuts[k] *= y.total;
+    for (int64_t k = 0; k < y.n; ++k) y.cuts[k] *= x.total;
+    const double mass = 1 / (x.total * y.total);
+    solve_coupled(problem, row, x, y, Coupling<WeightedCuts>{{x.cuts}, {y.cuts}, mass}, false, threads);
+  }
+}
+
+// --- rows ----------------------------------------------------------------------------------------------------------
+
+bool needs_order(const WassersteinProblem& problem, const WassersteinSide& side) {
+  return side.grad != nullptr || side.grad_weights != nullptr || side.weights != nullptr || problem.grad != nullptr;
+}
+
+template <typename S>
+Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> sorted, double* cuts) {
+  Side<S> s;
+  s.sorted = sorted;
+  s.n = side.n;
+  s.weights = side.weights == nullptr ? nullptr : side.weights + row * side.weights_stride;
+  s.cuts = cuts;
+  s.total = s.unit = 1;
+  s.grad = side.grad == nullptr ? nullptr : static_cast<S*>(side.grad) + row * side.n;
+  s.grad_weights = side.grad_weights == nullptr ? nullptr : side.grad_weights + row * side.n;
+  s.cotangent = side.cotangent == nullptr ? nullptr : static_cast<const S*>(side.cotangent) + row * side.n;
+  return s;
+}
+
+// Sorts a row at a time.
+template <typename S>
+class RowSorter {
+ public:
+  RowSorter(const WassersteinProblem& problem, const WassersteinSide& side)
+      : side_(side),
+        indexed_(needs_order(problem, side)),
+        values_(side.n),
+        order_(indexed_ ? side.n : 0),
+        items_(sort_row_scratch<S>(side.n, indexed_)) {}
+  void sort(int64_t row) {
+    const S* from = static_cast<const S*>(side_.values) + row * side_.values_stride;
+    if (indexed_) {
+      sort_row<S, true>(from, side_.n, items_, values_, order_);
+    } else {
+      sort_row<S, false>(from, side_.n, items_, values_, nullptr);
+    }
+  }
+  Sorted<acc_t<S>> sorted() const { return {values_, order_, 1}; }
+
+ private:
+  const WassersteinSide& side_;
+  const bool indexed_;
+  Scratch<acc_t<S>> values_;
+  Scratch<uint32_t> order_;
+  Scratch<char> items_;
+};
+
+template <typename S>
+void run_rows(const WassersteinProblem& problem, int outer, int inner) {
+  const bool weighted = problem.x.weights != nullptr || problem.y.weights != nullptr;
+  parallel(outer, [&](int thread, int of) {
+    RowSorter<S> x(problem, problem.x), y(problem, problem.y);
+    Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
+    const Range rows = part(problem.rows, thread, of);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      for_each(inner, 2, [&](int64_t side) { (side == 0 ? x : y).sort(row); });
+      Side<S> a = side_of_row<S>(problem.x, row, x.sorted(), cuts);
+      Side<S> b = side_of_row<S>(problem.y, row, y.sorted(), cuts + problem.x.n);
+      solve_row(problem, row, a, b, inner);
+    }
+  });
+}
+
+// --- groups of short rows: one row a lane -------------------------------------------------------------------------
+
+using Lanes = Vec<float>;
+constexpr int kWide = kGroup / 2;
+
+// Adds the float lanes to doubles.
+FASTGAN_INLINE void add_lanes(double* sums, Lanes part) {
+  for (int l = 0; l < kGroup; ++l) sums[l] += static_cast<double>(part[l]);
+}
+
+template <Order kOrder>
+FASTGAN_INLINE Lanes lane_cost(Lanes d) {
+  if constexpr (kOrder == Order::one) return (Lanes)((Vec<int32_t>)d & 0x7fffffff);
+  return d * d;
+}
+template <Order kOrder>
+FASTGAN_INLINE Lanes lane_slope(Lanes d) {
+  if constexpr (kOrder == Order::one) {
+    const Lanes one = broadcast(1.0f);
+    return d > 0 ? one : d < 0 ? -one : Lanes{};
+  }
+  return d + d;
+}
+FASTGAN_INLINE Lanes lane_difference(Lanes x, Lanes y) { return x == y ? Lanes{} : x - y; }
+
+struct Group {
+  const Lanes *x, *y;          // sorted values [n], [m]
+  Lanes *x_slopes, *y_slopes;  // [n], [m]: unit gradients in sorted order; null where not wanted
+  int64_t n, m;
+};
+
+// Cost of every lane, and slopes; uniform weights.
+template <Order kOrder>
+void solve_lanes(const Group& g, double* costs) {
+  for (int l = 0; l < kGroup; ++l) costs[l] = 0;
+  if (g.n == g.m) {
+    for (int64_t begin = 0; begin < g.n; begin += 16) {
+      const int64_t end = begin + 16 < g.n ? begin + 16 : g.n;
+      Lanes part = {};
+      for (int64_t k = begin; k < end; ++k) {
+        const Lanes d = lane_difference(g.x[k], g.y[k]);
+        part += lane_cost<kOrder>(d);
+        const Lanes slope = lane_slope<kOrder>(d);
+        if (g.x_slopes != nullptr) g.x_slopes[k] = slope;
+        if (g.y_slopes != nullptr) g.y_slopes[k] = -slope;
+      }
+      add_lanes(costs, part);
+    }
+    for (int l = 0; l < kGroup; ++l) costs[l] /= static_cast<double>(g.n);
+    return;
+  }
+  for (int64_t i = 0; g.x_slopes != nullptr && i < g.n; ++i) g.x_slopes[i] = Lanes{};
+  for (int64_t j = 0; g.y_slopes != nullptr && j < g.m; ++j) g.y_slopes[j] = Lanes{};
+  const float x_unit = 1 / static_cast<float>(g.m), y_unit = 1 / static_cast<float>(g.n);
+  int64_t cells = 0;
+  Lanes part = {};
+  walk(0, g.n, UniformCuts{g.m}, UniformCuts{g.n}, g.m, 0, [&](int64_t i, int64_t j, double overlap) {
+    const Lanes d = lane_difference(g.x[i], g.y[j]);
+    const float mass = static_cast<float>(overlap);
+    part += lane_cost<kOrder>(d) * mass;
+    if (++cells % 16 == 0) {
+      add_lanes(costs, part);
+      part = Lanes{};
+    }
+    const Lanes slope = lane_slope<kOrder>(d);
+    if (g.x_slopes != nullptr) g.x_slopes[i] += slope * (mass * x_unit);
+    if (g.y_slopes != nullptr) g.y_slopes[j] -= slope * (mass * y_unit);
+  });
+  add_lanes(costs, part);
+  const double mass = 1 / (static_cast<double>(g.n) * static_cast<double>(g.m));
+  for (int l = 0; l < kGroup; ++l) costs[l] *= mass;
+}
+
+template <typename S>
+void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n, const double* costs, S* grad) {
+  const float* from = reinterpret_cast<const float*>(slopes);
+  if (rows == kGroup) {
+    for (int64_t k = 0; k < n; ++k) {
+      for (int l = 0; l < kGroup; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
+    }
+  } else {
+    for (int64_t k = 0; k < n; ++k) {
+      for (int64_t l = 0; l < rows; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
+    }
+  }
+  for (int64_t l = 0; l < rows; ++l) {
+    if (std::isnan(costs[l])) fill(grad + l * n, n, std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
+template <typename S>
+class GroupSorter {
+ public:
+  GroupSorter(const WassersteinProblem& problem, const WassersteinSide& side)
+      : side_(side),
+        indexed_(needs_order(problem, side)),
+        values_(padded_size(side.n) * kGroup),
+        order_(indexed_ ? padded_size(side.n) * kGroup : 0),
+        pairs_(indexed_ ? padded_size(side.n) * kWide : 0) {}
+  void sort(int64_t row, int64_t rows) {
+    sort_group(static_cast<const S*>(side_.values) + row * side_.values_stride, side_.values_stride, rows, side_.n,
+               static_cast<float*>(values_), indexed_ ? static_cast<uint32_t*>(order_) : nullptr,
+               static_cast<double*>(pairs_));
+  }
+  Sorted<float> sorted(int64_t lane) const { return {values_ + lane, order_ + lane, kGroup}; }
+  const Lanes* values() const { return reinterpret_cast<const Lanes*>(static_cast<float*>(values_)); }
+  // After the sort the pairs are free.
+  Lanes* slopes() const {
+    return side_.grad == nullptr ? nullptr : reinterpret_cast<Lanes*>(static_cast<double*>(pairs_));
+  }
+  void scatter_rows(int64_t row, int64_t rows, const double* costs) const {
+    if (side_.grad == nullptr) return;
+    scatter(slopes(), order_, rows, side_.n, costs, static_cast<S*>(side_.grad) + row * side_.n);
+  }
+
+ private:
+  const WassersteinSide& side_;
+  const bool indexed_;
+  Scratch<float> values_;
+  Scratch<uint32_t> order_;
+  Scratch<double> pairs_;
+};
+
+template <typename S>
+void run_groups(const WassersteinProblem& problem, int threads) {
+  const int64_t groups = ceil_div(problem.rows, kGroup);
+  const bool weighted = problem.x.weights != nullptr || problem.y.weights != nullptr;
+  // An atom's float sum in a lane has few terms; others are summed in double.
+  const bool alike = problem.x.n <= 32 * problem.y.n && problem.y.n <= 32 * problem.x.n;
+  const bool in_lanes = !weighted && alike && problem.grad == nullptr && (problem.p == 1 || problem.p == 2);
+  parallel(threads, [&](int thread, int of) {
+    GroupSorter<S> x(problem, problem.x), y(problem, problem.y);
+    Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
+    const Range range = part(groups, thread, of);
+    for (int64_t group = range.begin; group < range.end; ++group) {
+      const int64_t row = group * kGroup;
+      const int64_t rows = problem.rows - row < kGroup ? problem.rows - row : kGroup;
+      x.sort(row, rows);
+      y.sort(row, rows);
+      if (!in_lanes) {
+        for (int64_t l = 0; l < rows; ++l) {
+          Side<S> a = side_of_row<S>(problem.x, row + l, x.sorted(l), cuts);
+          Side<S> b = side_of_row<S>(problem.y, row + l, y.sorted(l), cuts + problem.x.n);
+          solve_row(problem, row + l, a, b, 1);
+        }
+        continue;
+      }
+      const Group g = {x.values(), y.values(), x.slopes(), y.slopes(), problem.x.n, problem.y.n};
+      double costs[kGroup];
+      if (problem.p == 1) {
+        solve_lanes<Order::one>(g, costs);
+      } else {
+        solve_lanes<Order::two>(g, costs);
+      }
+      for (int64_t l = 0; l < rows; ++l) {
+        problem.cost[row + l] = costs[l];
+        problem.scale[row + l] = 1;
+      }
+      x.scatter_rows(row, rows, costs);
+      y.scatter_rows(row, rows, costs);
+    }
+  });
+}
+
+template <typename S>
+void run(const WassersteinProblem& problem) {
+  const int64_t longest = problem.x.n > problem.y.n ? problem.x.n : problem.y.n;
+  const int64_t samples = problem.rows * (problem.x.n + problem.y.n);
+  int threads =
+      static_cast<int>(samples / kSamplesPerThread < problem.threads ? samples / kSamplesPerThread : problem.threads);
+  if (threads < 1) threads = 1;
+  if constexpr (!std::is_same_v<S, double>) {
+    if (longest <= kLongestGroupRow && (problem.rows > 1 || longest <= 64)) {
+      const int64_t groups = ceil_div(problem.rows, kGroup);
+      run_groups<S>(problem, threads < groups ? threads : static_cast<int>(groups));
+      return;
+    }
+  }
+  if (problem.rows >= threads) {
+    run_rows<S>(problem, threads, 1);
+  } else {
+    run_rows<S>(problem, 1, threads);
+  }
+}
+
+template <typename S>
+void scale_rows_of(const ScaleRows& job) {
+  using T = acc_t<S>;
+  const S* units = static_cast<const S*>(job.units);
+  S* out = static_cast<S*>(job.out);
+  const int64_t total = job.rows * job.n;
+  const int threads = total < 2 * kSamplesPerThread ? 1 : job.threads;
+  parallel(threads, [&](int thread, int of) {
+    const Range range = part(total, thread, of);
+    for (int64_t at = range.begin; at < range.end;) {
+      const int64_t row = at / job.n, end = (row + 1) * job.n < range.end ? (row + 1) * job.n : range.end;
+      const T factor = static_cast<T>(job.per_row[row] * job.factor);
+      const Vec<T> factors = broadcast(factor);
+      for (; at + kLanes<T> <= end; at += kLanes<T>) store_vector(out + at, load_vector(units + at) * factors);
+      for (; at < end; ++at) store(out[at], load(units[at]) * factor);
+    }
+  });
+}
+
+}  // namespace
+
+void wasserstein(const WassersteinProblem& problem) {
+  switch (problem.dtype) {
+    case DType::f32: return run<float>(problem);
+    case DType::f64: return run<double>(problem);
+    case DType::f16: return run<f16_t>(problem);
+    case DType::bf16: return run<bf16_t>(problem);
+  }
+}
+
+void scale_rows(const ScaleRows& job) {
+  switch (job.dtype) {
+    case DType::f32: return scale_rows_of<float>(job);
+    case DType::f64: return scale_rows_of<double>(job);
+    case DType::f16: return scale_rows_of<f16_t>(job);
+    case DType::bf16: return scale_rows_of<bf16_t>(job);
+  }
+}
+
+}  // namespace fastgan::FASTGAN_ISA
