@@ -70,6 +70,14 @@ EXAMPLES = [
 
 def _force(monkeypatch: pytest.MonkeyPatch, setting: tuple[int, int, int]) -> None:
     monkeypatch.setattr(kernels, "setting", lambda *_: Setting(*setting, 4))
+    kernels._plan.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _plans() -> Iterator[None]:
+    """Plans made of forced settings are not left behind."""
+    yield
+    kernels._plan.cache_clear()
 
 
 @pytest.fixture
@@ -347,3 +355,159 @@ def test_the_table_s_own_split(shape: tuple[int, ...], channels_last: bool) -> N
         kernels.forward(inputs.x.to("meta"), None, None, None, "relu", 0.2, 0, 1e-5)
     assert [launch.kernel.__name__ for launch in launches] == ["forward_moments", "forward_apply"]
     _check(_all(kernels, example, inputs), *_expected(example, inputs))
+
+
+# --- 64-bit offsets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, test_more_than_2_to_the_31_elements runs for real")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("splits", [0, 2])
+def test_the_last_plane_of_more_than_2_to_the_31_elements(
+    splits: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One program, told that it is the last of many, in tensors whose other pages are never touched."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    c, size = (4, (16, 16)) if channels_last else (1, (32, 32))
+    n = 2**31 // (c * math.prod(size)) + 2
+    group = 4 if channels_last else 1
+    setting = (group, 64, splits) if splits else (group, math.prod(size), 0)
+    _force(monkeypatch, setting)
+    shape = (n, c, *size)
+    x = layout.empty(shape, channels_last, dtype=fp16, device=DEVICE)
+    weight, bias = torch.randn(c), torch.randn(c)
+    example = Example((1, c, *size), setting, channels_last, fp16)
+    small = _inputs(example)._replace(weight=weight, bias=bias, v_weight=torch.randn(c), v_bias=torch.randn(c))
+    grad, u = (layout.empty(shape, channels_last, dtype=fp16, device=DEVICE) for _ in range(2))
+    x[-1:], grad[-1:], u[-1:] = small.x, small.grad, small.u
+
+    launch, programs, backwards = kernels.launch, 0, False
+    program_id, num_programs = interpreter_builder.create_get_program_id, interpreter_builder.create_get_num_programs
+
+    def launch_one(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        nonlocal programs, backwards
+        programs, backwards = grid[0], kernel.__name__.endswith("_apply")  # which count programs from the end
+        launch(kernel, (1, *grid[1:]), *args, **options)
+
+    def last_id(axis: int) -> Any:
+        handle = program_id(axis)
+        if axis == 0 and not backwards:
+            handle.data = handle.data + (programs - 1)
+        return handle
+
+    def all_programs(axis: int) -> Any:
+        handle = num_programs(axis)
+        if axis == 0:
+            handle.data = handle.data + (programs - 1)
+        return handle
+
+    monkeypatch.setattr(kernels, "launch", launch_one)
+    monkeypatch.setattr(interpreter_builder, "create_get_program_id", last_id)
+    monkeypatch.setattr(interpreter_builder, "create_get_num_programs", all_programs)
+    act = ("relu", 0.2, 0)
+    y, mean, rstd = kernels.forward(x, weight, bias, None, *act, 1e-5)
+    grad_x, _, m1, m2 = kernels.backward(grad, x, weight, bias, None, mean, rstd, *act, False)
+    second = kernels.double_backward(
+        u, None, small.v_weight, small.v_bias, grad, x, weight, bias, None, mean, rstd, m1, m2, *act
+    )
+    names = ("y", "mean", "rstd", "grad_x", "m1", "m2", "grad_grad", "grad_grad_x", "grad_weight")
+    exact, _ = _expected(example, small)
+    for name, value in zip(names, (y, mean, rstd, grad_x, m1, m2, *second), strict=True):
+        torch.testing.assert_close(value[-1:].double(), exact[name], rtol=1e-2, atol=1e-2)
+
+
+# --- on a GPU -----------------------------------------------------------------------------------------------------
+
+REAL = [
+    Example((1, 256, 64, 64), (0, 0, 0)),
+    Example((1, 256, 64, 64), (0, 0, 0), True, bf16, residual="interior", pad=1),
+    Example((1, 64, 256, 256), (0, 0, 0), dtype=bf16, activation="leaky_relu"),
+    Example((2, 64, 250, 254), (0, 0, 0), True, fp16, pad=3),
+    Example((4, 512, 31, 31), (0, 0, 0), activation="leaky_relu", residual="dense"),
+    Example((16, 512, 4, 4), (0, 0, 0), True, bf16),
+    Example((64, 509, 7, 7), (0, 0, 0), dtype=fp16, affine=False, pad=2),
+    Example((3, 67, 10007), (0, 0, 0), residual="interior", pad=1),
+    Example((2, 20, 17, 30, 31), (0, 0, 0), True, bf16, "none", residual="dense", pad=1),
+    Example((1, 3, 1021, 1019), (0, 0, 0), activation="leaky_relu", pad=1),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("guarded")
+@pytest.mark.parametrize("example", REAL, ids=_name)
+def test_real_sizes(example: Example) -> None:
+    inputs = _inputs(example)
+    first = _all(kernels, example, inputs)
+    _check(first, *_expected(example, inputs))
+    second = _all(kernels, example, inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first), "not deterministic"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("example", [REAL[1], REAL[2]], ids=_name)
+def test_in_a_cuda_graph(example: Example) -> None:
+    """Captured once, replayed on new data, through the public function and both of its derivatives."""
+    inputs = _inputs(example)
+    x = inputs.x.clone(memory_format=torch.preserve_format).requires_grad_()
+
+    def step() -> tuple[Tensor, ...]:
+        y = F.instance_norm_act(
+            x, inputs.weight, inputs.bias, residual=inputs.residual, activation=example.activation,
+            reflect_pad=example.pad,
+        )  # fmt: skip
+        (g,) = torch.autograd.grad(y, x, inputs.grad, create_graph=True)
+        (h,) = torch.autograd.grad(g, x, inputs.u)
+        return y.detach(), g.detach(), h
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_compiles_without_a_graph_break() -> None:
+    x = torch.randn(2, 64, 64, 64, device=DEVICE, requires_grad=True)
+
+    def block(x: Tensor) -> Tensor:
+        return F.instance_norm_act(x * 2, activation="leaky_relu", reflect_pad=1).sigmoid()
+
+    got = torch.compile(block, fullgraph=True)(x)
+    torch.testing.assert_close(got, block(x))
+    (a,), (b,) = (torch.autograd.grad(y.square().sum(), x) for y in (got, block(x)))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_than_2_to_the_31_elements(channels_last: bool) -> None:
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of device memory")
+    x = layout.empty((33, 64, 1024, 1024), channels_last, dtype=fp16, device=DEVICE)
+    assert x.numel() > 2**31
+    x.normal_()
+    y, mean, rstd = kernels.forward(x, None, None, None, "none", 0.2, 0, 1e-5)
+    for n, c in ((0, 0), (32, 63)):
+        plane = x[n, c].double()
+        exact = (plane - plane.mean()) / plane.var(correction=0).add(1e-5).sqrt()
+        torch.testing.assert_close(y[n, c].double(), exact, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(mean[n, c].double(), plane.mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_the_tensor_s_device() -> None:
+    x = torch.randn(2, 8, 16, 16, device="cuda:1")
+    got = kernels.forward(x, None, None, None, "relu", 0.2, 0, 1e-5)[0]
+    torch.testing.assert_close(got, reference.forward(x, None, None, None, "relu", 0.2, 0, 1e-5)[0])

@@ -30,9 +30,10 @@ in the same order, so results are deterministic and there are no atomics. Offset
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -716,77 +717,79 @@ def _warps(tile: int, per_thread: int) -> int:
     return min(max(tile // (32 * per_thread), 1), 32)
 
 
-class _Geometry:
-    """What every launch of one call shares."""
+class _Plan(NamedTuple):
+    """What every launch of a call on such shapes and strides shares; computed once for each."""
 
-    def __init__(self, operator: str, x: Tensor, residual: Tensor | None, activation: str, pad: int) -> None:
-        self.device, self.shape = x.device, x.shape
-        self.channels_last = layout.is_channels_last(x)
-        self.x = layout.dense(x, self.channels_last)
-        spatial = tuple(x.shape[2:])
-        self.padded = (*x.shape[:2], *(size + 2 * pad for size in spatial))
-        self.planes, self.channels = x.size(0) * x.size(1), x.size(1)
-        self.elements, self.out_elements = spatial_size(spatial), spatial_size(self.padded[2:])
-        self.strides: tuple[int, ...] = (0, 0, 0, 0, 0)
-        kind = 0
-        if residual is not None:
-            kind = 1 if layout.is_dense(residual, self.channels_last) else 2
-            n, c, *rest = residual.stride()
-            self.strides = (n, c, *(0,) * (3 - len(rest)), *rest)
-        # Sizes are compiled in only where elements' coordinates matter.
-        sizes = (1,) * (3 - len(spatial)) + spatial if pad or kind == 2 else (1, 1, 1)
-        self.flags = {
-            "D": sizes[0], "H": sizes[1], "W": sizes[2], "PAD": pad, "RES": kind,
-            "CL": self.channels_last, "ACT": _ACTIVATIONS[activation],
-            "ALIGN": _alignment(self.channels if self.channels_last else self.elements),
-            "ALIGN_OUT": _alignment(self.out_elements),
-        }  # fmt: skip
-        self.setting = setting(
-            operator, self.planes, self.channels, self.elements, x.element_size(), self.channels_last,
-            pad > 0, len(spatial) == 3, multiprocessors(x.device),
-        ) if x.numel() else Setting(1, 1, 0, 1)  # fmt: skip
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        chosen = self.setting
-        if self.channels_last:
-            blocks = -(-self.channels // chosen.planes) * self.shape[0]
-        else:
-            blocks = -(-self.planes // chosen.planes)
-        return (blocks, chosen.splits) if chosen.splits else (blocks,)
-
-    def chunk(self, elements: int) -> int:
-        """How many elements of a plane of that size each split program takes: whole tiles."""
-        tiles = -(-elements // self.setting.elements)
-        return -(-tiles // self.setting.splits) * self.setting.elements
-
-    def empty(self, shape: tuple[int, ...] | torch.Size) -> Tensor:
-        return layout.empty(shape, self.channels_last, dtype=self.x.dtype, device=self.device)
-
-    def per_plane(self) -> Tensor:
-        return torch.empty(self.shape[:2], dtype=torch.float32, device=self.device)
-
-    def pieces(self, sums: int) -> Tensor:
-        return torch.empty(sums, self.planes, self.setting.splits, dtype=torch.float32, device=self.device)
-
-    def launch(self, kernel: object, *args: object, **flags: object) -> None:
-        chosen = self.setting
-        if chosen.splits:
-            flags["SPLITS"] = chosen.splits
-        launch(kernel, self.grid, self.device, *args, num_warps=chosen.num_warps, BP=chosen.planes,
-               BM=chosen.elements, **flags)  # fmt: skip
+    setting: Setting
+    grid: tuple[int, ...]
+    padded: tuple[int, ...]
+    planes: int
+    sizes: tuple[int, ...]  # planes, channels, elements of a plane, and of a padded one
+    chunks: tuple[int, ...]  # how many of a plane's elements, and of a padded plane's, a split program takes
+    strides: tuple[int, ...]
+    flags: dict[str, Any]
 
 
-def spatial_size(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+@lru_cache(maxsize=4096)
+def _plan(
+    operator: str,
+    shape: tuple[int, ...],
+    itemsize: int,
+    channels_last: bool,
+    residual: tuple[int, ...] | None,
+    activation: str,
+    pad: int,
+    processors: int,
+) -> _Plan:
+    """residual: None without one, () for one that lies in memory as x does, else its strides."""
+    n, channels, *spatial = shape
+    planes, elements = n * channels, math.prod(spatial)
+    padded = (n, channels, *(size + 2 * pad for size in spatial))
+    out_elements = math.prod(padded[2:])
+    chosen = setting(
+        operator, planes, channels, elements, itemsize, channels_last, pad > 0, len(spatial) == 3, processors
+    )
+    blocks = n * -(-channels // chosen.planes) if channels_last else -(-planes // chosen.planes)
+    # Sizes are compiled in only where elements' coordinates matter.
+    kind = 0 if residual is None else 2 if residual else 1
+    sizes = (1,) * (3 - len(spatial)) + tuple(spatial) if pad or kind == 2 else (1, 1, 1)
+    flags = {
+        "D": sizes[0], "H": sizes[1], "W": sizes[2], "PAD": pad, "CL": channels_last,
+        "ACT": _ACTIVATIONS[activation], "RES": kind, "ALIGN": _alignment(channels if channels_last else elements),
+        "ALIGN_OUT": _alignment(out_elements), "BP": chosen.planes, "BM": chosen.elements,
+        "num_warps": chosen.num_warps,
+    }  # fmt: skip
+    chunks: tuple[int, ...] = ()
+    if chosen.splits:
+        flags["SPLITS"] = chosen.splits
+        chunks = tuple(
+            -(-size // (chosen.elements * chosen.splits)) * chosen.elements for size in (elements, out_elements)
+        )
+    return _Plan(
+        setting=chosen,
+        grid=(blocks, chosen.splits) if chosen.splits else (blocks,),
+        padded=padded,
+        planes=planes,
+        sizes=(planes, channels, elements, out_elements),
+        chunks=chunks,
+        strides=(*residual[:2], *(0,) * (5 - len(residual)), *residual[2:]) if residual else (0,) * 5,
+        flags=flags,
+    )
 
 
 def _alignment(n: int) -> int:
     """The largest power of two, up to 16, that divides n."""
-    return min(n & -n, 16) if n else 16
+    return min(n & -n, 16)
+
+
+def _prepare(
+    operator: str, x: Tensor, residual: Tensor | None, activation: str, pad: int
+) -> tuple[Tensor, bool, _Plan]:
+    """x, dense in its layout; whether that is channels last; the plan."""
+    last = layout.is_channels_last(x)
+    strides = None if residual is None else () if layout.is_dense(residual, last) else residual.stride()
+    plan = _plan(operator, x.shape, x.element_size(), last, strides, activation, pad, multiprocessors(x.device))
+    return layout.dense(x, last), last, plan
 
 
 # --- the operators ------------------------------------------------------------------------------------------------
@@ -803,24 +806,22 @@ def forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`fastgan.reference.instance_norm.forward`."""
-    geometry = _Geometry("forward", x, residual, activation, reflect_pad)
-    y, mean, rstd = geometry.empty(geometry.padded), geometry.per_plane(), geometry.per_plane()
     if x.numel() == 0:
+        return _empty(x, reflect_pad), _per_plane(x), _per_plane(x)
+    x, last, plan = _prepare("forward", x, residual, activation, reflect_pad)
+    y = layout.empty(plan.padded, last, dtype=x.dtype, device=x.device)
+    mean, rstd = _per_plane(x), _per_plane(x)
+    tensors = (x, _contiguous(weight), _contiguous(bias), residual, y, mean, rstd)
+    scalars = (*plan.strides, eps, negative_slope)
+    if not plan.setting.splits:
+        launch(forward_resident, plan.grid, x.device, *tensors, *plan.sizes, *scalars, **plan.flags)
         return y, mean, rstd
-    x = geometry.x
-    sizes = (geometry.planes, geometry.channels, geometry.elements)
-    parameters = (_contiguous(weight), _contiguous(bias), residual)
-    if not geometry.setting.splits:
-        geometry.launch(forward_resident, x, *parameters, y, mean, rstd, *sizes, geometry.out_elements,
-                        *geometry.strides, eps, negative_slope, **geometry.flags)  # fmt: skip
-        return y, mean, rstd
-    means, squares = geometry.pieces(2)
-    chunk = geometry.chunk(geometry.elements)
-    geometry.launch(forward_moments, x, means, squares, *sizes, chunk, CL=geometry.channels_last,
-                    ALIGN=geometry.flags["ALIGN"])  # fmt: skip
-    geometry.launch(forward_apply, x, *parameters, y, mean, rstd, means, squares, *sizes, geometry.out_elements,
-                    chunk, geometry.chunk(geometry.out_elements), *geometry.strides, eps, negative_slope,
-                    **geometry.flags)  # fmt: skip
+    means, squares = _pieces_of(x, plan, 2)
+    reduce = {name: plan.flags[name] for name in ("CL", "ALIGN", "BP", "BM", "SPLITS", "num_warps")}
+    launch(forward_moments, plan.grid, x.device, x, means, squares, *plan.sizes[:3], plan.chunks[0], **reduce)
+    launch(
+        forward_apply, plan.grid, x.device, *tensors, means, squares, *plan.sizes, *plan.chunks, *scalars, **plan.flags
+    )
     return y, mean, rstd
 
 
@@ -838,25 +839,21 @@ def backward(
     need_grad_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`fastgan.reference.instance_norm.backward`; the gradient of z is empty unless asked for."""
-    geometry = _Geometry("backward", x, residual, activation, reflect_pad)
-    grad_x, m1, m2 = geometry.empty(x.shape), geometry.per_plane(), geometry.per_plane()
-    grad_z = geometry.empty(x.shape) if need_grad_z else None
-    returned = x.new_empty(0) if grad_z is None else grad_z
     if x.numel() == 0:
-        return grad_x, returned, m1, m2
-    tensors = (layout.dense(grad, geometry.channels_last), geometry.x, _contiguous(weight), _contiguous(bias), residual,
-               mean, rstd)  # fmt: skip
-    sizes = (geometry.planes, geometry.channels, geometry.elements, geometry.out_elements)
-    if not geometry.setting.splits:
-        geometry.launch(backward_resident, *tensors, grad_x, grad_z, m1, m2, *sizes, *geometry.strides,
-                        negative_slope, **geometry.flags)  # fmt: skip
-        return grad_x, returned, m1, m2
-    sums = geometry.pieces(2)
-    chunk = geometry.chunk(geometry.elements)
-    geometry.launch(backward_sums, *tensors, sums, *sizes, chunk, *geometry.strides, negative_slope, **geometry.flags)
-    geometry.launch(backward_apply, *tensors, sums, grad_x, grad_z, m1, m2, *sizes, chunk, *geometry.strides,
-                    negative_slope, **geometry.flags)  # fmt: skip
-    return grad_x, returned, m1, m2
+        return _empty(x), _empty(x) if need_grad_z else x.new_empty(0), _per_plane(x), _per_plane(x)
+    x, last, plan = _prepare("backward", x, residual, activation, reflect_pad)
+    grad_x, m1, m2 = _empty(x), _per_plane(x), _per_plane(x)
+    grad_z = _empty(x) if need_grad_z else None
+    tensors = (layout.dense(grad, last), x, _contiguous(weight), _contiguous(bias), residual, mean, rstd)
+    scalars = (*plan.strides, negative_slope)
+    results = (grad_x, grad_z, m1, m2)
+    if not plan.setting.splits:
+        launch(backward_resident, plan.grid, x.device, *tensors, *results, *plan.sizes, *scalars, **plan.flags)
+    else:
+        sums, shared = _pieces_of(x, plan, 2), (*plan.sizes, plan.chunks[0], *scalars)
+        launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
+        launch(backward_apply, plan.grid, x.device, *tensors, sums, *results, *shared, **plan.flags)
+    return grad_x, x.new_empty(0) if grad_z is None else grad_z, m1, m2
 
 
 def double_backward(
@@ -878,32 +875,48 @@ def double_backward(
     reflect_pad: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`fastgan.reference.instance_norm.double_backward`."""
-    geometry = _Geometry("double_backward", x, residual, activation, reflect_pad)
-    grad_grad, grad_x, grad_weight = geometry.empty(geometry.padded), geometry.empty(x.shape), geometry.per_plane()
     if x.numel() == 0:
-        return grad_grad, grad_x, grad_weight
-    last = geometry.channels_last
+        return _empty(x, reflect_pad), _empty(x), _per_plane(x)
+    x, last, plan = _prepare("double_backward", x, residual, activation, reflect_pad)
+    grad_grad = layout.empty(plan.padded, last, dtype=x.dtype, device=x.device)
+    grad_x, grad_weight = _empty(x), _per_plane(x)
     u = layout.dense(grad_grad_x, last)
-    cotangents = (None if grad_grad_residual is None else layout.dense(grad_grad_residual, last),
-                  _contiguous(grad_grad_weight), _contiguous(grad_grad_bias))  # fmt: skip
-    tensors = (layout.dense(grad, last), geometry.x, _contiguous(weight), _contiguous(bias), residual, mean, rstd)
-    sizes = (geometry.planes, geometry.channels, geometry.elements, geometry.out_elements)
-    if not geometry.setting.splits:
-        geometry.launch(double_resident, u, *cotangents, *tensors, m1, m2, grad_grad, grad_x, grad_weight, *sizes,
-                        *geometry.strides, negative_slope, **geometry.flags)  # fmt: skip
-        return grad_grad, grad_x, grad_weight
-    sums = geometry.pieces(3)
-    chunk = geometry.chunk(geometry.elements)
-    geometry.launch(double_sums, u, *tensors, sums, *sizes, chunk, *geometry.strides, negative_slope,
-                    **geometry.flags)  # fmt: skip
-    geometry.launch(double_apply, u, *cotangents, *tensors, m1, m2, sums, grad_grad, grad_x, grad_weight, *sizes,
-                    chunk, geometry.chunk(geometry.out_elements), *geometry.strides, negative_slope,
-                    **geometry.flags)  # fmt: skip
-    return grad_grad, grad_x, grad_weight
+    v_residual = None if grad_grad_residual is None else layout.dense(grad_grad_residual, last)
+    cotangents = (v_residual, _contiguous(grad_grad_weight), _contiguous(grad_grad_bias))
+    tensors = (layout.dense(grad, last), x, _contiguous(weight), _contiguous(bias), residual, mean, rstd)
+    scalars = (*plan.strides, negative_slope)
+    results = (grad_grad, grad_x, grad_weight)
+    if not plan.setting.splits:
+        launch(
+            double_resident, plan.grid, x.device, u, *cotangents, *tensors, m1, m2, *results, *plan.sizes, *scalars,
+            **plan.flags,
+        )  # fmt: skip
+        return results
+    sums = _pieces_of(x, plan, 3)
+    launch(double_sums, plan.grid, x.device, u, *tensors, sums, *plan.sizes, plan.chunks[0], *scalars, **plan.flags)
+    launch(
+        double_apply, plan.grid, x.device, u, *cotangents, *tensors, m1, m2, sums, *results, *plan.sizes,
+        *plan.chunks, *scalars, **plan.flags,
+    )  # fmt: skip
+    return results
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
+
+
+def _empty(x: Tensor, pad: int = 0) -> Tensor:
+    """Dense, in x's layout, with x's (padded) shape."""
+    shape = (*x.shape[:2], *(size + 2 * pad for size in x.shape[2:])) if pad else x.shape
+    return layout.empty(shape, layout.is_channels_last(x), dtype=x.dtype, device=x.device)
+
+
+def _per_plane(x: Tensor) -> Tensor:
+    return torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+
+
+def _pieces_of(x: Tensor, plan: _Plan, sums: int) -> Tensor:
+    return torch.empty((sums, plan.planes, plan.setting.splits), dtype=torch.float32, device=x.device)
 
 
 # --- ahead of time ------------------------------------------------------------------------------------------------
