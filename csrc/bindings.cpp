@@ -6,7 +6,10 @@
 
 namespace py = pybind11;
 
+void bind_gradient_penalty(py::module_& m);
 void bind_instance_norm(py::module_& m);
+void bind_interpolate(py::module_& m);
+void bind_l1(py::module_& m);
 void bind_wasserstein(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
@@ -24,7 +27,10 @@ PYBIND11_MODULE(_C, m) {
 #endif
     return info;
   });
-  bind_instance_norm(m);
-  bind_wasserstein(m);
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
+  bind_gradient_penalty(m);
+  bind_instance_norm(m);
+  bind_interpolate(m);
+  bind_l1(m);
+  bind_wasserstein(m);
 }

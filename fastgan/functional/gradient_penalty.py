@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional.interpolate import interpolate
-from fastgan.kernels.library import allow_in_graph
+from fastgan.kernels import dispatch, layout
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.reference.gradient_penalty import coefficients
+from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
 _NAME = "gradient_norm_penalty"
@@ -50,7 +55,12 @@ def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool
         raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
     if not (target >= 0 and math.isfinite(target)):
         raise ValueError(f"{_NAME}: target must be a finite number of at least 0, got {target!r}")
-    return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
+    backend = dispatch.select(_NAME, grads)
+    if backend == "reference":
+        return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
+    dense = layout.dense(grads, layout.is_channels_last(grads))
+    penalty: Tensor = apply(_Forward, dense, float(target), bool(one_sided), backend)[0]
+    return penalty
 
 
 def gradient_penalty(
@@ -282,3 +292,138 @@ def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"consistency_term: {name} must be [N, ...] with at least one element, got {list(x.shape)}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return (x.to(dtype) - y.to(dtype)).square().reshape(x.size(0), -1).mean(1)
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(grads: Tensor, target: float, one_sided: bool, backend: str) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _forward(grads, target, one_sided, backend)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grads, *ctx.setting = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grads, output[1])
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(grads, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 4
+        return apply(_Backward, grad, *ctx.saved_tensors, *ctx.setting), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, grads_t: Tensor, *rest: None) -> tuple[Tensor, None]:
+        grads, norms = ctx.saved_tensors
+        target, one_sided, _ = ctx.setting
+        c, _ = coefficients(norms, target, one_sided)
+        return (c * (grads.to(norms.dtype) * grads_t).flatten(1).sum(1)).sum(), None
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool, backend: str) -> Tensor:
+        result: Tensor = _backward(grad, grads, norms, target, one_sided, backend)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, grads, norms, *ctx.setting = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, grads, norms)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
+        if u is None:
+            return (None,) * 6
+        grad, grads, norms = ctx.saved_tensors
+        u = layout.dense(u, layout.is_channels_last(grads))
+        return *apply(_DoubleBackward, u, grad, grads, norms, *ctx.setting), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+
+
+class _DoubleBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        u: Tensor, grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _double_backward(u, grad, grads, norms, target, one_sided, backend)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError(_refusal("a third derivative"))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a second derivative"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
+        "run it under fastgan.use_backend('reference')"
+    )
+
+
+# --- raw operators ------------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "gradient_penalty").forward(*rest)
+    return result
+
+
+def _forward_fake(grads: Tensor, *_: Any) -> Any:
+    dtype = statistics_dtype(grads.dtype)
+    return grads.new_empty((), dtype=dtype), grads.new_empty(grads.size(0), dtype=dtype)
+
+
+def _backward_kernel(*args: Any) -> Tensor:
+    *rest, backend = args
+    result: Tensor = dispatch.kernels(backend, "gradient_penalty").backward(*rest)
+    return result
+
+
+def _backward_fake(grad: Tensor, grads: Tensor, *_: Any) -> Any:
+    return torch.empty_like(grads)
+
+
+def _double_backward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "gradient_penalty").double_backward(*rest)
+    return result
+
+
+def _double_backward_fake(u: Tensor, grad: Tensor, grads: Tensor, *_: Any) -> Any:
+    return torch.empty_like(grad), torch.empty_like(grads)
+
+
+_forward = RawOperator(
+    "gradient_norm_penalty_forward(Tensor grads, float target, bool one_sided, str backend) -> (Tensor, Tensor)",
+    _forward_kernel,
+    _forward_fake,
+)
+_backward = RawOperator(
+    "gradient_norm_penalty_backward(Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided, "
+    "str backend) -> Tensor",
+    _backward_kernel,
+    _backward_fake,
+)
+_double_backward = RawOperator(
+    "gradient_norm_penalty_double_backward(Tensor u, Tensor grad, Tensor grads, Tensor norms, float target, "
+    "bool one_sided, str backend) -> (Tensor, Tensor)",
+    _double_backward_kernel,
+    _double_backward_fake,
+)

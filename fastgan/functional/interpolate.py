@@ -5,13 +5,18 @@ The derivation is in :mod:`fastgan.reference.interpolate`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
-from fastgan.kernels.library import allow_in_graph
-from fastgan.reference.interpolate import draw_alpha
+from fastgan.kernels import dispatch, layout
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference.interpolate import draw_alpha, per_sample
 
 _NAME = "interpolate"
 
@@ -46,9 +51,21 @@ def interpolate(
         ValueError: a wrong shape or device, or alpha and a generator together.
     """
     real, fake = _check_arguments(real, fake, alpha, generator)
-    if alpha is None:
-        alpha = draw_alpha(_draw_seed(real, generator), real.size(0))
-    return reference.interpolate(real, fake, alpha)
+    backend = dispatch.select(_NAME, real)
+    if backend == "reference" or real.numel() == 0:
+        if alpha is None:
+            alpha = draw_alpha(_draw_seed(real, generator), real.size(0))
+        return reference.interpolate(real, fake, alpha)
+    channels_last = layout.is_channels_last(real)
+    points: Tensor = apply(
+        _Forward,
+        layout.dense(real, channels_last),
+        layout.dense(fake, channels_last),
+        None if alpha is None else alpha.to(statistics_dtype(real.dtype)).contiguous(),
+        _draw_seed(real, generator) if alpha is None else None,
+        backend,
+    )[0]
+    return points
 
 
 def _draw_seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -74,3 +91,142 @@ def _check_arguments(
             raise ValueError(f"{_NAME}: got both alpha and generator; a given alpha needs no random numbers")
     dtype = torch.promote_types(real.dtype, fake.dtype)
     return real.to(dtype), fake.to(dtype)
+
+
+class _Forward(torch.autograd.Function):
+    """One of alpha and seed is None."""
+
+    @staticmethod
+    def forward(
+        real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | None, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _forward(real, fake, alpha, seed, backend)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        real, fake, alpha, _, ctx.backend = inputs
+        ctx.channels_last = layout.is_channels_last(real)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        # real and fake are needed again only for alpha's gradient.
+        kept = (real, fake) if alpha is not None and alpha.requires_grad else (None, None)
+        ctx.save_for_backward(*kept, output[1] if alpha is None else alpha)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(real, fake, output[1] if alpha is None else alpha)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        grads = apply(
+            _Backward,
+            layout.dense(grad, ctx.channels_last),
+            *ctx.saved_tensors,
+            ctx.needs_input_grad[:3],
+            ctx.backend,
+        )
+        return *grads, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, real_t: Tensor | None, fake_t: Tensor | None, alpha_t: Tensor | None, *_: None
+    ) -> tuple[Tensor, None]:
+        real, fake, alpha = ctx.saved_tensors
+        a = per_sample(alpha, real)
+        tangent = torch.zeros_like(real)
+        for factor, t in ((a, real_t), (1 - a, fake_t)):
+            if t is not None:
+                tangent = tangent + factor * t
+        if alpha_t is not None:
+            tangent = tangent + per_sample(alpha_t, real) * (real - fake)
+        return tangent.to(real.dtype), None
+
+
+class _Backward(torch.autograd.Function):
+    """need: whether real, fake and alpha want a gradient. Its own backward is plain PyTorch, of any order."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        real: Tensor | None,
+        fake: Tensor | None,
+        alpha: Tensor,
+        need: tuple[bool, bool, bool],
+        backend: str,
+    ) -> tuple[Tensor | None, ...]:
+        grads = _backward(grad, real, fake, alpha, *need, backend)
+        return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        grad, real, fake, alpha, _, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, real, fake, alpha)
+
+    @staticmethod
+    def backward(
+        ctx: Any, u_real: Tensor | None, u_fake: Tensor | None, u_alpha: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad, real, fake, alpha = ctx.saved_tensors
+        a = per_sample(alpha, grad)
+        grad_grad = grad_real = grad_fake = grad_alpha = None
+        if u_real is not None or u_fake is not None:
+            zero = torch.zeros_like(grad)
+            u_r, u_f = zero if u_real is None else u_real, zero if u_fake is None else u_fake
+            grad_grad = a * u_r + (1 - a) * u_f
+            grad_alpha = (grad.to(alpha.dtype) * (u_r - u_f)).flatten(1).sum(1)
+        if u_alpha is not None:
+            u = per_sample(u_alpha, grad)
+            grad_real = (u * grad).to(grad.dtype)
+            grad_fake = -grad_real
+            of_alpha = u * (real - fake)
+            grad_grad = of_alpha if grad_grad is None else grad_grad + of_alpha
+        return None if grad_grad is None else grad_grad.to(grad.dtype), grad_real, grad_fake, grad_alpha, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(
+            f"{_NAME}: forward mode over a backward pass is not supported by the fused kernels; "
+            "run it under fastgan.use_backend('reference')"
+        )
+
+
+# --- raw operators ------------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "interpolate").forward(*rest)
+    return result
+
+
+def _forward_fake(real: Tensor, fake: Tensor, alpha: Any, seed: Any, *_: Any) -> Any:
+    drawn = real.new_empty(0 if seed is None else real.size(0), dtype=statistics_dtype(real.dtype))
+    return torch.empty_like(real), drawn
+
+
+def _backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "interpolate").backward(*rest)
+    return result
+
+
+def _backward_fake(
+    grad: Tensor, r: Any, f: Any, alpha: Tensor, need_real: bool, need_fake: bool, need_alpha: bool, *_: Any
+) -> Any:
+    needs = ((grad, need_real), (grad, need_fake), (alpha, need_alpha))
+    return tuple(torch.empty_like(like) if need else like.new_empty(0) for like, need in needs)
+
+
+_forward = RawOperator(
+    "interpolate_forward(Tensor real, Tensor fake, Tensor? alpha, Tensor? seed, str backend) -> (Tensor, Tensor)",
+    _forward_kernel,
+    _forward_fake,
+)
+_backward = RawOperator(
+    "interpolate_backward(Tensor grad, Tensor? real, Tensor? fake, Tensor alpha, bool need_real, bool need_fake, "
+    "bool need_alpha, str backend) -> (Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _backward_fake,
+)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
-from fastgan.kernels.library import allow_in_graph
+from fastgan.kernels import dispatch, layout
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.reference.l1 import result_dtype
 
 _NAME = "weighted_l1"
+# Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
+SIGN_CHUNK = 4096
 
 
 @allow_in_graph
@@ -42,7 +49,19 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         ValueError: no pairs, a pair of other than three items, empty tensors, shapes or devices that differ.
     """
     _check_arguments(pairs)
-    return reference.weighted_l1(pairs)
+    dtype = result_dtype(pairs)
+    widest = next((t for a, b, _ in pairs for t in (a, b) if t.dtype == dtype), pairs[0][0])
+    backend = dispatch.select(_NAME, widest)
+    if backend == "reference":
+        return reference.weighted_l1(pairs)
+    tensors: list[Tensor] = []
+    for a, b, _ in pairs:
+        tensors += _aligned(a, b)
+    weights = tuple([float(weight) for _, _, weight in pairs])
+    recording = torch.is_grad_enabled()
+    wanted = tuple([recording and (a.requires_grad or b.requires_grad) for a, b, _ in pairs])
+    value: Tensor = apply(_Forward, (weights, wanted, dtype, backend), *tensors)[0]
+    return value
 
 
 def cycle_loss(
@@ -83,3 +102,192 @@ def _check_arguments(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
             raise ValueError(f"{_NAME}: pairs[{k}] is empty (shape {list(a.shape)}): its mean is not defined")
         if isinstance(weight, Tensor) or not math.isfinite(weight):
             raise ValueError(f"{_NAME}: pairs[{k}] weight must be a finite number, got {weight!r}")
+
+
+def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b with dtypes that a kernel takes together, both dense in one layout.
+
+    Where the layouts differ, the tensor that wants a gradient keeps its own, so that its gradient has it too.
+    """
+    if a.dtype != b.dtype:
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        if dtype != torch.float32 or torch.float32 not in (a.dtype, b.dtype):
+            a, b = a.to(dtype), b.to(dtype)
+    if a.is_contiguous() and b.is_contiguous():
+        return a, b
+    channels_last = layout.is_channels_last(b if b.requires_grad and not a.requires_grad else a)
+    return layout.dense(a, channels_last), layout.dense(b, channels_last)
+
+
+_Setting = tuple[tuple[float, ...], tuple[bool, ...], torch.dtype, str]  # weights, signs wanted, result dtype, backend
+
+
+class _Forward(torch.autograd.Function):
+    """tensors: a and b of each pair in turn."""
+
+    @staticmethod
+    def forward(setting: _Setting, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        weights, wanted, dtype, backend = setting
+        numels = [t.numel() for t in tensors[::2]]
+        value, signs = _forward(list(tensors), weights, _sign_bytes(numels, wanted), dtype, backend)
+        return value, signs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.setting, *tensors = inputs
+        ctx.layouts = [(t.shape, layout.is_channels_last(t), t.dtype) for t in tensors]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * (1 + len(ctx.layouts))
+        return None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, ctx.needs_input_grad[1:], ctx.setting)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
+        weights, _, dtype, _ = ctx.setting
+        tensors = ctx.saved_tensors
+        pairs = list(zip(tensors[::2], tensors[1::2], weights, strict=True))
+        directions = list(zip(tangents[::2], tangents[1::2], strict=True))
+        return reference.l1.directional(pairs, directions).to(dtype), None
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        signs: Tensor,
+        layouts: list[tuple[Sequence[int], bool, torch.dtype]],
+        need: tuple[bool, ...],
+        setting: _Setting,
+    ) -> tuple[Tensor | None, ...]:
+        weights, wanted, _, backend = setting
+        if any(n and not wanted[k // 2] for k, n in enumerate(need)):
+            raise RuntimeError(f"{_NAME}: a gradient is asked for that the forward pass was not told of")
+        numels = [math.prod(shape) for shape, _, _ in layouts[::2]]
+        dtypes = [_check.FLOATING.index(dtype) if n else -1 for n, (_, _, dtype) in zip(need, layouts, strict=True)]
+        flat = iter(_backward(grad, signs, numels, weights, _sign_bytes(numels, wanted), dtypes, backend))
+        return tuple(
+            layout.unflatten(next(flat), shape, channels_last) if n else None
+            for n, (shape, channels_last, _) in zip(need, layouts, strict=True)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        grad, signs, ctx.layouts, _, ctx.setting = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(signs)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(u is None for u in directions):
+            return (None,) * 5
+        grad = apply(_DoubleBackward, *ctx.saved_tensors, ctx.layouts, ctx.setting, *directions)
+        return grad, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+
+
+class _DoubleBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        signs: Tensor,
+        layouts: list[tuple[Sequence[int], bool, torch.dtype]],
+        setting: _Setting,
+        *directions: Tensor | None,
+    ) -> Tensor:
+        weights, wanted, dtype, backend = setting
+        numels = [math.prod(shape) for shape, _, _ in layouts[::2]]
+        dense = [
+            None if u is None else layout.dense(u, channels_last)
+            for u, (_, channels_last, _) in zip(directions, layouts, strict=True)
+        ]
+        grad: Tensor = _directional(dense, signs, numels, weights, _sign_bytes(numels, wanted), dtype, backend)
+        return grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise NotImplementedError(_refusal("a third derivative"))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(_refusal("forward mode over a second derivative"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
+        "run it under fastgan.use_backend('reference')"
+    )
+
+
+def _sign_bytes(numels: Sequence[int], wanted: Sequence[bool]) -> list[int]:
+    """The bytes of packed signs that each pair keeps."""
+    return [-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if w else 0 for n, w in zip(numels, wanted, strict=True)]
+
+
+# --- raw operators ------------------------------------------------------------------------------------------------
+
+
+def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
+    *rest, backend = args
+    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "l1").forward(*rest)
+    return result
+
+
+def _forward_fake(tensors: list[Tensor], _: Any, sign_bytes: list[int], dtype: torch.dtype, *rest: Any) -> Any:
+    x = tensors[0]
+    return x.new_empty((), dtype=dtype), x.new_empty(sum(sign_bytes), dtype=torch.uint8)
+
+
+def _backward_kernel(*args: Any) -> list[Tensor]:
+    *rest, codes, backend = args
+    dtypes = [None if code < 0 else _check.FLOATING[code] for code in codes]
+    result: list[Tensor] = dispatch.kernels(backend, "l1").backward(*rest, dtypes)
+    return result
+
+
+def _backward_fake(grad: Tensor, signs: Tensor, numels: list[int], w: Any, s: Any, codes: Any, *rest: Any) -> Any:
+    return [grad.new_empty(numels[k // 2], dtype=_check.FLOATING[code]) for k, code in enumerate(codes) if code >= 0]
+
+
+def _directional_kernel(*args: Any) -> Tensor:
+    *rest, backend = args
+    result: Tensor = dispatch.kernels(backend, "l1").directional(*rest)
+    return result
+
+
+def _directional_fake(directions: Any, signs: Tensor, n: Any, w: Any, s: Any, dtype: torch.dtype, *rest: Any) -> Any:
+    return signs.new_empty((), dtype=dtype)
+
+
+_forward = RawOperator(
+    "weighted_l1_forward(Tensor[] tensors, float[] weights, SymInt[] sign_bytes, ScalarType dtype, str backend) "
+    "-> (Tensor, Tensor)",
+    _forward_kernel,
+    _forward_fake,
+)
+# dtypes: of each tensor's gradient, as an index of _check.FLOATING; -1 where none is wanted.
+_backward = RawOperator(
+    "weighted_l1_backward(Tensor grad, Tensor signs, SymInt[] numels, float[] weights, SymInt[] sign_bytes, "
+    "int[] dtypes, str backend) -> Tensor[]",
+    _backward_kernel,
+    _backward_fake,
+)
+_directional = RawOperator(
+    "weighted_l1_directional(Tensor?[] directions, Tensor signs, SymInt[] numels, float[] weights, "
+    "SymInt[] sign_bytes, ScalarType dtype, str backend) -> Tensor",
+    _directional_kernel,
+    _directional_fake,
+)

@@ -36,3 +36,11 @@ def empty(shape: Sequence[int], channels_last: bool, *, dtype: torch.dtype, devi
         return torch.empty(shape, dtype=dtype, device=device)
     n, c, *spatial = shape
     return torch.empty((n, *spatial, c), dtype=dtype, device=device).movedim(-1, 1)
+
+
+def unflatten(flat: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """The dense tensor [N, C, *spatial] in the given layout, or of any shape, whose memory ``flat`` is."""
+    if not channels_last:
+        return flat.view(shape)
+    n, c, *spatial = shape
+    return flat.view(n, *spatial, c).movedim(-1, 1)

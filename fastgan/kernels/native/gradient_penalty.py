@@ -1,0 +1,50 @@
+"""The penalty on gradient norms in C++ (csrc/cpu/gradient_penalty.cpp).
+
+The formulas: :mod:`fastgan.reference.gradient_penalty`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels.dispatch import Call
+from fastgan.kernels.native._tensor import _C, DTYPES, threads
+from fastgan.reference.instance_norm import statistics_dtype
+
+
+def supports(call: Call) -> str | None:
+    return None if call.device == "cpu" else f"the C++ kernels serve the CPU, got {call.device!r}"
+
+
+def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
+    """The penalty, and the norms [N]. grads: [N, ...], dense."""
+    samples, dtype = grads.size(0), statistics_dtype(grads.dtype)
+    norms = torch.empty(samples, dtype=dtype)
+    penalty = _C.gradient_penalty_forward(
+        DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), target, one_sided, samples, grads.numel() // samples,
+        threads(),
+    )  # fmt: skip
+    return torch.tensor(penalty, dtype=dtype), norms
+
+
+def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
+    """The gradient for ``grads``."""
+    samples, out = grads.size(0), torch.empty_like(grads)
+    _C.gradient_penalty_backward(
+        DTYPES[grads.dtype], float(grad), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target, one_sided,
+        samples, grads.numel() // samples, threads(),
+    )  # fmt: skip
+    return out
+
+
+def double_backward(
+    u: Tensor, grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the backward pass for ``grad`` and ``grads``, given its cotangent u, dense as ``grads`` is."""
+    samples, out = grads.size(0), torch.empty_like(grads)
+    grad_grad = _C.gradient_penalty_double_backward(
+        DTYPES[grads.dtype], float(grad), u.data_ptr(), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target,
+        one_sided, samples, grads.numel() // samples, threads(),
+    )  # fmt: skip
+    return torch.tensor(grad_grad, dtype=grad.dtype), out
