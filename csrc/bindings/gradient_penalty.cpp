@@ -1,3 +1,4 @@
+// fastgan._C.gradient_penalty_*: called by fastgan/kernels/native/gradient_penalty.py.
 #include "cpu/gradient_penalty.h"
 
 #include <pybind11/pybind11.h>

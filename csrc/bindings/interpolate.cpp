@@ -1,3 +1,4 @@
+// fastgan._C.interpolate_*: called by fastgan/kernels/native/interpolate.py.
 #include "cpu/interpolate.h"
 
 #include <pybind11/pybind11.h>

@@ -1,3 +1,4 @@
+// fastgan._C.l1_*: called by fastgan/kernels/native/l1.py.
 #include "cpu/l1.h"
 
 #include <pybind11/pybind11.h>

@@ -179,7 +179,10 @@ double forward_typed(const L1Pair& pair, int64_t chunk) {
   const Ta* a = static_cast<const Ta*>(pair.a) + begin;
   const Tb* b = static_cast<const Tb*>(pair.b) + begin;
   if (pair.signs == nullptr) return forward_chunk<false>(a, b, nullptr, n);
-  return forward_chunk<true>(a, b, pair.signs + chunk * kL1SignBytes, n);
+  uint8_t* signs = pair.signs + chunk * kL1SignBytes;
+  const int64_t used = ceil_div(n, kBlock) * (kBlock / 4);
+  std::memset(signs + used, 0, static_cast<size_t>(kL1SignBytes - used));
+  return forward_chunk<true>(a, b, signs, n);
 }
 
 double forward_one(const L1Pair& pair, int64_t chunk) {
