@@ -29,11 +29,12 @@ def read_official(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # pickle, zip and torch each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # pickle, zip and torch each raise their own, and advise to execute the file
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint of weights ({reason}); expected the state_dict of one network, "
-            "as latest_net_G_A.pth holds"
+            f"{path}: damaged, or holds more than weights; expected the state_dict of one network, as "
+            "latest_net_G_A.pth holds"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected the state_dict of one network (name → tensor), got something else")

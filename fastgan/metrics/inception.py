@@ -1,0 +1,150 @@
+"""Fréchet inception distance and inception score, by torchmetrics and torch-fidelity's Inception network.
+
+Nothing is downloaded: the network's weights must lie on the disk.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+_SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+
+
+class MetricUnavailableError(RuntimeError):
+    """A metric's library or weights are not there; the message says how to get them."""
+
+
+def inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
+    """The Inception network's weights: ``path``, or their place in torch's cache.
+
+    Raises:
+        MetricUnavailableError: torchmetrics, torch-fidelity or the weights are missing.
+    """
+    for module, package in (("torchmetrics", "torchmetrics"), ("torch_fidelity", "torch-fidelity")):
+        if find_spec(module) is None:
+            raise MetricUnavailableError(
+                f"FID and the inception score need {package}, which is not installed: pip install torchmetrics "
+                "torch-fidelity. Sliced Wasserstein distances of patches need neither"
+            )
+    weights = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not weights.is_file():
+        raise MetricUnavailableError(
+            f"{weights}: no such file; FID and the inception score need the Inception weights of {_SOURCE} there. "
+            "Sliced Wasserstein distances of patches need none"
+        )
+    return weights
+
+
+def frechet_inception_distance(
+    real: Iterable[Tensor],
+    fake: Iterable[Tensor],
+    *,
+    features: nn.Module | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> float:
+    r"""Fréchet inception distance between two sets of images (Heusel et al. 2017, arXiv:1706.08500, equation 6).
+
+    .. math:: \|\mu_r - \mu_f\|_2^2 + \mathrm{tr}\big(\Sigma_r + \Sigma_f - 2 (\Sigma_r \Sigma_f)^{1/2}\big)
+
+    of the Inception network's 2048 pooled features; use at least 2048 images, better 10,000 and more.
+
+    Args:
+        real, fake: batches [N, C, H, W] with values in [−1, 1]; one channel is repeated.
+        features: another network, float images [N, 3, H, W] in [−1, 1] → [N, F], instead of Inception.
+        weights: of Inception; see :func:`inception_weights`.
+        device: where to compute.
+
+    Raises:
+        MetricUnavailableError: see :func:`inception_weights`.
+        ValueError: fewer than two images on a side.
+    """
+    metric = _metric("fid", "FrechetInceptionDistance", features, weights, 2048).to(device)
+    for images, is_real in ((real, True), (fake, False)):
+        count = 0
+        for batch in images:
+            metric.update(_input(batch, device, features is not None), real=is_real)
+            count += len(batch)
+        if count < 2:
+            side = "real" if is_real else "fake"
+            raise ValueError(f"frechet_inception_distance: {side} must hold at least two images, got {count}")
+    return float(metric.compute())
+
+
+def inception_score(
+    images: Iterable[Tensor],
+    *,
+    splits: int = 10,
+    features: nn.Module | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:
+    r"""Inception score (Salimans et al. 2016, arXiv:1606.03498, section 4): its mean and deviation over ``splits``.
+
+    .. math:: \exp E_x \mathrm{KL}\big(p(y|x) \,\|\, p(y)\big)
+
+    Arguments as for :func:`frechet_inception_distance`; ``features`` gives logits. The images are shuffled among the
+    splits from torch's global random state.
+    """
+    metric = _metric("inception", "InceptionScore", features, weights, "logits_unbiased", splits=splits).to(device)
+    count = 0
+    for batch in images:
+        metric.update(_input(batch, device, features is not None))
+        count += len(batch)
+    if count < splits:
+        raise ValueError(f"inception_score: at least one image for each of {splits} splits is needed, got {count}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="std")  # of one split
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation) if splits > 1 else 0.0
+
+
+def _metric(
+    module: str,
+    name: str,
+    features: nn.Module | None,
+    weights: str | os.PathLike[str] | None,
+    layer: int | str,
+    **options: Any,
+) -> Any:
+    if features is None:
+        features = _inception(inception_weights(weights), layer)
+    elif find_spec("torchmetrics") is None:
+        raise MetricUnavailableError("FID and the inception score need torchmetrics: pip install 'fastgan[metrics]'")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer")
+        return getattr(importlib.import_module(f"torchmetrics.image.{module}"), name)(feature=features, **options)
+
+
+def _inception(weights: Path, layer: int | str) -> nn.Module:
+    try:
+        torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would execute what is in the file
+    except Exception as error:
+        raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
+    try:
+        importlib.import_module("torch_fidelity")  # torchmetrics hides why it cannot be imported
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network: nn.Module = NoTrainInceptionV3("inception-v3-compat", [str(layer)], str(weights))
+    except ImportError as error:
+        raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
+    except RuntimeError as error:
+        raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
+    network.num_features = 2048  # type: ignore[assignment]
+    return network
+
+
+def _input(batch: Tensor, device: torch.device | str, floating: bool) -> Tensor:
+    x = batch.to(device)
+    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x
+    return x if floating else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

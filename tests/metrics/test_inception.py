@@ -1,0 +1,97 @@
+"""FID and inception score: the figures with a network of our own, the errors without Inception's weights."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.metrics import MetricUnavailableError, frechet_inception_distance, inception_score, inception_weights
+from fastgan.metrics import inception as module
+
+
+class _Features(nn.Module):
+    """Mean and a few weighted sums of the pixels, of known statistics."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("directions", torch.randn(3 * 6 * 6, 4, generator=generator) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1:] == (3, 6, 6)
+        return x.flatten(1) @ self.directions
+
+
+def _batches(x):
+    return [x[:7], x[7:]]
+
+
+def test_fid_matches_its_formula():
+    linalg = pytest.importorskip("scipy.linalg")
+    pytest.importorskip("torchmetrics")
+    real, fake = torch.rand(40, 3, 6, 6) * 2 - 1, torch.rand(30, 1, 6, 6) - 0.7
+    features = _Features()
+    value = frechet_inception_distance(_batches(real), _batches(fake), features=features)
+    a, b = features(real).double().numpy(), features(fake.expand(-1, 3, -1, -1)).double().numpy()
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert math.isclose(value, expected, rel_tol=1e-4)
+    assert expected > 0.1
+    assert abs(frechet_inception_distance(_batches(real), [real], features=features)) < 1e-4
+
+
+class _Logits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 50 * nn.functional.one_hot((x[:, 0, 0, 0] > 0).long(), 2).float()
+
+
+def test_inception_score_of_two_sure_classes_is_two():
+    pytest.importorskip("torchmetrics")
+    x = torch.ones(4, 3, 6, 6)
+    x[:2] = -1
+    mean, deviation = inception_score([x], splits=1, features=_Logits())
+    assert math.isclose(mean, 2, rel_tol=1e-5)
+    assert deviation == 0
+    assert math.isclose(inception_score([x.abs()], splits=1, features=_Logits())[0], 1, rel_tol=1e-5)
+
+
+def test_too_few_images():
+    pytest.importorskip("torchmetrics")
+    one, two = [torch.zeros(1, 3, 6, 6)], [torch.zeros(2, 3, 6, 6)]
+    with pytest.raises(ValueError, match="fake must hold at least two images, got 1"):
+        frechet_inception_distance(two, one, features=_Features())
+    with pytest.raises(ValueError, match="real must hold at least two images, got 0"):
+        frechet_inception_distance([], two, features=_Features())
+    with pytest.raises(ValueError, match="at least one image for each of 10 splits is needed, got 2"):
+        inception_score(two, features=_Logits())
+
+
+def test_missing_libraries_and_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch_fidelity" else object())
+    with pytest.raises(MetricUnavailableError, match=r"need torch-fidelity, which is not installed: pip install"):
+        frechet_inception_distance([], [])
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MetricUnavailableError, match=r"need torchmetrics, which is not installed"):
+        inception_weights()
+    with pytest.raises(MetricUnavailableError, match=r"pip install 'fastgan\[metrics\]'"):
+        frechet_inception_distance([], [], features=_Features())
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(MetricUnavailableError, match=rf"{tmp_path}.*{module.WEIGHTS}: no such file; .*github\.com"):
+        inception_score([])
+    bad = tmp_path / "bad.pth"
+    bad.write_text("hello")
+    with pytest.raises(MetricUnavailableError, match=r"bad\.pth: damaged, or not a file of weights"):
+        frechet_inception_distance([], [], weights=bad)
+    torch.save({"weight": torch.zeros(1)}, bad)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(MetricUnavailableError, match="torch-fidelity cannot be imported"):
+        frechet_inception_distance([], [], weights=bad)
