@@ -175,6 +175,54 @@ def _translate(arguments: list[str]) -> int:
     return 0
 
 
+def _evaluate(arguments: list[str]) -> int:
+    def evaluate(
+        checkpoint: Path,
+        dataroot: Path | None = None,
+        which: Literal["latest", "best"] = "latest",
+        fid: bool = False,
+        n: int = 2048,
+        seed: int = 0,
+        device: str = "auto",
+        fused: bool = True,
+        json: bool = False,
+    ) -> None:
+        """Scores a checkpoint of CycleGAN on testA and testB, or one of a GAN on its data.
+
+        Args:
+            checkpoint: A run's folder or a checkpoint file.
+            dataroot: CycleGAN: the folder of testA and testB; by default the run's own.
+            which: Which checkpoint of a run's folder.
+            fid: CycleGAN: compute the Frechet inception distance too; needs Inception's weights on the disk.
+            n: GAN: how many samples.
+            seed: GAN: of the samples.
+            device: auto, cpu, cuda or cuda:N.
+            fused: Use the fused operators.
+            json: Print JSON.
+        """
+        from fastgan.training.checkpoint import locate
+
+        file = locate(checkpoint, which)
+        from fastgan.training import inference
+
+        with _bar("translating") as progress:
+            scores = inference.evaluate(file, dataroot, device=device, fused=fused, fid=fid, progress=progress)
+        _print_scores(scores, json)
+
+    _parse(evaluate, "evaluate", arguments)
+    return 0
+
+
+def _print_scores(scores: dict[str, float], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(scores))
+        return
+    for name, value in scores.items():
+        print(f"{name:12} {value:.4f}")
+
+
 def _export(arguments: list[str]) -> int:
     def export(checkpoint: Path, out: Path, which: Literal["latest", "best"] = "latest") -> None:
         """Writes a CycleGAN run's networks as the official code's latest_net_G_A.pth and so on.
@@ -193,12 +241,21 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
+def _demo(arguments: list[str]) -> int:
+    from fastgan.demo import demo
+
+    _parse(demo, "demo", arguments)
+    return 0
+
+
 COMMANDS = {
     "doctor": _Command("what is built, and what serves each operator", _doctor),
     "data emoji": _Command("render an unpaired data set with ground truth", _data_emoji),
     "train cyclegan": _Command("train CycleGAN on folders of images", _train_cyclegan),
     "translate": _Command("translate images with a trained CycleGAN", _translate),
+    "evaluate": _Command("score a checkpoint on held-out data", _evaluate),
     "export": _Command("write a CycleGAN run's weights for the official code", _export),
+    "demo": _Command("train CycleGAN on emoji in a few minutes", _demo),
 }
 
 

@@ -28,7 +28,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fastgan.functional as F
 from fastgan.data import PairedImageFolder, Preprocess, UnpairedImageFolder
+from fastgan.data.decode import list_images
 from fastgan.kernels.dispatch import use_backend
+from fastgan.metrics import PairedScores
 from fastgan.models import build_discriminator, build_generator, load_official
 from fastgan.nn import fuse
 from fastgan.training import distributed, random, schedule, sheet
@@ -159,7 +161,7 @@ class CycleGan(Task):
         check(config)
         self.config = config
         self.device = distributed.resolve_device(config.device)
-        self.precision = Precision(self.device, config.amp, config.channels_last)
+        self.precision = Precision(self.device, config.amp, config.channels_last, fused=config.fused)
         random.seed_all(config.seed)
         self.networks = build_networks(config)
         if config.pretrained is not None:
@@ -388,13 +390,15 @@ class CycleGan(Task):
         return self.ema[name].module if name in self.ema else self.networks[name]
 
     @torch.no_grad()
-    def translate(self, images_A: Tensor, images_B: Tensor) -> dict[str, Tensor]:
-        """fake_B, rec_A, fake_A and rec_B of two batches, with the generators in evaluation mode."""
+    def translate(self, images_A: Tensor, images_B: Tensor, *, cycle: bool = True) -> dict[str, Tensor]:
+        """fake_B and fake_A of two batches, and rec_A and rec_B, with the generators in evaluation mode."""
         with _evaluating(self.networks.values()), self._backend(), self.precision.autocast():
             real_A, real_B = self.precision.batch(images_A), self.precision.batch(images_B)
             g_A, g_B = self.generator("G_A"), self.generator("G_B")
             fake_B, fake_A = g_A(real_A), g_B(real_B)
-            out = {"fake_B": fake_B, "rec_A": g_B(fake_B), "fake_A": fake_A, "rec_B": g_A(fake_A)}
+            out = {"fake_B": fake_B, "fake_A": fake_A}
+            if cycle:
+                out |= {"rec_A": g_B(fake_B), "rec_B": g_A(fake_A)}
         return {name: value.float() for name, value in out.items()}
 
     def held_out(self, limit: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
@@ -415,15 +419,15 @@ class CycleGan(Task):
         return sheet.table(lines, titles) if lines else None
 
     def evaluate(self) -> dict[str, float]:
-        """Paired L1 of held-out items in both directions ("l1_B": of G_A(A) and B); empty if ``test`` is not paired."""
+        """Scores of held-out pairs: l1_B, psnr_B and ssim_B of G_A(A) beside B, and those of A; none without pairs."""
         if not self.paired:
             return {}
-        sums: dict[str, list[float]] = {"l1_B": [], "l1_A": []}
+        scores = {"B": PairedScores(), "A": PairedScores()}
         for real_A, real_B in self.held_out():
-            made = self.translate(real_A, real_B)
-            sums["l1_B"].append(float((made["fake_B"].cpu() - real_B).abs().mean()))
-            sums["l1_A"].append(float((made["fake_A"].cpu() - real_A).abs().mean()))
-        return {name: sum(values) / len(values) for name, values in sums.items() if values}
+            made = self.translate(real_A, real_B, cycle=False)
+            scores["B"].update(made["fake_B"].cpu(), real_B)
+            scores["A"].update(made["fake_A"].cpu(), real_A)
+        return {f"{name}_{domain}": value for domain, s in scores.items() for name, value in s.compute().items()}
 
     def plan(self) -> dict[str, str]:
         config, loader = self.config, self.loader
@@ -539,6 +543,8 @@ def check(config: CycleGanConfig) -> None:
         raise ValueError("batched_calls changes the result of norm batch; it needs norm instance or none")
     if not 1 <= config.accumulate <= config.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
+    if config.preprocess == "none" and config.batch_size > 1:
+        raise ValueError(f"preprocess none keeps images' own sizes: batch_size must be 1, got {config.batch_size}")
     if config.n_epochs + config.n_epochs_decay < config.epoch_count:
         raise ValueError(
             f"nothing to train: epoch_count {config.epoch_count} is past n_epochs {config.n_epochs} + "
@@ -631,28 +637,39 @@ def make(config: CycleGanConfig) -> CycleGan:
         ValueError: settings that contradict each other.
     """
     check(config)
-    preprocess = Preprocess(
-        config.preprocess, config.load_size, config.crop_size, not config.no_flip, size_multiple(config)
+    train = UnpairedImageFolder(
+        config.dataroot,
+        _preprocess(config),
+        serial_batches=config.serial_batches,
+        cache=_caches(config),
+        **_folders(config),
     )
-    common: dict[str, Any] = {
+    test, paired = held_out(config)
+    return CycleGan(config, train, test, paired=paired)
+
+
+def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | PairedImageFolder | None, bool]:
+    """testA and testB, if they are there, and whether their files have the same names: then they are pairs."""
+    folders = [config.dataroot / "testA", config.dataroot / "testB"]
+    if not all(folder.is_dir() for folder in folders):
+        return None, False
+    rule, names = _preprocess(config).for_testing(), [[path.stem for path in list_images(f)] for f in folders]
+    if names[0] == names[1]:
+        return PairedImageFolder(config.dataroot, rule, phase="test", **_folders(config)), True
+    return UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config)), False
+
+
+def _preprocess(config: CycleGanConfig) -> Preprocess:
+    return Preprocess(config.preprocess, config.load_size, config.crop_size, not config.no_flip, size_multiple(config))
+
+
+def _folders(config: CycleGanConfig) -> dict[str, Any]:
+    return {
         "channels_a": config.input_nc,
         "channels_b": config.output_nc,
         "direction": config.direction,
         "max_dataset_size": config.max_dataset_size,
     }
-    train = UnpairedImageFolder(
-        config.dataroot, preprocess, serial_batches=config.serial_batches, cache=_caches(config), **common
-    )
-    if config.preprocess == "none" and config.batch_size > 1:
-        raise ValueError(f"preprocess none keeps images' own sizes: batch_size must be 1, got {config.batch_size}")
-    folders = [config.dataroot / "testA", config.dataroot / "testB"]
-    if not all(folder.is_dir() for folder in folders):
-        return CycleGan(config, train)
-    paired = len({tuple(sorted(path.stem for path in folder.rglob("*.*"))) for folder in folders}) == 1
-    kind = PairedImageFolder if paired else UnpairedImageFolder
-    return CycleGan(
-        config, train, kind(config.dataroot, preprocess.for_testing(), phase="test", **common), paired=paired
-    )
 
 
 def _caches(config: CycleGanConfig) -> bool:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
+from fastgan.metrics import PairedScores, frechet_inception_distance, inception_weights, sliced_wasserstein_patches
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
 from fastgan.nn import fuse
-from fastgan.training import checkpoint, distributed, sheet
+from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
 
 Direction = Literal["AtoB", "BtoA"]
@@ -158,13 +159,84 @@ def _pixels(image: Tensor) -> Any:
     return Image.fromarray(sheet.to_uint8(image[None])[0].numpy())
 
 
-def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
-    """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are."""
-    from fastgan.training.cyclegan import build_networks
+def evaluate(
+    path: Path,
+    dataroot: Path | None = None,
+    *,
+    which: str = "latest",
+    device: str = "auto",
+    fused: bool = True,
+    fid: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Scores a run's translations of testA and testB: "…_B" of G_A(A) against B, "…_A" of G_B(B) against A.
 
+    Args:
+        path: a run's folder or a checkpoint.
+        dataroot: the folder of testA and testB; by default the run's own.
+        which, device, fused: see :func:`load_translator`.
+        fid: compute the Fréchet inception distance too, for which Inception's weights must be on the disk.
+        progress: called with (done, total).
+
+    Returns:
+        l1, psnr and ssim where the files of testA and testB have the same names, and so are pairs; swd, the
+        sliced-Wasserstein distance of patches, where the images have one size; fid if asked for.
+
+    Raises:
+        CheckpointError, DataError: nothing to evaluate, or to evaluate with.
+        MetricUnavailableError: fid without its library or weights.
+    """
+    if fid:
+        inception_weights()
     file = checkpoint.locate(path, which)
     config = load_config(file)
-    networks = build_networks(config)
+    if dataroot is not None:
+        config = dataclasses.replace(config, dataroot=dataroot)
+    source, paired = cyclegan.held_out(config)
+    if source is None:
+        raise DataError(f"{config.dataroot}: holds no testA and testB to evaluate on")
+    translators = {
+        "B": load_translator(file, "AtoB", device=device, fused=fused),
+        "A": load_translator(file, "BtoA", device=device, fused=fused),
+    }
+    real: dict[str, list[Tensor]] = {"A": [], "B": []}
+    fake: dict[str, list[Tensor]] = {"A": [], "B": []}
+    for i in range(len(source)):
+        item = source.sample(i, None)
+        for domain, other in (("A", "B"), ("B", "A")):
+            image = item[domain]
+            assert isinstance(image, Tensor)
+            real[domain].append(image)
+            fake[other].append(translators[other](image[None])[0])
+        if progress:
+            progress(i + 1, len(source))
+    return {
+        f"{name}_{domain}": value
+        for domain in ("B", "A")
+        for name, value in _scores(real[domain], fake[domain], paired, fid).items()
+    }
+
+
+def _scores(real: list[Tensor], fake: list[Tensor], paired: bool, fid: bool) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    if paired:
+        pairs = PairedScores()
+        for x, y in zip(fake, real, strict=True):
+            pairs.update(x[None], y[None])
+        scores |= pairs.compute()
+    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= 16:
+        scores["swd"] = sliced_wasserstein_patches(torch.stack(real), torch.stack(fake)).mean
+    if fid:
+        batches = [[image[None] for image in images] for images in (real, fake)]
+        scores["fid"] = frechet_inception_distance(*batches)
+    return scores
+
+
+def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
+    """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are."""
+    file = checkpoint.locate(path, which)
+    config = load_config(file)
+    networks = cyclegan.build_networks(config)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, network in networks.items():
@@ -174,6 +246,3 @@ def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
         written.append(out / f"latest_net_{name}.pth")
         save_official(network, written[-1])
     return written
-
-
-__all__ = ["Translator", "export_official", "load_config", "load_translator", "translate"]

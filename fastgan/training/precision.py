@@ -18,10 +18,13 @@ class Precision:
 
     Args:
         amp: ``bf16`` or ``fp16`` (with loss scaling) autocast, or ``none``. ``auto``: bf16 on a GPU that has it.
-        channels_last: ``auto``: on a GPU.
+        channels_last: ``auto``: on a GPU, or with fused operators.
+        fused: whether the networks' operators are fused: PyTorch's instance norm would undo channels_last.
     """
 
-    def __init__(self, device: torch.device, amp: Amp = "none", channels_last: Switch = "off") -> None:
+    def __init__(
+        self, device: torch.device, amp: Amp = "none", channels_last: Switch = "off", *, fused: bool = False
+    ) -> None:
         cuda = device.type == "cuda"
         if amp == "auto":
             amp = "bf16" if cuda and torch.cuda.is_bf16_supported() else "none"
@@ -30,7 +33,7 @@ class Precision:
         self.dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
         self.memory_format = (
             torch.channels_last
-            if channels_last == "on" or (channels_last == "auto" and cuda)
+            if channels_last == "on" or (channels_last == "auto" and (cuda or fused))
             else torch.preserve_format
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")

@@ -50,7 +50,7 @@ class RunConfig:
     amp: Amp = "auto"
     """Autocast: none, bf16, fp16 (with loss scaling); auto: bf16 on a GPU that has it, else none."""
     channels_last: Switch = "auto"
-    """Memory format of networks and images; auto: channels last on a GPU."""
+    """Memory format of networks and images; auto: channels last on a GPU and where fused operators keep it."""
     print_freq: int = 100
     """Write the mean losses since the last time to the progress bar, stats.jsonl and TensorBoard."""
     display_freq: int = 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +290,44 @@ def test_command_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fastgan: error: " in (error := capsys.readouterr().err)
     assert "--continue_train" in error
     assert "Traceback" not in error
+
+
+def test_ctrl_c_saves_and_exits_with_130(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = settings(data, name="whole"), settings(data, name="broken")
+    cyclegan.train(whole)
+    step = cyclegan.CycleGan.step
+
+    def interrupted(task: cyclegan.CycleGan) -> dict[str, torch.Tensor]:
+        losses = step(task)
+        if task.loader.batch == 3 and task.epoch == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses
+
+    monkeypatch.setattr(cyclegan.CycleGan, "step", interrupted)
+    assert run("train", "cyclegan", *flags(broken, name="broken")) == 130
+    monkeypatch.undo()
+    assert checkpoint.locate(broken.folder).name == "step-00000003.safetensors"
+    assert run("train", "cyclegan", *flags(broken, name="broken"), "--continue_train") == 0
+    assert_same_run(whole, broken)
+
+
+def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(data, eval_freq=2, max_steps=2)
+    cyclegan.train(config)
+    capsys.readouterr()
+    assert run("evaluate", "--checkpoint", str(config.folder), "--json", "--device", "cpu") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores) == {f"{name}_{domain}" for name in ("l1", "psnr", "ssim", "swd") for domain in "AB"}
+    logged = lines(config)[-1]
+    assert {k: v for k, v in scores.items() if "swd" not in k} == pytest.approx(
+        {k: logged[k] for k in scores if "swd" not in k}, rel=1e-5
+    )
+    assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
+    assert "FID" in capsys.readouterr().err
+    for path in (data / "testB").iterdir():
+        path.unlink()
+    assert run("evaluate", "--checkpoint", str(config.folder)) == 1
+    assert "holds no image" in capsys.readouterr().err
 
 
 def test_dry_run_prints_and_writes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan.training import distributed, random, schedule
+from fastgan.training import checkpoint, distributed, random, schedule
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.loop import fit
@@ -105,9 +105,24 @@ def quiet(folder: Path, **settings: object) -> ToyConfig:
     return ToyConfig(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":  # python -m tests.training.toy FOLDER CONTINUE KILL_AT
-    folder, again, kill_at = Path(sys.argv[1]), bool(int(sys.argv[2])), int(sys.argv[3])
+def die_while_writing(step: int) -> None:
+    """Has this process killed when the checkpoint of ``step`` is written but not yet in its place."""
+    replace = checkpoint.os.replace
+
+    def die(source: Path, target: Path) -> None:
+        if Path(target).name == f"step-{step:08d}.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    checkpoint.os.replace = die  # type: ignore[assignment]
+
+
+if __name__ == "__main__":  # python -m tests.training.toy FOLDER step|write STEP: dies there
+    folder, kill_at = Path(sys.argv[1]), int(sys.argv[3])
+    if sys.argv[2] == "write":
+        die_while_writing(kill_at)
+        kill_at = 0
     torch.set_num_threads(1)  # as the tests do: sums on more threads round otherwise
-    config = quiet(folder, continue_train=again, kill_at=kill_at)
+    config = quiet(folder, kill_at=kill_at)
     with distributed.session(torch.device("cpu")):
         fit(Toy(config))
