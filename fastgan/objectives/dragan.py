@@ -27,10 +27,14 @@ class RegretAnalytic(NonSaturating):
 
     weight: float = 10.0
     spread: float = 0.5
+    grad_scale: float = 1.0
+    """See :func:`fastgan.functional.gradient_penalty`; for float16 autocast."""
 
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
         terms = super().critic_loss(critic, real, fake)
-        terms["penalty"] = F.dragan_penalty(critic, real, weight=self.weight, c=self.spread, generator=generator)
+        terms["penalty"] = F.dragan_penalty(
+            critic, real, weight=self.weight, c=self.spread, generator=generator, grad_scale=self.grad_scale
+        )
         return terms

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from fastgan.objectives.base import Critic, Defaults, Objective, Requirements, Terms, forward_features, full
@@ -59,6 +60,7 @@ def pulling_away(code: Tensor) -> Tensor:
     ``code`` is [N, F]. A row of zeros is orthogonal to every other; 0 for N = 1.
     """
     n = len(code)
-    direction = torch.nn.functional.normalize(code, dim=1)
-    squares = (direction @ direction.T).square()
+    with torch.autocast(code.device.type, enabled=False):
+        direction = nnf.normalize(code, dim=1)
+        squares = (direction @ direction.T).square()
     return (squares.sum() - squares.diagonal().sum()) / max(n * (n - 1), 1)

@@ -65,6 +65,8 @@ class WassersteinPenalty(Wasserstein):
     one_sided: ClassVar[bool] = False
 
     weight: float = 10.0
+    grad_scale: float = 1.0
+    """See :func:`fastgan.functional.gradient_penalty`; for float16 autocast."""
 
     def settings(self, architecture: str, toy: bool) -> Defaults:
         if toy:  # the authors' toy code
@@ -80,8 +82,9 @@ class WassersteinPenalty(Wasserstein):
     ) -> Terms:
         terms = super().critic_loss(critic, real, fake)
         terms["penalty"] = F.gradient_penalty(
-            critic, real, fake, weight=self.weight, one_sided=self.one_sided, generator=generator
-        )
+            critic, real, fake,
+            weight=self.weight, one_sided=self.one_sided, generator=generator, grad_scale=self.grad_scale,
+        )  # fmt: skip
         return terms
 
 

@@ -1,0 +1,106 @@
+"""Using a trained GAN: samples and evaluations from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastgan.models.gan import LatentGenerator
+from fastgan.training import distributed, gan, sheet
+from fastgan.training.checkpoint import CheckpointError, locate, read
+from fastgan.training.gan import GanConfig, RealData
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator out of a checkpoint."""
+
+    generator: LatentGenerator
+    config: GanConfig
+    step: int
+
+    def sample(self, n: int, seed: int = 0, batch_size: int = 512) -> Tensor:
+        """n samples [n, *sample_shape] on the CPU, the same for the same seed on one kind of device."""
+        device = next(self.generator.parameters()).device
+        random = torch.Generator(device).manual_seed(seed)
+        z = self.generator.latent(n, generator=random)
+        return torch.cat([gan.sample(self.generator, part).float().cpu() for part in z.split(batch_size)])
+
+
+def load(checkpoint: Path, *, which: str = "latest", average: bool = True, device: str = "auto") -> Trained:
+    """The generator of a run of ``fastgan train gan``; its data are not needed.
+
+    Args:
+        checkpoint: a run's folder or a checkpoint file.
+        which: ``latest`` or ``best`` of a folder.
+        average: take the averaged weights where the run keeps an average.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        CheckpointError: there is none, or it is of something else.
+    """
+    path = locate(checkpoint, which)
+    settings = read(path, only="config")
+    if "objective" not in settings:
+        raise CheckpointError(f"{path} is no checkpoint of `fastgan train gan`")
+    config = _config(settings)
+    generator = gan.make_generator(config)
+    name = "average" if average and config.ema else "generator"
+    generator.load_state_dict(read(path, only=f"state/networks/{name}"))
+    generator.to(distributed.resolve_device(device)).eval()
+    return Trained(generator, config, read(path, only="step"))
+
+
+def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bool = False) -> None:
+    """Writes n samples to ``out``: a sheet (or, of points, a scatter plot) as .png, or an array as .npz.
+
+    The array is called ``samples``, float32 [n, *sample_shape], images in [−1, 1].
+
+    Raises:
+        ValueError: another suffix.
+        FileExistsError: ``out`` is there and is not to be overwritten.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"out must end in .png or .npz, got {out.name!r}")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} is there already")
+    samples = trained.sample(n, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        import numpy as np
+
+        np.savez(out, samples=samples.numpy())
+    elif samples.dim() == 2:
+        gan.scatter(samples, RealData(trained.config).draw(n, seed)).save(out)
+    else:
+        sheet.grid(samples).save(out)
+
+
+def evaluate(trained: Trained, n: int = 2048, seed: int = 0) -> dict[str, float]:
+    """Metrics of n samples against as many real ones, see :func:`fastgan.training.gan.evaluate`."""
+    return gan.evaluate(trained.sample(n, seed), RealData(trained.config), seed)
+
+
+def _config(settings: dict[str, Any]) -> GanConfig:
+    """The configuration that ``GanConfig.to_dict`` wrote."""
+    kinds = typing.get_type_hints(GanConfig)
+    values = {}
+    for field in dataclasses.fields(GanConfig):
+        if field.name in settings:
+            values[field.name] = _typed(kinds[field.name], settings[field.name])
+    return GanConfig(**values)
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    if value is None or typing.get_origin(kind) in (Literal, types.UnionType):
+        return value
+    if typing.get_origin(kind) is tuple:
+        return tuple(value)
+    return Path(value) if kind is Path else value
