@@ -919,6 +919,23 @@ def _pieces_of(x: Tensor, plan: _Plan, sums: int) -> Tensor:
     return torch.empty((sums, plan.planes, plan.setting.splits), dtype=torch.float32, device=x.device)
 
 
+def traffic(operator: str, B: int, B_out: int, *, residual: bool = False, gradient: bool = False) -> tuple[int, int]:
+    """Bytes that the reducing launch of the split regime moves, and the only launch of the resident one (or the last).
+
+    Args:
+        operator: ``forward``, ``backward`` or ``double_backward``.
+        B, B_out: bytes of x and of the padded tensor.
+        residual: whether there is one (for the derivatives: and an activation).
+        gradient: whether the residual's gradient is written (backward), or its cotangent read (double backward).
+    """
+    extra, more = B * residual, B * gradient
+    if operator == "forward":
+        return B, B + B_out + extra
+    if operator == "backward":
+        return B + B_out + extra, 2 * B + B_out + extra + more
+    return 2 * B + B_out + extra, 3 * B + 2 * B_out + extra + more
+
+
 # --- ahead of time ------------------------------------------------------------------------------------------------
 
 
@@ -973,11 +990,7 @@ def _case(
         return double_backward(x, x if full else None, weight, weight, padded, x, weight, weight, residual, plane,
                                plane, plane, plane, "relu", 0.2, pad)  # fmt: skip
 
-    B, B_out = x.numel() * x.element_size(), padded.numel() * x.element_size()
-    extra = B if full else 0
-    reduce = {"forward": B, "backward": B + B_out + extra, "double_backward": 2 * B + B_out + extra}[operator]
-    apply = {"forward": B + B_out + extra, "backward": 2 * B + B_out + 2 * extra,
-             "double_backward": 3 * B + 2 * B_out + 2 * extra}[operator]  # fmt: skip
+    reduce, apply = traffic(operator, x.nbytes, padded.nbytes, residual=full, gradient=full)
     aligned = shape[1 if channels_last else -1] % 8 == 0
     # Padding makes a plane a multiple of 4 elements here; its gradients' split programs take 4 to a thread. In
     # bfloat16 both are 64 bits.
