@@ -122,6 +122,16 @@ def _train_cyclegan(arguments: list[str]) -> int:
     return _ended(train(config))
 
 
+def _train_gan(arguments: list[str]) -> int:
+    from fastgan.training.gan import GanConfig, train
+
+    description = (
+        "Trains a GAN on two-dimensional toys, digits or images. Settings that are left out (None) are the authors' "
+        "for the objective, the architecture and the data; --dry_run shows them."
+    )
+    return _ended(train(_parse(GanConfig, "train gan", arguments, description)))
+
+
 def _ended(outcome: Any) -> int:
     return 128 + outcome.signal if outcome.signal else 0
 
@@ -175,6 +185,38 @@ def _translate(arguments: list[str]) -> int:
     return 0
 
 
+def _sample(arguments: list[str]) -> int:
+    def sample(
+        checkpoint: Path,
+        out: Path,
+        n: int = 64,
+        seed: int = 0,
+        which: Literal["latest", "best"] = "latest",
+        average: bool = True,
+        overwrite: bool = False,
+        device: str = "auto",
+    ) -> None:
+        """Draws samples from a trained GAN.
+
+        Args:
+            checkpoint: A run's folder or a checkpoint file.
+            out: A .png (a sheet of images; of points, a plot over real ones) or a .npz with the array "samples".
+            n: How many.
+            seed: Of z.
+            which: Which checkpoint of a run's folder.
+            average: Use the generator's average where the run keeps one.
+            overwrite: Replace a file that is there.
+            device: auto, cpu, cuda or cuda:N.
+        """
+        from fastgan.training import sampling
+
+        sampling.write(sampling.load(checkpoint, which=which, average=average, device=device), out, n, seed, overwrite)
+        print(f"{n} samples in {out}")
+
+    _parse(sample, "sample", arguments)
+    return 0
+
+
 def _evaluate(arguments: list[str]) -> int:
     def evaluate(
         checkpoint: Path,
@@ -200,9 +242,15 @@ def _evaluate(arguments: list[str]) -> int:
             fused: Use the fused operators.
             json: Print JSON.
         """
-        from fastgan.training.checkpoint import locate
+        from fastgan.training.checkpoint import locate, read
 
         file = locate(checkpoint, which)
+        if "objective" in read(file, only="config"):
+            from fastgan.training import sampling
+
+            trained = sampling.load(file, device=device)
+            _print_scores(sampling.evaluate(trained, n, seed), json)
+            return
         from fastgan.training import inference
 
         with _bar("translating") as progress:
@@ -252,6 +300,8 @@ COMMANDS = {
     "doctor": _Command("what is built, and what serves each operator", _doctor),
     "data emoji": _Command("render an unpaired data set with ground truth", _data_emoji),
     "train cyclegan": _Command("train CycleGAN on folders of images", _train_cyclegan),
+    "train gan": _Command("train a GAN: wgan-gp, hinge, f-GAN, … on toys, digits, images", _train_gan),
+    "sample": _Command("draw samples from a trained GAN", _sample),
     "translate": _Command("translate images with a trained CycleGAN", _translate),
     "evaluate": _Command("score a checkpoint on held-out data", _evaluate),
     "export": _Command("write a CycleGAN run's weights for the official code", _export),

@@ -67,6 +67,8 @@ def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bo
         ValueError: another suffix.
         FileExistsError: ``out`` is there and is not to be overwritten.
     """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out must end in .png or .npz, got {out.name!r}")
     if out.exists() and not overwrite:

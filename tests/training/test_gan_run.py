@@ -1,0 +1,305 @@
+"""Runs of the GAN trainer: exact resume, every option, bad input, sheets, samples, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastgan import cli
+from fastgan.data import DataError
+from fastgan.models.gan import MinibatchDiscrimination
+from fastgan.training import checkpoint, gan, sampling
+from fastgan.training.gan import GanConfig, GanTask
+from fastgan.training.log import read_stats
+from fastgan.training.loop import RunError
+from tests.training.test_gan_step import tiny
+
+
+def run(folder: Path, **settings: Any) -> Path:
+    defaults = {"checkpoints_dir": folder, "steps": 6, "print_freq": 1, "display_freq": 0, "save_latest_freq": 0}
+    gan.train(tiny(**{**defaults, **settings}))
+    return folder / "gan"
+
+
+def state(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """A run's newest checkpoint but for its settings and clock, as JSON and tensors."""
+    tree = checkpoint.read(checkpoint.locate(folder))
+    document, tensors = checkpoint.flatten({k: tree[k] for k in ("step", "state", "random")})
+    return json.dumps(document, sort_keys=True), tensors
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    volatile = ("seconds", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in volatile} for line in read_stats(folder / "stats.jsonl")]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> str:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(10):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return str(folder)
+
+
+RESUMED = {
+    "wgan-gp, average, decay": {"ema": 0.9, "lr_decay": "linear", "n_critic": 2},
+    "wgan": {"objective": "wgan", "boost": 3, "boost_first": 2, "boost_every": 4, "n_critic": 1},
+    "ct-gan, dropout": {"objective": "ct-gan", "n_critic": 1},
+    "sliced": {"objective": "sliced", "data": "swissroll"},
+    "dcgan, batch norm, digits over an epoch": {
+        "objective": "non-saturating", "data": "digits", "architecture": "dcgan", "batch_size": 512,
+    },
+    "folder, fp16": {"objective": "hinge", "data": "pictures", "image_size": 8, "flip": True, "batch_size": 4,
+                     "architecture": "sngan", "amp": "fp16"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resume_is_exact(case, tmp_path, pictures):
+    """Six steps at once, and three, a new process's state, three: the same losses and state, bit for bit."""
+    settings = {**RESUMED[case]}
+    if settings.get("data") == "pictures":
+        settings["data"] = pictures
+    whole = run(tmp_path / "whole", **settings)
+    run(tmp_path / "parts", max_steps=3, **settings)
+    torch.manual_seed(99)
+    parts = run(tmp_path / "parts", continue_train=True, **settings)
+    assert losses(whole) == losses(parts)
+    assert len(losses(whole)) == 6
+    (document, tensors), (other_document, other_tensors) = state(whole), state(parts)
+    assert document == other_document
+    assert tensors.keys() == other_tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, other_tensors[name]), name
+
+
+def test_a_changed_objective_is_refused_with_a_diff(tmp_path):
+    run(tmp_path, max_steps=1)
+    with pytest.raises(RunError, match=r"hyper: \[\] -> \['weight=3'\]"):
+        run(tmp_path, continue_train=True, hyper=("weight=3",))
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def trace(**settings: Any) -> list[float]:
+    """The losses of two steps and the sum of all weights."""
+    task = GanTask(tiny(**{"n_critic": 1, **settings}))
+    values = [value.item() for _ in range(2) for value in task.step().values()]
+    return [*values, sum(p.double().abs().sum().item() for n in task.networks.values() for p in n.parameters())]
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"objective": "wgan-gp-one-sided"}),
+        ({}, {"hyper": ("weight=7",)}),
+        ({"objective": "gan"}, {"hyper": ("real_label=0.9",)}),
+        ({"objective": "lsgan"}, {"hyper": ("feature_matching=true",)}),
+        ({"objective": "fgan-js"}, {"hyper": ("alternative=true",)}),
+        ({"objective": "ebgan"}, {"hyper": ("margin=0.5",)}),
+        ({"objective": "ebgan"}, {"hyper": ("pulling_away=0",)}),
+        ({"objective": "ebgan"}, {"code_dim": 2}),
+        ({"objective": "sliced"}, {"hyper": ("n_projections=8",)}),
+        ({"objective": "sliced"}, {"hyper": ("p=1",)}),
+        ({"objective": "loss-sensitive"}, {"hyper": ("margin=0.5",)}),
+        ({"objective": "dragan"}, {"hyper": ("spread=0.1",)}),
+        ({"objective": "ct-gan"}, {"hyper": ("consistency=9",)}),
+        ({"objective": "ct-gan"}, {"dropout": 0.1}),
+        ({}, {"data": "25gaussians"}),
+        ({"data": "digits"}, {"architecture": "dcgan"}),
+        ({}, {"latent_dim": 5}),
+        ({}, {"width_g": 16}),
+        ({}, {"width_d": 16}),
+        ({}, {"norm_g": "batch"}),
+        ({}, {"norm_d": "layer"}),
+        ({}, {"batch_size": 8}),
+        ({}, {"n_critic": 2}),
+        ({}, {"boost": 3, "boost_first": 1}),
+        ({}, {"boost": 3, "boost_every": 2}),
+        ({}, {"optimizer": "rmsprop"}),
+        ({}, {"lr_d": 1e-3}),
+        ({}, {"lr_g": 1e-3}),
+        ({}, {"beta1": 0.9}),
+        ({}, {"beta2": 0.5}),
+        ({}, {"clip": 0.05}),
+        ({"objective": "wgan"}, {"clip": 0.0}),
+        ({}, {"lr_decay": "linear"}),
+        ({}, {"ema": 0.5}),
+        ({"objective": "gan"}, {"minibatch": 3}),
+        ({}, {"seed": 1}),
+        ({}, {"amp": "bf16"}),
+    ],
+    ids=str,
+)
+def test_every_option_does_something(base, change):
+    assert trace(**base) == trace(**base)
+    assert trace(**base, **change) != trace(**base)
+
+
+def test_options_of_images(pictures):
+    for change in ({"flip": True}, {"channels": 1}, {"image_size": 16}):
+        base = {"objective": "gan", "data": pictures, "batch_size": 4, "image_size": 8}
+        task, other = GanTask(tiny(**base)), GanTask(tiny(**{**base, **change}))
+        one, two = next(task.batches), next(other.batches)
+        assert one.shape != two.shape or not torch.equal(one, two), change
+        task.step()
+        other.step()
+    assert any(
+        isinstance(m, MinibatchDiscrimination) for m in GanTask(tiny(objective="gan", minibatch=2)).critic.modules()
+    )
+
+
+def test_fused_computes_what_plain_pytorch_does():
+    for name in ("wgan-gp", "ebgan", "lsgan"):
+        plain, fused = trace(objective=name, fused=False), trace(objective=name, fused=True)
+        assert fused == pytest.approx(plain, rel=2e-3, abs=2e-3)
+
+
+def test_channels_last_changes_the_format_and_not_the_result():
+    config = {"objective": "gan", "data": "digits", "architecture": "dcgan", "fused": False}
+    last = GanTask(tiny(**config, channels_last="on"))
+    formats = []
+    last.critic.register_forward_pre_hook(
+        lambda _, x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    losses_last = last.step()
+    assert all(formats)
+    for name, value in GanTask(tiny(**config)).step().items():
+        assert losses_last[name].item() == pytest.approx(value.item(), rel=1e-4)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "wgangp"}, "name must be one of gan, .*got 'wgangp'"),
+        ({"hyper": ("lambda=10",)}, "'wgan-gp' has no 'lambda'; it has joint, weight"),
+        ({"hyper": ("weight=ten",)}, "weight must be a number, got 'ten'"),
+        ({"objective": "gan", "hyper": ("feature_matching=yes",)}, "feature_matching must be true or false, got 'yes'"),
+        ({"objective": "gan", "hyper": ("real_label=2",)}, r"real_label must be in \(0.5, 1\], got 2.0"),
+        ({"architecture": "dcgan"}, "makes images, sample_shape must be"),
+        ({"architecture": "vgg"}, "name must be one of"),
+        ({"steps": 0}, "steps must be positive, got 0"),
+        ({"n_critic": 0}, "n_critic must be positive, got 0"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
+        ({"objective": "wgan", "beta1": 0.5}, "beta1 and beta2 are Adam's, and the optimizer is rmsprop"),
+        ({"objective": "ct-gan", "dropout": 0.0}, "dropout must be above 0"),
+        ({"image_size": 32}, "image_size must be 2 for data '8gaussians', or left out; got 32"),
+        ({"flip": True}, "flip is for folders of images, not for data '8gaussians'"),
+        ({"data": "digits", "batch_size": 4000}, "1797 images do not fill one batch of 4000"),
+        ({"objective": "ebgan", "minibatch": 2}, "minibatch must be at least 0, and 0 for an energy"),
+        ({"norm_d": "group"}, "norm must be one of"),
+    ],
+    ids=lambda v: str(v) if isinstance(v, dict) else "",
+)
+def test_errors_come_before_anything_is_written(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "runs", **settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data(tmp_path):
+    for data in (str(tmp_path / "nothing"), f"mnist:{tmp_path}", f"cifar10:{tmp_path}"):
+        with pytest.raises(DataError, match=str(tmp_path)):
+            run(tmp_path / "runs", data=data)
+    assert not (tmp_path / "runs").exists()
+
+
+# --- sheets, samples, evaluation, command line --------------------------------------------------------------------
+
+
+def test_sheets_samples_and_scores_of_images(tmp_path, pictures):
+    settings = {"objective": "hinge", "data": pictures, "batch_size": 4, "image_size": 8, "ema": 0.5}
+    folder = run(tmp_path, **settings, display_freq=3, eval_freq=3, best_metric="sliced_w2", n_samples=5)
+    assert sorted(p.name for p in (folder / "sheets").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    lines = [line for line in read_stats(folder / "stats.jsonl") if "sliced_w2" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    averaged, own = sampling.load(folder), sampling.load(folder, average=False)
+    assert averaged.step == 6
+    assert averaged.config == tiny(**settings, checkpoints_dir=tmp_path, steps=6, print_freq=1, display_freq=3,
+                                   save_latest_freq=0, eval_freq=3, best_metric="sliced_w2", n_samples=5)  # fmt: skip
+    a, b = averaged.sample(7, seed=1), own.sample(7, seed=1)
+    assert a.shape == (7, 3, 8, 8)
+    assert a.abs().max() <= 1
+    assert not torch.equal(a, b)
+    assert torch.equal(a, averaged.sample(7, seed=1))
+    torch.testing.assert_close(a, averaged.sample(7, seed=1, batch_size=2))
+    assert not torch.equal(a, averaged.sample(7, seed=2))
+    out = tmp_path / "out" / "samples.npz"
+    sampling.write(averaged, out, n=7, seed=1)
+    assert np.array_equal(np.load(out)["samples"], a.numpy())
+    with pytest.raises(FileExistsError, match=r"samples\.npz is there already"):
+        sampling.write(averaged, out)
+    with pytest.raises(ValueError, match=r"must end in \.png or \.npz, got 'samples\.jpg'"):
+        sampling.write(averaged, out.with_suffix(".jpg"))
+    sampling.write(averaged, out.with_suffix(".png"), n=4)
+    with Image.open(out.with_suffix(".png")) as image:
+        assert image.size == (22, 22)  # 2 × 2 images of 8 pixels, gaps of 2
+
+
+def test_sampling_restores_the_mode_and_disturbs_nothing():
+    task = GanTask(tiny(objective="gan", data="digits", architecture="dcgan"))
+    task.step()
+    before = torch.get_rng_state(), task._latent.generator.get_state()
+    buffers = [b.clone() for b in task.generator.buffers()]
+    scores = task.evaluate()
+    assert task.evaluate() == scores
+    assert task.sheet().size == (22, 22)
+    assert task.generator.training
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(task._latent.generator.get_state(), before[1])
+    assert all(torch.equal(a, b) for a, b in zip(task.generator.buffers(), buffers, strict=True))
+
+
+def test_command_line(tmp_path, capsys):
+    def fastgan(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        return ended.value.code
+
+    flags = ["--checkpoints_dir", str(tmp_path), "--steps", "2", "--width_g", "8", "--width_d", "8", "--device", "cpu"]
+    flags += ["--no-progress", "--objective", "wgan-gp", "--hyper", "weight=0.2", "--name", "toy"]
+    assert fastgan("train", "gan", *flags, "--dry_run") == 0
+    plan = capsys.readouterr().err
+    assert "Gulrajani et al. 2017" in plan
+    assert "5 critic steps" in plan
+    assert not (tmp_path / "toy").exists()
+    assert fastgan("train", "gan", *flags) == 0
+    assert (tmp_path / "toy" / "events").is_dir()
+    out = tmp_path / "points.png"
+    assert fastgan("sample", "--checkpoint", str(tmp_path / "toy"), "--out", str(out), "--n", "100") == 0
+    with Image.open(out) as image:
+        assert len(image.getcolors()) == 3  # paper, real, generated
+    capsys.readouterr()
+    assert fastgan("evaluate", "--checkpoint", str(tmp_path / "toy"), "--n", "256", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores) == {"sliced_w2", "modes", "high_quality"}
+    assert fastgan("sample", "--checkpoint", str(tmp_path), "--out", str(out), "--overwrite") == 1
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert fastgan("train", "gan", *flags, "--data", str(tmp_path / "none"), "--name", "b") == 1
+    assert "fastgan: error:" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    checkpoint.write(path, {"step": 1, "config": {"netG": "resnet_9blocks"}, "best": None})
+    with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of `fastgan train gan`"):
+        sampling.load(path)
+
+
+def test_configuration_survives_json():
+    config = GanConfig(objective="gan", hyper=("real_label=0.9",), checkpoints_dir=Path("a/b"), ema=0.9, lr_d=1e-3)
+    assert sampling._config(json.loads(json.dumps(config.to_dict()))) == config
