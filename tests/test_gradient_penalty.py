@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fastgan
 import fastgan.functional as F
+import fastgan.nn
+from tests.losses import BF16, F16, F32, F64, check_penalty, tensor
 
 
 def small_critic(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -34,8 +41,8 @@ def plain_penalty(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, 
     return 10 * total / len(real)
 
 
-def gradients(loss: Tensor, critic: nn.Module) -> list[Tensor]:
-    return [g for g in torch.autograd.grad(loss, list(critic.parameters()), allow_unused=True) if g is not None]
+def gradients(loss: Tensor, critic: nn.Module) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, list(critic.parameters()), materialize_grads=True)
 
 
 @pytest.mark.parametrize("one_sided", [False, True])
@@ -47,3 +54,347 @@ def test_wgan_gp_is_the_published_algorithm(one_sided: bool) -> None:
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(gradients(ours, critic), gradients(theirs, critic), strict=True):
         torch.testing.assert_close(a, b)
+
+
+# --- the operator -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_norm_penalty_of_every_dtype_and_layout(dtype: torch.dtype, layout: str) -> None:
+    check_penalty("auto", tensor((3, 5, 41, 31), dtype, layout), 1.0, False)
+
+
+@pytest.mark.parametrize(("target", "one_sided"), [(0.0, False), (0.0, True), (1.5, False), (1.5, True), (1e6, True)])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 2), (2, 1, 1, 7), (2, 3, 4099)])
+def test_norm_penalty_of_odd_shapes_and_targets(shape: tuple[int, ...], target: float, one_sided: bool) -> None:
+    check_penalty("auto", tensor(shape, F32), target, one_sided)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("target", "one_sided"), [(1.0, False), (2.0, True), (0.0, False)])
+def test_gradcheck_twice_and_forward_mode(backend: str, target: float, one_sided: bool) -> None:
+    def penalty(g: Tensor) -> Tensor:
+        return F.gradient_norm_penalty(g, target=target, one_sided=one_sided)
+
+    with fastgan.use_backend(backend):
+        assert torch.autograd.gradcheck(penalty, (tensor((3, 2, 2), F64, "channels_last"),), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(penalty, (tensor((3, 2, 2), F64),))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("target", "one_sided"), [(1.0, False), (1.0, True), (0.0, False)])
+@pytest.mark.parametrize("dtype", [F32, F16])
+def test_zero_norm_has_zero_derivatives(backend: str, target: float, one_sided: bool, dtype: torch.dtype) -> None:
+    g = torch.zeros(2, 3, dtype=dtype)
+    g[1] = 1.0
+    g.requires_grad_()
+    with fastgan.use_backend(backend):
+        value = F.gradient_norm_penalty(g, target=target, one_sided=one_sided)
+        (grad,) = torch.autograd.grad(value, g, create_graph=True)
+        (second,) = torch.autograd.grad(grad.sum(), g)
+    excess = [0.0 if one_sided else -target, 3**0.5 - target]
+    torch.testing.assert_close(value, torch.tensor((excess[0] ** 2 + excess[1] ** 2) / 2))
+    assert not grad[0].any()
+    assert grad[1].all()
+    assert second.isfinite().all()
+    assert torch.equal(second[0], torch.full((3,), 1.0 if target == 0 else 0.0, dtype=dtype))
+
+
+def test_float16_gradients_neither_overflow_nor_underflow() -> None:
+    g = torch.stack([torch.full((64,), 300.0), torch.full((64,), 1e-4)]).half().requires_grad_()
+    value = F.gradient_norm_penalty(g)
+    torch.testing.assert_close(value, F.gradient_norm_penalty(g.detach().float()))
+    (grad,) = torch.autograd.grad(value, g)
+    assert grad[0].isfinite().all()
+    assert grad[1].all()
+
+
+def test_a_nan_gradient_shows() -> None:
+    g = torch.tensor([[1.0, torch.nan], [1.0, 2.0]], requires_grad=True)
+    value = F.gradient_norm_penalty(g, one_sided=True)
+    (grad,) = torch.autograd.grad(value, g)
+    assert value.isnan()
+    assert grad[0].isnan().all()
+    assert grad[1].isfinite().all()
+
+
+def test_third_derivative_raises() -> None:
+    g, u = tensor((2, 3), F64), torch.ones(2, 3, dtype=F64, requires_grad=True)
+    (grad,) = torch.autograd.grad(F.gradient_norm_penalty(g), g, create_graph=True)
+    (second,) = torch.autograd.grad(grad, g, u, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        second.sum().backward()
+
+
+def test_opcheck() -> None:
+    g, u, one = tensor((2, 3), F32).detach(), tensor((2, 3), F32, seed=1).detach(), torch.ones(())
+    ops = torch.ops.fastgan
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    _, norms = ops.gradient_norm_penalty_forward(g, 1.0, False, "native")
+    for op, arguments in (
+        (ops.gradient_norm_penalty_forward, (g,)),
+        (ops.gradient_norm_penalty_backward, (one, g, norms)),
+        (ops.gradient_norm_penalty_double_backward, (u, one, g, norms)),
+    ):
+        torch.library.opcheck(op.default, (*arguments, 1.0, False, "native"), test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"grads": [1.0]}, TypeError, "grads must be a Tensor, got list"),
+        ({"grads": torch.ones(3, dtype=torch.int64)}, TypeError, "got torch.int64"),
+        ({"grads": torch.ones(3)}, ValueError, r"got shape \[3\]"),
+        ({"grads": torch.ones(0, 3)}, ValueError, r"got shape \[0, 3\]"),
+        ({"grads": torch.ones(2, 3), "target": -1.0}, ValueError, "got -1.0"),
+    ],
+)
+def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        F.gradient_norm_penalty(**arguments)
+
+
+# --- known errors of WGAN-GP ports --------------------------------------------------------------------------------
+
+
+def test_one_alpha_per_sample_not_per_batch() -> None:
+    seen: list[Tensor] = []
+
+    def critic(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return x.square().sum(1)
+
+    F.gradient_penalty(critic, torch.ones(64, 3, requires_grad=True), torch.zeros(64, 3))
+    assert torch.equal(seen[0], seen[0][:, :1].expand(64, 3))
+    assert seen[0][:, 0].unique().numel() == 64
+
+
+def test_norm_is_over_all_of_a_sample_and_nothing_else() -> None:
+    weight = torch.randn(2, 3, 4, requires_grad=True)
+    penalty = F.gradient_penalty(lambda x: (x * weight).sum((1, 2, 3)), torch.ones(5, 2, 3, 4), torch.zeros(5, 2, 3, 4))
+    torch.testing.assert_close(penalty, 10 * (weight.norm() - 1) ** 2)
+
+
+def test_no_gradient_reaches_the_generator() -> None:
+    critic, (real, fake, alpha) = small_critic(), batch()
+    fake.requires_grad_()
+    real.requires_grad_()
+    F.gradient_penalty(critic, real, fake, alpha=alpha).backward()
+    assert fake.grad is None
+    assert real.grad is None
+    assert all(p.grad is not None for p in list(critic.parameters())[:2])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).eval()])
+def test_batch_norm_in_the_critic_is_refused(norm: nn.Module) -> None:
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Flatten(), nn.LazyLinear(1))
+    real = torch.randn(3, 2, 5, 5)
+    critic(real)
+    with pytest.raises(ValueError, match=r"BatchNorm2d '1' normalises over the batch.*allow_batch_mixing"):
+        F.gradient_penalty(critic, real, real)
+    assert F.gradient_penalty(critic, real, real, allow_batch_mixing=True).requires_grad
+
+
+def test_batch_norm_in_evaluation_is_a_critic_like_any_other() -> None:
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)).double()
+    real, fake, alpha = batch()
+    ours, theirs = (f(critic.eval(), real, fake, alpha) for f in (_ours, plain_penalty))
+    torch.testing.assert_close(ours, theirs)
+
+
+def _ours(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    return F.gradient_penalty(critic, real, fake, alpha=alpha)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_penalty_is_not_computed_in_autocast(dtype: torch.dtype) -> None:
+    critic = small_critic(F32)
+    real, fake, alpha = (t.float() for t in batch())
+    exact = F.gradient_penalty(critic, real, fake, alpha=alpha)
+    with torch.autocast("cpu", dtype):
+        penalty = F.gradient_penalty(critic, real, fake, alpha=alpha, grad_scale=64.0 if dtype == F16 else 1.0)
+    assert penalty.dtype == F32
+    torch.testing.assert_close(penalty, exact, rtol=0.03, atol=0)
+    for a, b in zip(gradients(penalty, critic), gradients(exact, critic), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.05 * b.abs().max().item())
+
+
+def test_grad_scale_keeps_small_float16_gradients() -> None:
+    def critic(x: Tensor) -> Tensor:
+        return (x.half() * 1e-4).flatten(1).sum(1) * (x.new_ones((), requires_grad=True) * 1e-4).half()
+
+    real = torch.ones(2, 64)
+    values = [F.gradient_penalty(critic, real, real, target=0.0, weight=1.0, grad_scale=s) for s in (1.0, 2.0**14)]
+    assert values[0] == 0
+    torch.testing.assert_close(values[1], torch.tensor(64e-16), rtol=0.02, atol=0)
+
+
+# --- critics ------------------------------------------------------------------------------------------------------
+
+
+def test_patch_critic_scores_are_summed_per_sample() -> None:
+    critic, (real, fake, alpha) = small_critic(), batch()
+    assert critic(real).shape == (3, 1, 3, 3)
+    torch.testing.assert_close(
+        F.gradient_penalty(critic, real, fake, alpha=alpha),
+        F.gradient_penalty(lambda x: critic(x).flatten(1).sum(1), real, fake, alpha=alpha),
+    )
+
+
+class _Detaching(torch.autograd.Function):
+    """What a layer does whose backward is not differentiable, and a critic compiled by torch 2.11."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return (2 * grad).detach()
+
+
+def test_detached_gradient_is_refused() -> None:
+    real = torch.randn(3, 2)
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"cut off from the graph.*torch\.compile"):
+        F.gradient_penalty(lambda x: _Detaching.apply(x * weight.detach()).sum(1), real, real)
+    with torch.no_grad():
+        assert F.gradient_penalty(lambda x: _Detaching.apply(x * weight).sum(1), real, real) > 0
+
+
+def test_compiled_critic_does_not_train_without_a_penalty() -> None:
+    critic, (real, fake, _) = small_critic(), batch()
+    with pytest.raises(RuntimeError, match=r"double backward|cut off"):
+        F.gradient_penalty(torch.compile(critic, backend="aot_eager"), real, fake).backward()
+
+
+@pytest.mark.parametrize(
+    ("critic", "error", "message"),
+    [
+        (lambda x: (x.sum(1), x), TypeError, "must return a Tensor of scores, got tuple"),
+        (lambda x: x.detach().sum(1), RuntimeError, "do not depend on its input"),
+        (lambda x: torch.ones(2, requires_grad=True) * 2, RuntimeError, "do not depend on its input"),
+    ],
+)
+def test_critics_that_have_no_gradient(critic: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"gradient_penalty: .*{message}"):
+        F.gradient_penalty(critic, torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_value_without_a_graph() -> None:
+    critic, (real, fake, alpha) = small_critic(), batch()
+    with torch.no_grad():
+        value = F.gradient_penalty(critic, real, fake, alpha=alpha)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, plain_penalty(critic, real, fake, alpha).detach())
+
+
+def test_module() -> None:
+    critic, (real, fake, alpha) = small_critic(), batch()
+    module = fastgan.nn.GradientPenalty(weight=5.0, target=2.0, one_sided=True)
+    expected = F.gradient_penalty(critic, real, fake, weight=5.0, target=2.0, one_sided=True, alpha=alpha)
+    torch.testing.assert_close(module(critic, real, fake, alpha), expected)
+    assert not list(module.parameters())
+
+
+def test_norms_of_the_package_inside_the_critic() -> None:
+    """The fused norm's double backward, through the penalty, against plain PyTorch."""
+    fused = nn.Sequential(
+        nn.Conv2d(2, 4, 3), fastgan.nn.InstanceNormAct2d(4, affine=True, activation="leaky_relu"), nn.Conv2d(4, 1, 2)
+    ).double()
+    plain = nn.Sequential(
+        copy.deepcopy(fused[0]), nn.InstanceNorm2d(4, affine=True).double(), nn.LeakyReLU(0.2), copy.deepcopy(fused[2])
+    )
+    real, fake, alpha = batch()
+    for a, b in zip(
+        gradients(F.gradient_penalty(fused, real, fake, alpha=alpha), fused),
+        gradients(F.gradient_penalty(plain, real, fake, alpha=alpha), plain),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+# --- mixed precision and distributed training ---------------------------------------------------------------------
+
+
+def test_recipe_with_grad_scaler() -> None:
+    """Two critic steps: the losses under autocast, the scaled backward outside it. Scaling changes nothing."""
+    real, fake, alpha = (t.float() for t in batch())
+    weights = []
+    for scale in (1.0, 256.0):
+        critic = small_critic(F32)
+        optimizer = torch.optim.SGD(critic.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", BF16):
+                loss = critic(fake).mean() - critic(real).mean()
+                loss = loss.float() + F.gradient_penalty(critic, real, fake, alpha=alpha)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append([p.detach() for p in critic.parameters()])
+    assert not torch.equal(weights[0][0], small_critic(F32)[0].weight)
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def _distributed_gradients(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    critic, (real, fake, alpha) = small_critic(), batch(4)
+    parallel = nn.parallel.DistributedDataParallel(critic)
+    mine = slice(2 * rank, 2 * rank + 2)
+    loss = parallel(fake[mine]).mean() - parallel(real[mine]).mean()
+    (loss + F.gradient_penalty(parallel, real[mine], fake[mine], alpha=alpha[mine])).backward()
+    if rank == 0:
+        torch.save([p.grad for p in critic.parameters()], store + ".gradients")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(os.name != "posix" or not torch.distributed.is_available(), reason="needs gloo")
+def test_distributed_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    torch.multiprocessing.spawn(_distributed_gradients, (store,), nprocs=2)
+    critic, (real, fake, alpha) = small_critic(), batch(4)
+    loss = critic(fake).mean() - critic(real).mean() + F.gradient_penalty(critic, real, fake, alpha=alpha)
+    expected = torch.autograd.grad(loss, list(critic.parameters()))
+    torch.testing.assert_close(torch.load(store + ".gradients"), list(expected))
+
+
+# --- variants -----------------------------------------------------------------------------------------------------
+
+
+def test_r1_is_half_gamma_times_the_mean_squared_norm_on_real_data() -> None:
+    critic, (real, _, _) = small_critic(), batch()
+    x = real.clone().requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    expected = 3.0 / 2 * g.square().sum((1, 2, 3)).mean()
+    ours = F.r1_penalty(critic, real, weight=3.0)
+    torch.testing.assert_close(ours, expected)
+    for a, b in zip(gradients(ours, critic), gradients(expected, critic), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dragan_perturbs_real_data_by_the_authors_rule() -> None:
+    critic, (real, _, alpha) = small_critic(), batch()
+    noise = torch.rand(real.shape, dtype=F64)
+    ours = F.dragan_penalty(critic, real, noise=noise, alpha=alpha)
+    torch.testing.assert_close(ours, plain_penalty(critic, real + 0.5 * real.std(correction=0) * noise, real, alpha))
+    drawn = [F.dragan_penalty(critic, real, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(*drawn)
+    assert drawn[0] != F.dragan_penalty(critic, real, c=0.1, generator=torch.Generator().manual_seed(4))
+
+
+def test_consistency_term() -> None:
+    scores, again = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.5, 5.0])
+    assert F.consistency_term(scores, again, margin=0.3).item() == pytest.approx(2 * (0 + 0 + 3.7) / 3)
+    features, features_again = torch.zeros(3, 4), torch.ones(3, 4) * 2
+    value = F.consistency_term(scores, again, features, features_again, margin=0.2, weight=1.0)
+    assert value.item() == pytest.approx((0.2 + 0.45 + 4.2) / 3)
+    with pytest.raises(ValueError, match="together"):
+        F.consistency_term(scores, again, features)
+    with pytest.raises(ValueError, match=r"scores_again must have shape \[3\]"):
+        F.consistency_term(scores, again[:2])
