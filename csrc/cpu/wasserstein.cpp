@@ -11,6 +11,7 @@ namespace fastgan::FASTGAN_ISA {
 namespace {
 
 constexpr int64_t kChunk = 4096;             // atoms whose sums are formed at a time
+constexpr int64_t kLongestGroupRow = 512;    // longer rows are radix sorted
 constexpr int64_t kSamplesPerThread = 8192;  // fewer are not worth a thread
 
 // c(d) = |d|^p, its first and second derivative, of differences d / D; curvature is 0 where it would be infinite.
@@ -393,18 +394,27 @@ template <typename S>
 class RowSorter {
  public:
   RowSorter(const WassersteinProblem& problem, const WassersteinSide& side)
-      : side_(side), indexed_(needs_order(problem, side)), items_(sort_row_scratch<S>(side.n, indexed_)) {}
+      : side_(side),
+        indexed_(needs_order(problem, side)),
+        values_(side.n),
+        order_(indexed_ ? side.n : 0),
+        items_(sort_row_scratch<S>(side.n, indexed_)) {}
   void sort(int64_t row) {
     const S* from = static_cast<const S*>(side_.values) + row * side_.values_stride;
-    sorted_ = indexed_ ? sort_row<S, true>(from, side_.n, items_) : sort_row<S, false>(from, side_.n, items_);
+    if (indexed_) {
+      sort_row<S, true>(from, side_.n, items_, values_, order_);
+    } else {
+      sort_row<S, false>(from, side_.n, items_, values_, nullptr);
+    }
   }
-  Sorted<acc_t<S>> sorted() const { return sorted_; }
+  Sorted<acc_t<S>> sorted() const { return {values_, order_, 1}; }
 
  private:
   const WassersteinSide& side_;
   const bool indexed_;
+  Scratch<acc_t<S>> values_;
+  Scratch<uint32_t> order_;
   Scratch<char> items_;
-  Sorted<acc_t<S>> sorted_;
 };
 
 template <typename S>
@@ -595,9 +605,7 @@ void run(const WassersteinProblem& problem) {
       static_cast<int>(samples / kSamplesPerThread < problem.threads ? samples / kSamplesPerThread : problem.threads);
   if (threads < 1) threads = 1;
   if constexpr (!std::is_same_v<S, double>) {
-    // Measured: where a network that sorts kGroup rows at once beats a radix sort of each.
-    const bool indexed = needs_order(problem, problem.x) || needs_order(problem, problem.y);
-    if (longest <= 64 || (longest <= (indexed ? 8192 : 16384) && problem.rows >= kGroup / 2)) {
+    if (longest <= kLongestGroupRow && (problem.rows > 1 || longest <= 64)) {
       const int64_t groups = ceil_div(problem.rows, kGroup);
       run_groups<S>(problem, threads < groups ? threads : static_cast<int>(groups));
       return;

@@ -105,7 +105,8 @@ class Bar:
         text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
         self._progress.update(self._task, description=f"{rate:.3g} img/s  {text}")
         if self._lines:
-            console.print(f"step {step}/{self.total}  {rate:.3g} img/s  left {clock(seconds_left)}  {text}")
+            line = f"step {step}/{self.total}  {rate:.3g} img/s  left {clock(seconds_left)}  {text}"
+            console.print(line, soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()
