@@ -178,7 +178,7 @@ def resources(compiled: Any) -> dict[str, int]:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", str(cubin))
-        sass = _tool("nvdisasm", "-c", str(cubin))
+        sass = _tool("nvdisasm", "-c", "-ndf", str(cubin))
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     opcodes = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
     wide = re.compile(r"\.(128|256)\b")

@@ -662,7 +662,7 @@ class Setting(NamedTuple):
 # an address for every row. `aot` shows that none of these spills, and how many warps stay resident.
 _RESIDENT = {  # operator -> NCHW, NCHW padded, channels_last, channels_last padded
     "forward": ((32768, 16), (16384, 16), (8192, 16), (8192, 16)),
-    "backward": ((16384, 16), (8192, 16), (8192, 16), (4096, 8)),
+    "backward": ((16384, 16), (4096, 8), (8192, 16), (4096, 8)),
     "double_backward": ((8192, 16), (4096, 8), (4096, 8), (4096, 8)),
 }
 _SPLIT = {  # operator -> plain, padded
@@ -959,6 +959,7 @@ def aot_cases() -> Iterator[Case]:
                 yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
         yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), half, False, False)
+        yield _case(operator, "split", (1, 1, 192, 192), wide, False, False)  # arguments of 1 are compiled in
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)
 
 
