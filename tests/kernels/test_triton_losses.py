@@ -1,0 +1,75 @@
+"""The Triton kernels of the losses, in the interpreter: against the reference, and the numbers that C++ draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import fastgan
+import fastgan.functional as F
+from tests.losses import BF16, F16, F32, check_interpolate, check_l1, check_penalty, tensor
+
+# The interpreter's bfloat16 stores truncate, so gradients of that dtype are judged on a GPU only.
+DTYPES = [F32, F16, pytest.param(BF16, marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_l1(dtype: torch.dtype) -> None:
+    shapes = [(1,), (257,), (3, 5, 7, 11), (4097,), (2, 3, 41, 43)]
+    check_l1("triton", [(tensor(s, dtype, seed=k), tensor(s, F32, seed=k + 20), k - 1.5) for k, s in enumerate(shapes)])
+
+
+def test_weighted_l1_where_one_side_wants_a_gradient() -> None:
+    a, b = tensor((300,), F32, "contiguous"), tensor((300,), F32, seed=1)
+    check_l1("triton", [(a, b.detach(), 1.0), (a.detach(), b, 2.0), (a.detach(), b.detach(), 3.0)])
+
+
+def test_weighted_l1_twice() -> None:
+    a, b = tensor((2, 3, 5, 7), F32, "channels_last"), tensor((2, 3, 5, 7), F32, seed=1)
+    u, scale = tensor((2, 3, 5, 7), F32, seed=2), torch.ones((), requires_grad=True)
+    results = []
+    for backend in ("triton", "reference"):
+        with fastgan.use_backend(backend):
+            grads = torch.autograd.grad(F.weighted_l1([(a, b, 2.0), (b, a, -0.5)]), (a, b), scale, create_graph=True)
+            results.append(torch.autograd.grad(grads, scale, (u, 3 * u), retain_graph=True)[0])
+            results.append(torch.autograd.grad(grads[0], scale, u)[0])
+    torch.testing.assert_close(results[:2], results[2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_interpolate(dtype: torch.dtype) -> None:
+    for shape, layout in [((3, 2, 5, 7), "channels_last"), ((2, 4099), "contiguous"), ((5, 2), "sliced")]:
+        check_interpolate(
+            "triton", tensor(shape, dtype, layout), tensor(shape, dtype, seed=1), tensor(shape[:1], F32, seed=2)
+        )
+
+
+def test_interpolate_draws_the_numbers_of_every_backend() -> None:
+    for seed in (0, 5):
+        drawn = []
+        for backend in ("triton", "reference"):
+            with fastgan.use_backend(backend):
+                generator = torch.Generator().manual_seed(seed)
+                drawn.append(F.interpolate(torch.ones(9, 2), torch.zeros(9, 2), generator=generator))
+        assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("target", "one_sided"), [(1.0, False), (12.0, True), (0.0, True)])
+def test_gradient_norm_penalty(dtype: torch.dtype, target: float, one_sided: bool) -> None:
+    for shape, layout in [((3, 2, 5, 7), "channels_last"), ((2, 4099), "contiguous"), ((35, 2), "sliced")]:
+        check_penalty("triton", tensor(shape, dtype, layout), target, one_sided)
+
+
+def test_zero_and_nan_norms() -> None:
+    g = torch.tensor([[0.0, 0.0], [1.0, torch.nan]], requires_grad=True)
+    with fastgan.use_backend("triton"):
+        value = F.gradient_norm_penalty(g)
+        (grad,) = torch.autograd.grad(value, g, create_graph=True)
+        (second,) = torch.autograd.grad(grad[0].sum(), g)
+    assert value.isnan()
+    assert torch.equal(grad[0], torch.zeros(2))
+    assert grad[1].isnan().all()
+    assert torch.equal(second[0], torch.zeros(2))
