@@ -40,7 +40,7 @@ import torch
 
 from fastgan.kernels.triton._launch import Launch, record
 
-STEMS: tuple[str, ...] = ("instance_norm",)
+STEMS: tuple[str, ...] = ("gradient_penalty", "instance_norm", "interpolate", "l1")
 
 
 @dataclass(frozen=True)

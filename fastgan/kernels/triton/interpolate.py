@@ -27,7 +27,8 @@ def supports(call: Call) -> str | None:
 
 def tile_of(size: int) -> int:
     """Elements of a sample for one program."""
-    return min(4096, max(128, triton.next_power_of_2(size)))
+    power: int = triton.next_power_of_2(size)
+    return min(4096, max(128, power))
 
 
 # fmt: off

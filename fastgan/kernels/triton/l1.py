@@ -271,7 +271,8 @@ def aot_cases() -> Iterator[Case]:
         yield Case(
             f"weighted_l1 forward {dtype}",
             lambda t=tensors: forward(t, weights, [size] * 4, torch.float32),  # type: ignore[misc]
-            (Budget(4 * (one + 4 * n + size), wide_loads=wide, wide_stores=False), small),
+            # 32 wide loads in flight per thread fill the registers, and need few warps.
+            (Budget(4 * (one + 4 * n + size), wide_loads=wide, wide_stores=False, warps=12), small),
         )
         yield Case(
             f"weighted_l1 backward {dtype}",
