@@ -120,8 +120,9 @@ class ResidualBlock(nn.Module):
     """shortcut(x) + conv(relu(norm(conv(relu(norm(x)))))), pre-activated; Gulrajani et al. 2017, appendix F.
 
     ``resample`` is ``up`` (nearest, before the first convolution), ``down`` (mean pooling after the second) or None.
-    The shortcut's 1×1 convolution and its resampling commute; it runs at the lower resolution.
-    The ``first`` block of a critic has no norm and no activation ahead of its first convolution.
+    The convolution and its resampling are one: see :class:`DownConv2d`. The shortcut's 1×1 convolution commutes with
+    its resampling and runs at the lower resolution. The ``first`` block of a critic has no norm and no activation ahead
+    of its first convolution.
     """
 
     def __init__(
@@ -137,14 +138,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         hidden = outputs if hidden is None else hidden
         layers: list[nn.Module] = [] if first else [make_norm(inputs), nn.ReLU()]
-        if resample == "up":
-            layers += [nn.Upsample(scale_factor=2)]
-        layers += [_conv(inputs, hidden, 3), nn.Identity() if first else make_norm(hidden), nn.ReLU()]
-        layers += [_conv(hidden, outputs, 3)]
-        shortcut: list[nn.Module] = []
-        if resample == "down":
-            layers += [nn.AvgPool2d(2)]
-            shortcut += [nn.AvgPool2d(2)]
+        layers += [_conv(inputs, hidden, 3, kind=UpConv2d if resample == "up" else nn.Conv2d)]
+        layers += [nn.Identity() if first else make_norm(hidden), nn.ReLU()]
+        layers += [_conv(hidden, outputs, 3, kind=DownConv2d if resample == "down" else nn.Conv2d)]
+        shortcut: list[nn.Module] = [nn.AvgPool2d(2)] if resample == "down" else []
         if inputs != outputs or resample is not None:
             shortcut += [_conv(inputs, outputs, 1, he=False)]
         if resample == "up":
@@ -155,6 +152,49 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.shortcut(x) + self.block(x)
         return y
+
+
+class DownConv2d(nn.Conv2d):
+    r"""A 3×3 convolution and 2×2 mean pooling in one 4×4 convolution of stride 2.
+
+    Pooling is linear, so with the parameters of the 3×3 convolution w and along each axis
+
+    .. math:: \tfrac12 \sum_{a \in \{0, 1\}} \sum_k w_k x_{2i + a + k - 1} = \sum_m v_m x_{2i + m - 1},
+              \qquad v = \tfrac12 (w_0, w_0 + w_1, w_1 + w_2, w_2)
+
+    It computes the same up to rounding with 16 multiplications in place of 36, and the large map is never stored.
+    """
+
+    _taps = ((0.5, 0.5, 0, 0), (0, 0.5, 0.5, 0), (0, 0, 0.5, 0.5))
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=bias)
+        # [3, 4]: which of an axis's three weights is in which of its four
+        taps = torch.tensor(self._taps, dtype=torch.float32)
+        self.register_buffer("taps", torch.einsum("ai,bj->abij", taps, taps).reshape(9, 16), persistent=False)
+        self.taps: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self._kernel(), self.bias, stride=2, padding=1)
+
+    def _kernel(self) -> Tensor:
+        """[outputs, inputs, 4, 4]"""
+        kernel: Tensor = (self.weight.flatten(2) @ self.taps).unflatten(2, (4, 4))
+        return kernel
+
+
+class UpConv2d(DownConv2d):
+    r"""Nearest up-sampling by 2 and a 3×3 convolution in one 4×4 transposed convolution of stride 2.
+
+    Along each axis an even output is w₀ x_{i−1} + (w₁ + w₂) x_i and an odd one (w₀ + w₁) x_i + w₂ x_{i+1}, which is the
+    transposed convolution with (w₂, w₁ + w₂, w₀ + w₁, w₀). 16 multiplications in place of 36, and the up-sampled map is
+    never stored.
+    """
+
+    _taps = ((0, 0, 1, 1), (0, 1, 1, 0), (1, 1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv_transpose2d(x, self._kernel().transpose(0, 1), self.bias, stride=2, padding=1)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -197,12 +237,21 @@ def _widths(width: int, stages: int) -> list[int]:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, he: bool = True, bias: bool = True) -> nn.Conv2d:
+def _conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    he: bool = True,
+    bias: bool = True,
+    kind: type[nn.Conv2d] = nn.Conv2d,
+) -> nn.Conv2d:
     """A convolution that keeps the size (divides it by the stride), initialised as in WGAN-GP's code.
 
     Weights are uniform with variance 4/(fan in + fan out) for ReLU (``he``) or 2/(fan in + fan out), biases 0.
     """
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+    conv = kind(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
     fans = kernel**2 * (inputs + outputs / stride**2)
     _uniform(conv, (4 if he else 2) / fans)
     return conv

@@ -155,12 +155,14 @@ def test_residual_block_resamples_as_published():
     block = ResidualBlock(3, 5, none, "down", hidden=3)
     first, second, shortcut = (m for m in block.modules() if isinstance(m, nn.Conv2d))
     pool = nn.functional.avg_pool2d
-    expected = pool(shortcut(x), 2) + pool(second(first(x.relu()).relu()), 2)
+    plain = lambda conv, t: nn.functional.conv2d(t, conv.weight, conv.bias, padding=1)
+    expected = pool(shortcut(x), 2) + pool(plain(second, first(x.relu()).relu()), 2)
     torch.testing.assert_close(block(x), expected)
     block = ResidualBlock(3, 5, none, "up")
     first, second, shortcut = (m for m in block.modules() if isinstance(m, nn.Conv2d))
     up = lambda t: t.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(block(x), shortcut(up(x)) + second(first(up(x.relu())).relu()))
+    torch.testing.assert_close(block(x), shortcut(up(x)) + second(plain(first, up(x.relu())).relu()))
+    assert [name for name in block.state_dict() if "taps" in name] == []
     same = ResidualBlock(3, 3, none)
     assert len(same.shortcut) == 0
 
