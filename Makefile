@@ -4,6 +4,7 @@
 # make bench  run the benchmarks, write a result file and a report
 PYTHON ?= python3
 VENV := .venv
+TEST_FLAGS ?= -n 2 --dist worksteal
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
