@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 import fastgan.functional as F
-from fastgan.objectives.base import Critic, Requirements, Terms, forward_features, per_sample
+from fastgan.objectives.base import Critic, Defaults, Requirements, Terms, forward_features, per_sample
 from fastgan.objectives.wgan import WassersteinPenalty
 
 
@@ -24,6 +24,8 @@ class ConsistencyTerm(WassersteinPenalty):
     """
 
     requires: ClassVar[Requirements] = Requirements(independent=True, features=True, dropout=True)
+
+    defaults: ClassVar[Defaults] = replace(WassersteinPenalty.defaults, source="Wei et al. 2018, section 3 (WGAN-GP's)")
 
     consistency: float = 2.0
     margin: float = 0.0
