@@ -1,0 +1,172 @@
+"""The C++ kernels of the exact 1-D Wasserstein distance: instruction sets, kernel paths, memory they may touch."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastgan
+import fastgan.functional as F
+from fastgan.functional import wasserstein as operator
+from fastgan.kernels import dispatch
+from fastgan.reference import wasserstein as reference
+
+native = dispatch.kernels("native", "wasserstein")
+
+# rows, n, m: networks with a partial last group; radix sorts of one and of few rows; equal and unequal counts.
+PATHS = [(19, 33, 33), (16, 100, 64), (5, 40, 3), (40, 700, 700), (17, 1200, 1000), (2, 3000, 3000), (1, 20000, 17000)]
+
+
+def check_against_reference(rows: int, n: int, m: int, p: float, weighted: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows + n)
+    # Few distinct values in half of the rows: ties.
+    x = torch.randn(rows, n, generator=generator).to(dtype)
+    x[::2] = (x[::2] * 4).round() / 4
+    y = (torch.randn(rows, m, generator=generator) * 2 + 0.1).to(dtype)
+    weights = [torch.rand(rows, k, generator=generator, dtype=torch.float64) if weighted else None for k in (n, m)]
+    inputs = [t.requires_grad_() for t in (x, y, *weights) if t is not None]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    value = F.wasserstein_1d(*inputs, p=p)
+    expected = reference.wasserstein_1d(*exact, p=p)
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6}.get(dtype, 4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=tolerance)
+    cotangent = torch.randn(rows, generator=generator).to(dtype)
+    actual = torch.autograd.grad(value, inputs, cotangent, materialize_grads=True)
+    gradients = torch.autograd.grad(expected, exact, cotangent.double(), materialize_grads=True)
+    for g, e in zip(actual, gradients, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=8 * tolerance, atol=8 * tolerance * float(e.abs().max()))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.5, math.inf])
+@pytest.mark.parametrize(("rows", "n", "m"), PATHS)
+def test_every_path(rows: int, n: int, m: int, p: float, weighted: bool) -> None:
+    dtype = torch.float64 if (n + int(p if p < 9 else 9)) % 2 else torch.float32
+    check_against_reference(rows, n, m, p, weighted, dtype)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    code = (
+        "import torch\n"
+        "from fastgan import _C\n"
+        "from tests.kernels.test_native_wasserstein import PATHS, check_against_reference\n"
+        "print(_C.cpu_isa())\n"
+        "for path in [*PATHS, *((17, n, n) for n in (1, 7, 8, 9, 16, 17, 63, 112, 300))]:\n"
+        "    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):\n"
+        "        check_against_reference(*path, 1.0, False, dtype)\n"
+        "    check_against_reference(*path, 2.0, True, torch.float32)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FASTGAN_CPU_ISA": isa, "FASTGAN_BACKEND": "native"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in (isa, "avx2", "baseline")  # a processor may lack the one asked for
+
+
+@pytest.mark.parametrize("p", [2.0, 2.5])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("rows", "n", "m"), [(3, 20, 20), (18, 60, 45), (2, 5000, 5000), (1, 5000, 300)])
+def test_second_derivative(rows: int, n: int, m: int, weighted: bool, p: float) -> None:
+    x, y = torch.randn(rows, n, dtype=torch.float64), torch.randn(rows, m, dtype=torch.float64)
+    a, b = (torch.rand(rows, k, dtype=torch.float64) if weighted else None for k in (n, m))
+    vx, vy, grad = torch.randn_like(x), torch.randn_like(y), torch.randn(rows, dtype=torch.float64)
+    _, scale, *_ = native.forward(x, y, a, b, p, 0)
+    hx, hy = native.second(vx, vy, grad, x, y, a, b, scale, p)
+    _, (ex, ey, *_) = reference.double_backward((vx, vy, None, None), grad, (x, y, a, b), p)
+    torch.testing.assert_close(hx, ex, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(hy, ey, rtol=1e-9, atol=1e-12)
+    hx, hy = native.second(vx, None, grad, x, y, a, b, scale, p)
+    _, (ex, ey, *_) = reference.double_backward((vx, None, None, None), grad, (x, y, a, b), p)
+    torch.testing.assert_close(hx, ex, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(hy, ey, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize(("rows", "n", "m"), [*PATHS[:6], (3, 49, 49)])
+def test_reads_and_writes_only_its_own(rows: int, n: int, m: int, dtype: torch.dtype) -> None:
+    guard = 64
+
+    def guarded(size: int) -> tuple[Tensor, Tensor]:
+        whole = torch.full((guard + rows * (size + 3) + guard,), math.nan, dtype=dtype)
+        rows_of = whole[guard : guard + rows * (size + 3)].view(rows, size + 3)[:, :size]
+        return whole, rows_of.copy_(torch.randn(rows, size))
+
+    (whole_x, x), (whole_y, y) = guarded(n), guarded(m)
+    before = whole_x.clone(), whole_y.clone()
+    expected = native.forward(x.contiguous(), y.contiguous(), None, None, 1.0, 3)
+    actual = native.forward(x, y, None, None, 1.0, 3)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert not actual[0].isnan().any()  # a NaN of the guards would be in the sum
+    assert torch.equal(whole_x, before[0]) or torch.equal(whole_x.nan_to_num(0), before[0].nan_to_num(0))
+    assert torch.equal(whole_y.nan_to_num(0), before[1].nan_to_num(0))
+
+
+def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def poisoned(*args: object, **kwargs: object) -> Tensor:
+        return empty(*args, **kwargs).fill_(math.nan)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(native.torch, "empty", poisoned)
+    for rows, n, m in PATHS:
+        x, y = torch.randn(rows, n), torch.randn(rows, m)
+        a = torch.rand(rows, n)
+        for p in (1.0, 2.5, math.inf):
+            for result in (native.forward(x, y, None, None, p, 3), native.forward(x, y, a, None, p, 7)):
+                assert not any(t.isnan().any() for t in result)
+
+
+def test_units_that_are_not_needed_are_not_made() -> None:
+    x, y = torch.randn(20, 50), torch.randn(20, 50)
+    everything = native.forward(x, y, None, None, 1.0, 3)
+    for need in (0, 1, 2):
+        result = native.forward(x, y, None, None, 1.0, need)
+        assert torch.equal(result[0], everything[0])
+        for bit in (0, 1):
+            if need >> bit & 1:
+                assert torch.equal(result[2 + bit], everything[2 + bit])
+            else:
+                assert result[2 + bit].shape == (20, 0)
+
+
+@pytest.mark.parametrize("need", [0, 1, 15])
+def test_opcheck(need: int) -> None:
+    x, y = torch.randn(3, 5), torch.randn(3, 4)
+    a, b = torch.rand(3, 5), torch.rand(3, 4)
+    weights = (a, b) if need == 15 else (None, None)
+    torch.library.opcheck(operator._forward.overload, (x, y, *weights, 1.5, need, "native"))
+    scale = torch.ones(3, dtype=torch.float64)
+    arguments = (torch.randn(3, 5), None, scale, x, y, *weights, scale, 2.0, "native")
+    torch.library.opcheck(operator._second.overload, arguments)
+
+
+def test_serves_every_call_on_the_cpu() -> None:
+    x = torch.randn(3, 5)
+    with fastgan.use_backend("native"):
+        assert F.wasserstein_1d(x, x).shape == (3,)
+        with pytest.raises(fastgan.BackendError, match="CPU"):
+            F.wasserstein_1d(x.to("meta"), x.to("meta"))
+
+
+def test_rows_that_share_memory() -> None:
+    x, y = torch.randn(7), torch.randn(400, 9)
+    shared = F.wasserstein_1d(x, y, torch.rand(1))
+    assert torch.equal(shared, F.wasserstein_1d(x.repeat(400, 1), y, torch.ones(400, 7)))
+
+
+def test_bad_weights_make_nan_rows_where_they_cannot_be_seen() -> None:
+    x, y, a = torch.randn(3, 5), torch.randn(3, 5), torch.rand(3, 5)
+    a[1, 2] = -1
+    cost, _, ux, *_ = native.forward(x, y, a, None, 1.0, 1)
+    assert cost.isnan().tolist() == [False, True, False]
+    assert ux.isnan().all(1).tolist() == [False, True, False]

@@ -1,0 +1,210 @@
+"""Sliced and max-sliced distances, the module, and the patch metric on real photographs."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_sample_images
+
+import fastgan.functional as F
+from fastgan.metrics import sliced_wasserstein_patches
+from fastgan.nn import SlicedWasserstein
+
+# The function of this name hides the module.
+module = importlib.import_module("fastgan.functional.sliced_wasserstein")
+
+
+def directions(count: int, d: int) -> torch.Tensor:
+    theta = torch.randn(count, d, dtype=torch.float64)
+    return theta / theta.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_is_the_mean_over_directions(p: float) -> None:
+    x, y, theta = torch.randn(20, 3).double(), torch.randn(15, 3).double(), directions(7, 3)
+    parts = torch.stack([F.wasserstein_1d(x @ t, y @ t, p=p) for t in theta])
+    expected = parts.max() if math.isinf(p) else parts.pow(p).mean() ** (1 / p)
+    torch.testing.assert_close(F.sliced_wasserstein(x, y, p=p, projections=theta), expected)
+
+
+def test_closed_form_of_a_shift() -> None:
+    # W_2 of a cloud and its shift by s, along theta, is |<s, theta>|: its mean square over the sphere is |s|^2 / d.
+    x, shift = torch.randn(40, 3).double(), torch.tensor([1.0, -2.0, 0.5]).double()
+    value = F.sliced_wasserstein(x, x + shift, n_projections=20_000, generator=torch.Generator().manual_seed(1))
+    assert float(value) == pytest.approx(float(shift.norm()) / math.sqrt(3), rel=0.02)
+    best = F.max_sliced_wasserstein(x, x + shift, n_projections=16, generator=torch.Generator().manual_seed(1))
+    assert float(best) == pytest.approx(float(shift.norm()), rel=1e-6)
+
+
+def test_max_sliced_is_above_every_direction_and_differentiable() -> None:
+    x, y = torch.randn(2, 30, 4).double().requires_grad_(), torch.randn(2, 25, 4).double() * 2
+    theta = directions(500, 4)
+    best = F.max_sliced_wasserstein(x, y, projections=theta[:50])
+    costs = F.wasserstein_1d(theta @ x.mT, theta @ y.mT, p=2)
+    assert (best >= costs.max(-1).values * (1 - 1e-12)).all()
+    (g,) = torch.autograd.grad(best.sum(), x)
+    moved = x.detach() + 1e-6 * g
+    assert (F.max_sliced_wasserstein(moved, y, projections=theta[:50]) > best).all()
+
+
+def test_gradients() -> None:
+    x, y, theta = torch.randn(6, 2).double().requires_grad_(), torch.randn(5, 2).double().requires_grad_(), None
+    theta = directions(4, 2).requires_grad_()
+    f = lambda x, y, t: F.sliced_wasserstein(x, y, projections=t)
+    assert torch.autograd.gradcheck(f, (x, y, theta))
+    assert torch.autograd.gradgradcheck(f, (x, y, theta))
+    (g,) = torch.autograd.grad(F.sliced_wasserstein(x, x.detach(), projections=theta), x)
+    assert torch.equal(g, torch.zeros_like(x))  # POT's is NaN
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, theta = torch.randn(3, 9, 4).double().requires_grad_(), torch.randn(8, 4).double(), directions(10, 4)
+
+    def value_and_grads() -> tuple[torch.Tensor, ...]:
+        value = F.sliced_wasserstein(x, y, projections=theta)
+        (g,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(g.square().sum(), x)
+        return value, g, h
+
+    whole = value_and_grads()
+    seen = []
+    costs = module._costs
+    monkeypatch.setattr(module, "_CHUNK", 3 * 17 * 4)
+    monkeypatch.setattr(module, "_costs", lambda x, y, part, p: seen.append(len(part)) or costs(x, y, part, p))
+    for a, b in zip(whole, value_and_grads(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert seen[:3] == [4, 4, 2]
+    theta_grad = torch.func.grad(lambda x: F.sliced_wasserstein(x, y, projections=theta).sum())(x.detach())
+    torch.testing.assert_close(theta_grad, whole[1])
+
+
+def test_generator_and_dtypes() -> None:
+    x, y = torch.randn(12, 5), torch.randn(12, 5)
+    draw = lambda: F.sliced_wasserstein(x, y, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(draw(), draw())
+    for dtype in (torch.float16, torch.bfloat16):
+        half = F.sliced_wasserstein(x.to(dtype), y.to(dtype), generator=torch.Generator().manual_seed(3))
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.float(), draw(), rtol=10 * torch.finfo(dtype).eps, atol=0)
+    assert F.sliced_wasserstein(torch.tensor([[0, 1]]), torch.tensor([[2, 3]])).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(3), torch.zeros(3)), "must be"),
+        ((torch.zeros(3, 2), torch.zeros(3, 4)), "one dimension"),
+        ((torch.zeros(0, 2), torch.zeros(3, 2)), "x must be"),
+    ],
+)
+def test_bad_points(arguments: tuple[torch.Tensor, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        F.sliced_wasserstein(*arguments)
+
+
+def test_bad_projections() -> None:
+    x = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="projections must have shape"):
+        F.sliced_wasserstein(x, x, projections=torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="n_projections"):
+        F.sliced_wasserstein(x, x, n_projections=0)
+    with pytest.raises(ValueError, match="p must be"):
+        F.sliced_wasserstein(x, x, p=0.5)
+    with pytest.raises(ValueError, match="finite"):
+        F.max_sliced_wasserstein(x, x, p=math.inf)
+
+
+def test_module_moves_samples_onto_digits() -> None:
+    digits = torch.tensor(load_digits().data[:200], dtype=torch.float32) / 16
+    samples = torch.rand(200, 64).requires_grad_()
+    loss = SlicedWasserstein(64, generator=torch.Generator().manual_seed(0))
+    assert "n_projections=64, p=2.0" in repr(loss)
+    optimizer = torch.optim.Adam([samples], lr=0.05)
+    first = float(loss(samples.view(-1, 1, 8, 8), digits.view(-1, 1, 8, 8)).detach())
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(samples, digits).backward()
+        optimizer.step()
+    assert float(loss(samples, digits).detach()) < 0.2 * first
+    with pytest.raises(ValueError, match="one sample shape"):
+        loss(samples, digits[:, :5])
+    with pytest.raises(ValueError, match="n_projections"):
+        SlicedWasserstein(0)
+
+
+# --- the patch metric ---------------------------------------------------------------------------------------------
+
+
+def photograph_crops(count: int, seed: int) -> torch.Tensor:
+    images = [torch.tensor(i).permute(2, 0, 1).float() for i in load_sample_images().images]
+    generator = torch.Generator().manual_seed(seed)
+    crops = []
+    for k in range(count):
+        image = images[k % 2]
+        top, left = (int(torch.randint(image.size(d) - 64, (), generator=generator)) for d in (1, 2))
+        crops.append(image[:, top : top + 64, left : left + 64])
+    return torch.stack(crops)
+
+
+def test_patch_metric_on_photographs() -> None:
+    real, other = photograph_crops(24, 0), photograph_crops(24, 1)
+    same = sliced_wasserstein_patches(real, other, n_projections=64)
+    assert same.sizes == ((64, 64), (32, 32), (16, 16))
+    assert same.mean == pytest.approx(sum(same.distances) / 3)
+    blurred = torch.nn.functional.avg_pool2d(other, 3, 1, 1)
+    blurred = torch.nn.functional.avg_pool2d(blurred, 3, 1, 1)
+    noisy = other + 25 * torch.randn(other.shape)
+    worse = sliced_wasserstein_patches(real, noisy, n_projections=64)
+    # Noise is in the finest band; the coarse ones hardly see it.
+    assert worse.distances[0] > 3 * same.distances[0]
+    assert worse.distances[2] < 1.5 * same.distances[2]
+    assert sliced_wasserstein_patches(real, blurred, n_projections=64).distances[0] > same.distances[0]
+    grey = photograph_crops(24, 1).mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert sliced_wasserstein_patches(real, grey, n_projections=64).mean > same.mean
+    assert sliced_wasserstein_patches(real, other, n_projections=64) == same
+
+
+def test_pyramid_reconstructs_the_image() -> None:
+    from fastgan.metrics import sliced_wasserstein as metric
+
+    images = photograph_crops(2, 3)[:, :, :61, :50]
+    bands = metric._bands(images, 16)
+    assert [tuple(b.shape[2:]) for b in bands] == [(61, 50), (31, 25)]
+    image = bands[-1]
+    for band in reversed(bands[:-1]):
+        image = band + metric._double(image, band.shape[2], band.shape[3])
+    torch.testing.assert_close(image, images, rtol=0, atol=1e-3)
+    # The filter keeps a constant and a linear ramp (away from the border).
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
+    torch.testing.assert_close(metric._smooth(ramp)[..., 2:-2], ramp[..., 2:-2])
+
+
+def test_patches_are_cut_from_the_image() -> None:
+    from fastgan.metrics import sliced_wasserstein as metric
+
+    image = torch.arange(20.0 * 24).view(1, 1, 20, 24) + torch.tensor([0.0, 1000.0]).view(2, 1, 1, 1)
+    patches = metric._patches(image, 50, 7, torch.Generator().manual_seed(0))
+    assert patches.shape == (100, 1, 7, 7)
+    offsets = torch.arange(7.0)[:, None] * 24 + torch.arange(7.0)
+    assert torch.equal(patches[:, 0] - patches[:, 0, :1, :1], offsets.expand(100, 7, 7))
+    assert (patches[:50, 0] < 480).all()
+    assert (patches[50:, 0] >= 1000).all()
+    normal = metric._normalise(patches)
+    torch.testing.assert_close(normal.mean(), torch.tensor(0.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normal.square().mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "message"),
+    [
+        ((2, 3, 32, 32), (2, 3, 32, 30), "same"),
+        ((0, 3, 32, 32), (2, 3, 32, 32), "at least one image"),
+        ((2, 3, 12, 32), (2, 3, 12, 32), "at least 16"),
+    ],
+)
+def test_bad_images(real: tuple[int, ...], fake: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sliced_wasserstein_patches(torch.zeros(real), torch.zeros(fake))
