@@ -103,7 +103,7 @@ def _config(out: Path, data: Path, steps: int, epochs: int, size: int, seed: int
         n_epochs=epochs - epochs // 3,
         n_epochs_decay=epochs // 3,
         max_steps=steps,
-        ema=0.99,
+        ema=max(0.0, 1 - 5 / steps),  # over about the last fifth
         num_threads=0,
         print_freq=max(1, min(10, steps // 10)),
         display_freq=max(1, steps // 4),

@@ -688,5 +688,9 @@ def _caches(config: CycleGanConfig) -> bool:
 
 def train(config: CycleGanConfig) -> Outcome:
     """Trains CycleGAN on the folders of ``config.dataroot``, or continues to."""
-    with distributed.session(distributed.resolve_device(config.device)):
-        return fit(make(config))
+    device = distributed.resolve_device(config.device)
+    with distributed.session(device):
+        task = make(config)
+        # Images of one size: let cuDNN find its fastest convolutions once.
+        torch.backends.cudnn.benchmark = device.type == "cuda" and "crop" in config.preprocess
+        return fit(task)

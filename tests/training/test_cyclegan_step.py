@@ -291,3 +291,25 @@ def test_grey_to_colour() -> None:
     made = task.translate(A[:, :1], B)
     assert made["fake_B"].shape == B.shape
     assert made["fake_A"].shape == A[:, :1].shape
+
+
+@pytest.mark.parametrize("settings", [{"fused": True}, {"fused": False, "batch_size": 4, "accumulate": 2}], ids=str)
+def test_memory_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> None:
+    """The dry run's figure, found on tensors without memory, against the storages of a real pass."""
+    task = CycleGan(tiny(**settings), Pairs())
+    kept: dict[int, tuple[Any, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage, storage.nbytes())
+        return tensor
+
+    rows = task.config.batch_size // task.config.accumulate
+    ((A, B),) = batches(1, rows)
+    if task.config.fused:
+        A, B = task.precision.batch(A), task.precision.batch(B)
+    weights = {p.untyped_storage().data_ptr() for net in task.networks.values() for p in net.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), task._backend():
+        task._generator_losses(A, B, False)
+    real = sum(size for pointer, (_, size) in kept.items() if pointer not in weights)
+    assert task._activation_bytes(SIZE) == pytest.approx(real, rel=0.05)
