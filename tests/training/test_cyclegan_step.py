@@ -12,8 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
+from fastgan.training.pool import ImagePool
+from fastgan.training.watch import Meter
 
 SIZE = 16
 
@@ -313,3 +317,40 @@ def test_memory_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> Non
         task._generator_losses(A, B, False)
     real = sum(size for pointer, (_, size) in kept.items() if pointer not in weights)
     assert task._activation_bytes(SIZE) == pytest.approx(real, rel=0.05)
+
+
+class _Syncs(TorchDispatchMode):
+    """Notes the operations that would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
+def test_a_step_and_its_logging_do_not_wait_for_the_device(gan_mode: str) -> None:
+    task, meter = CycleGan(tiny(fused=True, pool_size=0, gan_mode=gan_mode, ema=0.9), Pairs()), Meter()
+    with _Syncs() as syncs:
+        for step, (A, B) in enumerate(batches(2)):
+            meter.add(step, task.update(A, B, apart=step == 1))
+    assert syncs.found == []
+    with _Syncs() as syncs:
+        means, bad = meter.flush()
+        float(A.mean())
+    assert syncs.found  # it does notice
+    assert bad is None
+    assert means["l1"] > 0
+
+
+def test_pool_decisions_are_drawn_on_the_host() -> None:
+    """What the pool waits for is its own generator's numbers on the CPU, never an image."""
+    pool = ImagePool(1, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        images = mode.from_tensor(torch.zeros(2, 3, 4, 4))
+    for _ in range(20):  # an image without memory has no value that could be waited for
+        assert pool.query(images).shape == images.shape
