@@ -1,4 +1,4 @@
-"""Exact 1-D Wasserstein on the CPU: the launchers of csrc/cpu/wasserstein.cpp.
+"""Exact 1-D Wasserstein on the CPU: the launchers of csrc/cpu/wasserstein.cpp; CUDA calls go on to _wasserstein_cuda.
 
 Contract of every backend: :func:`forward` gives the cost of d/D and the scale D [...] in float64, and for every
 input whose bit is set in ``need`` its unit gradient, else a tensor [..., 0]. For samples that is n times the gradient
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
+from fastgan.kernels.native import _wasserstein_cuda
 from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
 
 
 def supports(call: Call) -> str | None:
-    """None: every call on the CPU is served."""
+    """None if the call is served (on the CPU nearly every one is), else the reason why not."""
+    if call.device == "cuda":
+        return _wasserstein_cuda.supports(call)
     if call.device != "cpu":
-        return f"the native kernels run on the CPU, not on {call.device!r}"
+        return f"the native kernels run on the CPU and on CUDA, not on {call.device!r}"
     if max(call["n"], call["m"]) >= 1 << 31:
         return "indices are 32-bit: a row must have fewer than 2^31 samples"
     return None
@@ -28,6 +31,8 @@ def forward(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, need: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(cost, scale, unit gradients of x, y, x_weights, y_weights)."""
+    if x.is_cuda:
+        return _wasserstein_cuda.forward(x, y, x_weights, y_weights, p, need)
     rows = x.shape[:-1]
     cost, scale = (torch.empty(rows, dtype=torch.float64) for _ in range(2))
     ux, uy, ua, ub = (
@@ -50,6 +55,8 @@ def second(
     p: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for x and y of <vx, gradient of x> + <vy, gradient of y>, where grad is the cost's cotangent."""
+    if x.is_cuda:
+        return _wasserstein_cuda.second(vx, vy, grad, x, y, x_weights, y_weights, scale, p)
     hx, hy = torch.empty(x.shape, dtype=x.dtype), torch.empty(y.shape, dtype=y.dtype)
     vx = None if vx is None else vx.to(x.dtype).contiguous()
     vy = None if vy is None else vy.to(y.dtype).contiguous()
@@ -59,6 +66,8 @@ def second(
 
 def scale_rows(units: Tensor, per_row: Tensor, factor: float) -> Tensor:
     """units [..., n] times per_row [...] (float64) times factor, in the units' dtype."""
+    if units.is_cuda:
+        return _wasserstein_cuda.scale_rows(units, per_row, factor)
     out = torch.empty_like(units)
     per_row = per_row.contiguous()
     n = units.size(-1)
