@@ -178,7 +178,7 @@ class CycleGan(Task):
                 itertools.chain(self.networks[a].parameters(), self.networks[b].parameters()),
                 lr=config.lr,
                 betas=betas,
-                fused=config.fused,
+                fused=True if config.fused else None,  # None: PyTorch's own choice
             )
             for a, b in (("G_A", "G_B"), ("D_A", "D_B"))
         )
