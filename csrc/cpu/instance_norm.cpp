@@ -11,8 +11,10 @@
 // arithmetic's type, all further sums in double and in a fixed order. So the result does not depend on the number
 // of threads. Threads share the groups out, or, where groups are few or large, the slabs of one group after another.
 //
-// The moments of x are taken chunk by chunk in two passes (the second in L1), relative to the group's first element,
-// which keeps mean/std = 1000 exact to rounding and a constant plane's variance zero.
+// Moments of x: a chunk's sums of x - k and (x - k)^2 about a center k, in one pass; k is the mean of the chunk before
+// it (of a few first elements for a slab's first chunk). That loses nothing: the error is of the order of eps sum_i
+// n (m_i - m_{i-1})^2 <= 4 eps sum_i n (m_i - m)^2, at most four times the variance's own last digit. With k = x[0]
+// to begin with, a constant plane's variance is exactly 0.
 //
 // Reflection padding is pushed by whoever writes a source element, and its adjoint pulled by whoever reads one.
 #include "cpu/instance_norm.h"
@@ -25,14 +27,15 @@
 namespace fastgan::FASTGAN_ISA {
 namespace {
 
-constexpr int64_t kChunkElements = 2048;     // channels first: 8 KiB of float, so that both passes stay in L1
-constexpr int64_t kChunkBytes = 32 << 10;    // channels last
+constexpr int64_t kChunkElements = 8192;  // channels first; 64 accumulators (AVX-512, float) of 128 elements each
+constexpr int64_t kChunkPixels = 128;     // channels last
+constexpr int64_t kSeedElements = 256;    // what a slab's first center is taken from
+constexpr int64_t kSeedPixels = 16;
 constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth another
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
 constexpr int kPixels = 4;                     // channels last: pixels that share one load of the coefficients
-constexpr int kUnroll = 4;                     // channels first: independent accumulators
 
 template <typename T, typename U>
 inline constexpr bool kSame = false;
@@ -56,17 +59,30 @@ FASTGAN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // Every pass has coefficients per plane; kCoefs is their number, and they are numbers (channels first) or vectors
 // over channels (channels last).
 
-// z <= 0 ? slope * z : z, with +0 for slope 0; NaN stays NaN.
+// act'(z) times value, which for value = z is act(z). NaN stays NaN, and ReLU gives +0.
 template <typename V>
 struct Activation {
   V slope;
-  bool keep;  // whether slope is not 0
-  FASTGAN_INLINE V apply(V z, V value) const { return z <= 0 ? (keep ? value * slope : V{}) : value; }
+  enum { kNone, kRelu, kLeaky } kind;
+
+  explicit Activation(double negative)
+      : slope(broadcast(static_cast<std::decay_t<decltype(slope[0])>>(negative))),
+        kind(negative == 1   ? kNone
+             : negative == 0 ? kRelu
+                             : kLeaky) {}
+  FASTGAN_INLINE V apply(V z, V value) const {
+    if (kind == kNone) return value;
+    if (kind == kRelu) return z <= 0 ? V{} : value;
+    return z <= 0 ? value * slope : value;
+  }
 };
 
 template <typename V>
 struct Inputs {
   V grad, x, residual, u, v_residual;
+  bool has_residual, has_v_residual;
+
+  FASTGAN_INLINE V plus_residual(V z) const { return has_residual ? z + residual : z; }
 };
 
 template <typename V>
@@ -107,7 +123,7 @@ struct Forward {
   FASTGAN_INLINE void reduce(const V*, const Activation<V>&, const Inputs<V>&, V*) const {}
   template <typename V>
   FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
-    const V z = fma(in.x - k[kMean], k[kScale], k[kShift]) + in.residual;
+    const V z = in.plus_residual(fma(in.x - k[kMean], k[kScale], k[kShift]));
     out.padded = act.apply(z, z);
   }
 };
@@ -143,7 +159,7 @@ struct Backward {
   }
   template <typename V>
   FASTGAN_INLINE V gradient(const V* k, const Activation<V>& act, const Inputs<V>& in, V d) const {
-    return act.apply(fma(d, k[kScale], k[kShift]) + in.residual, in.grad);
+    return act.apply(in.plus_residual(fma(d, k[kScale], k[kShift])), in.grad);
   }
   template <typename V>
   FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
@@ -199,7 +215,7 @@ struct DoubleBackward {
   template <typename V>
   FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
     const V d = in.x - k[kMean];
-    const V g = act.apply(fma(d, k[kScale], k[kShift]) + in.residual, in.grad) - k[kM1];
+    const V g = act.apply(in.plus_residual(fma(d, k[kScale], k[kShift])), in.grad) - k[kM1];
     sums[0] += in.u;
     sums[1] = fma(in.u, d, sums[1]);
     sums[2] = fma(in.u, g, sums[2]);
@@ -207,9 +223,11 @@ struct DoubleBackward {
   template <typename V>
   FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
     const V d = in.x - k[kMean], u = in.u - k[kMeanU];
-    const V z = fma(d, k[kScale], k[kShift]) + in.residual;
+    const V z = in.plus_residual(fma(d, k[kScale], k[kShift]));
     const V g = act.apply(z, in.grad) - k[kM1];
-    out.padded = act.apply(z, fma(k[kScale], u, fma(d, k[kGradX], k[kGradShift])) + in.v_residual);
+    V grad_g = fma(k[kScale], u, fma(d, k[kGradX], k[kGradShift]));
+    if (in.has_v_residual) grad_g += in.v_residual;
+    out.padded = act.apply(z, grad_g);
     out.plain = fma(u, k[kXU], fma(g, k[kXG], d * k[kXX]));
   }
 };
@@ -222,9 +240,15 @@ struct Tensors {
   Strided padded, plain, extra;
 };
 
-// Rows [row0, row1) of a group, a row being one (d, h); columns [w0, w1) of each.
+// Rows [row0, row1) of a group, a row being one (d, h); columns [w0, w1) of each. `first`: of a slab.
 struct Chunk {
   int64_t row0, row1, w0, w1;
+  bool first;
+
+  // About its first `pixels` pixels.
+  FASTGAN_INLINE Chunk seed(int64_t pixels) const {
+    return {row0, least(row1, row0 + most(1, pixels / (w1 - w0))), w0, least(w1, w0 + pixels), true};
+  }
 };
 
 struct Plan {
@@ -234,9 +258,23 @@ struct Plan {
   int threads;
 
   FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
-  FASTGAN_INLINE Chunk chunk(int64_t i) const {
+  FASTGAN_INLINE Chunk chunk(int64_t i, bool first) const {
     const int64_t row = i / pieces * rows_per_chunk, w0 = i % pieces * piece;
-    return {row, least(row + rows_per_chunk, D * H), w0, least(w0 + piece, W)};
+    return {row, least(row + rows_per_chunk, D * H), w0, least(w0 + piece, W), first};
+  }
+};
+
+// Walks over the rows of a chunk.
+struct Rows {
+  const int64_t H, end;
+  int64_t row, d, h;
+
+  FASTGAN_INLINE Rows(const Plan& plan, const Chunk& chunk)
+      : H(plan.H), end(chunk.row1), row(chunk.row0), d(row / H), h(row % H) {}
+  FASTGAN_INLINE bool more() const { return row < end; }
+  FASTGAN_INLINE void next() {
+    ++row;
+    if (++h == H) h = 0, ++d;
   }
 };
 
@@ -263,8 +301,7 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
   merge_dims(plan, t.grad, t.x, t.residual, t.u, t.v_residual, t.padded, t.plain, t.extra);
 
   const int64_t unit = p.channels_last ? p.C : 1;
-  const int64_t chunk = p.channels_last ? most(kPixels, kChunkBytes / most(1, p.C * element_bytes) / kPixels * kPixels)
-                                        : kChunkElements;  // in pixels
+  const int64_t chunk = p.channels_last ? kChunkPixels : kChunkElements;  // in pixels
   plan.piece = least(plan.W, chunk);
   plan.pieces = ceil_div(plan.W, most(1, plan.piece));
   plan.rows_per_chunk = plan.pieces > 1 ? 1 : most(1, chunk / most(1, plan.W));
@@ -393,11 +430,13 @@ FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s
                                           bool with_v_residual) {
   Inputs<Vec<acc_t<T>>> in{};
   in.x = load_vector(run.x + pixel * s.x + i, lanes);
-  if (run.residual != nullptr) in.residual = load_vector(run.residual + pixel * s.residual + i, lanes);
+  in.has_residual = run.residual != nullptr;
+  if (in.has_residual) in.residual = load_vector(run.residual + pixel * s.residual + i, lanes);
   if constexpr (Op::kReadsGrad) in.grad = load_vector(run.grad + pixel * s.grad + i, lanes);
   if constexpr (Op::kReadsU) {
     in.u = load_vector(run.u + pixel * s.u + i, lanes);
-    if (with_v_residual && run.v_residual != nullptr) {
+    in.has_v_residual = with_v_residual && run.v_residual != nullptr;
+    if (in.has_v_residual) {
       in.v_residual = load_vector(run.v_residual + pixel * s.v_residual + i, lanes);
     }
   }
@@ -440,9 +479,9 @@ class Worker {
                  t_.padded.w,
                  t_.plain.w,
                  t_.extra.w},
-        act_{broadcast(static_cast<A>(slope)), slope != 0},
+        act_(slope),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
-        arrays_per_thread_((Op::kCoefs + 3) * step_ + (plan.padded() ? ceil_div(plan.piece * unit_, kL) * kL : 0)),
+        arrays_per_thread_((Op::kCoefs + 4) * step_ + (plan.padded() ? ceil_div(plan.piece * unit_, kL) * kL : 0)),
         arrays_(plan.threads * arrays_per_thread_) {}
 
   // Every thread of the plan calls this.
@@ -477,10 +516,10 @@ class Worker {
   int64_t sample(int64_t group) const { return plan_.channels_last ? group : group / plan_.C; }
   int64_t channel(int64_t group) const { return plan_.channels_last ? 0 : group % plan_.C; }
 
-  // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, first, second); then
-  // the row in which the padding's adjoint is added up.
+  // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, center, first, second);
+  // then the row in which the padding's adjoint is added up.
   A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
-  A* row_in(A* arrays) const { return arrays + (Op::kCoefs + 3) * step_; }
+  A* row_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
 
   void prepare(int64_t group, A* arrays) const {
     const int64_t n = sample(group), c0 = channel(group);
@@ -504,9 +543,12 @@ class Worker {
   void reduce(int64_t group, int64_t slab, A* arrays, double* group_sums) const {
     double* sums = group_sums + slab * kSums * unit_;
     for (int64_t i = 0; i < kSums * unit_; ++i) sums[i] = 0;
+    if constexpr (Op::kMoments) {
+      for (int64_t c = 0; c < unit_; ++c) sums_in(arrays, 1)[c] = sums_in(arrays, 0)[c];
+    }
     const Range chunks = part(plan_.chunks, slab, plan_.slabs);
     for (int64_t i = chunks.begin; i < chunks.end; ++i) {
-      const Chunk chunk = plan_.chunk(i);
+      const Chunk chunk = plan_.chunk(i, i == chunks.begin);
       if constexpr (Op::kMoments) {
         plan_.channels_last ? moments_of_pixels(group, chunk, arrays, sums)
                             : moments_of_plane(group, chunk, arrays, sums);
@@ -519,23 +561,22 @@ class Worker {
   void write(int64_t group, int64_t slab, A* arrays) const {
     const Range chunks = part(plan_.chunks, slab, plan_.slabs);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
-      const Chunk chunk = plan_.chunk(i);
-      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
-        const Run<T, G> run = run_at(group, r, chunk, arrays);
+      const Chunk chunk = plan_.chunk(i, i == chunks.begin);
+      for (Rows row(plan_, chunk); row.more(); row.next()) {
+        const Run<T, G> run = run_at(group, row, chunk, arrays);
         plan_.channels_last ? write_pixels(run, chunk.w1 - chunk.w0, arrays)
                             : write_plane(run, chunk.w1 - chunk.w0, arrays);
         if constexpr (Op::kWritesPadded) {
           if (!plan_.padded()) continue;
-          push_reflections<T>(plan_, t_.padded, sample(group), channel(group), r / plan_.H, r % plan_.H, chunk.w0,
-                              chunk.w1);
+          push_reflections<T>(plan_, t_.padded, sample(group), channel(group), row.d, row.h, chunk.w0, chunk.w1);
         }
       }
     }
   }
 
-  // A chunk's part of row r. With padding, the gradient is first folded into the thread's row.
-  FASTGAN_INLINE Run<T, G> run_at(int64_t group, int64_t r, const Chunk& chunk, A* arrays) const {
-    const int64_t n = sample(group), c = channel(group), d = r / plan_.H, h = r % plan_.H, w = chunk.w0;
+  // A chunk's part of a row. With padding, the gradient is first folded into the thread's row.
+  FASTGAN_INLINE Run<T, G> run_at(int64_t group, const Rows& row, const Chunk& chunk, A* arrays) const {
+    const int64_t n = sample(group), c = channel(group), d = row.d, h = row.h, w = chunk.w0;
     Run<T, G> run{};
     run.x = address<T>(t_.x, n, c, d, h, w);
     run.residual = address<T>(t_.residual, n, c, d, h, w);
@@ -563,13 +604,15 @@ class Worker {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
   }
 
-  // Calls visit(offset, lanes, which of kUnroll accumulators) over a run of n elements.
+  // Calls visit(offset, lanes, which of 4 accumulators) over a run of n elements.
   template <typename Visit>
   static FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
     int64_t i = 0;
-    for (; i + kUnroll * kL <= n; i += kUnroll * kL) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kUnroll; ++j) visit(i + j * kL, Whole{}, j);
+    for (; i + 4 * kL <= n; i += 4 * kL) {
+      visit(i, Whole{}, 0);
+      visit(i + kL, Whole{}, 1);
+      visit(i + 2 * kL, Whole{}, 2);
+      visit(i + 3 * kL, Whole{}, 3);
     }
     for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
     if (i < n) visit(i, n - i, 1);
@@ -579,46 +622,52 @@ class Worker {
     return static_cast<double>(sum_lanes((parts[0] + parts[1]) + (parts[2] + parts[3])));
   }
 
+  // A chunk's sums of x - center and of its square.
+  void deviations_of_plane(int64_t group, const Chunk& chunk, A center, double* result) const {
+    V first[4] = {}, second[4] = {};
+    const V k = broadcast(center);
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      const T* x = address<T>(t_.x, sample(group), channel(group), row.d, row.h, chunk.w0);
+      for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
+        const V d = first_lanes(load_vector(x + i, lanes) - k, lanes);
+        first[j] += d;
+        second[j] = fma(d, d, second[j]);
+      });
+    }
+    result[0] = sum(first);
+    result[1] = sum(second);
+  }
+
   void moments_of_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
-    const int64_t width = chunk.w1 - chunk.w0;
-    const double count = static_cast<double>((chunk.row1 - chunk.row0) * width);
-    const A origin = *sums_in(arrays, 0);
-    const auto deviations = [&](A from, V* parts, bool square) {
-      const V center = broadcast(from);
-      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
-        const T* x = address<T>(t_.x, sample(group), channel(group), r / plan_.H, r % plan_.H, chunk.w0);
-        if (square) {
-          for_vectors(width, [&](int64_t i, auto lanes, int j) {
-            const V d = first_lanes(load_vector(x + i, lanes) - center, lanes);
-            parts[j] = fma(d, d, parts[j]);
-          });
-        } else {
-          for_vectors(width, [&](int64_t i, auto lanes, int j) {
-            parts[j] += first_lanes(load_vector(x + i, lanes) - center, lanes);
-          });
-        }
-      }
-    };
-    V first[kUnroll] = {}, second[kUnroll] = {};
-    deviations(origin, first, false);
-    const double s = sum(first);
-    deviations(origin + static_cast<A>(s / count), second, true);
-    sums[0] += s;
-    sums[1] += sum(second) + s * s / count;
+    const double origin = static_cast<double>(*sums_in(arrays, 0));
+    A& center = *sums_in(arrays, 1);
+    const double count = static_cast<double>((chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0));
+    double d[2];
+    if (chunk.first) {
+      const Chunk seed = chunk.seed(kSeedElements);
+      deviations_of_plane(group, seed, center, d);
+      center += static_cast<A>(d[0] / static_cast<double>((seed.row1 - seed.row0) * (seed.w1 - seed.w0)));
+    }
+    deviations_of_plane(group, chunk, center, d);
+    // From the center to the plane's first element: sum (x - o) = sum (x - k) + n (k - o), and so on.
+    const double shift = static_cast<double>(center) - origin;
+    sums[0] += d[0] + count * shift;
+    sums[1] += d[1] + shift * (2 * d[0] + count * shift);
+    center += static_cast<A>(d[0] / count);
   }
 
   void reduce_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    V parts[kUnroll][kSums] = {};
-    for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
-      const Run<T, G> run = run_at(group, r, chunk, arrays);
+    V parts[4][kSums] = {};
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      const Run<T, G> run = run_at(group, row, chunk, arrays);
       for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
         op_.reduce(coef, act_, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
       });
     }
     for (int k = 0; k < kSums; ++k) {
-      const V column[kUnroll] = {parts[0][k], parts[1][k], parts[2][k], parts[3][k]};
+      const V column[4] = {parts[0][k], parts[1][k], parts[2][k], parts[3][k]};
       sums[k] += sum(column);
     }
   }
@@ -648,35 +697,48 @@ class Worker {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(arrays + j * step_ + c);
   }
 
-  void moments_of_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
-    const int64_t width = chunk.w1 - chunk.w0;
-    const A count = static_cast<A>((chunk.row1 - chunk.row0) * width);
-    A *origin = sums_in(arrays, 0), *first = sums_in(arrays, 1), *second = sums_in(arrays, 2);
+  void deviations_of_pixels(int64_t group, const Chunk& chunk, const A* center, A* first, A* second) const {
     for (int64_t c = 0; c < step_; ++c) first[c] = second[c] = 0;
-    const auto for_rows = [&](const auto& visit) {
-      for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
-        const T* x = address<T>(t_.x, sample(group), 0, r / plan_.H, r % plan_.H, chunk.w0);
-        for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
-          for (int i = 0; i < pixels.value; ++i) visit(load_vector(x + (pixel + i) * t_.x.w + c, lanes), c);
-        });
-      }
-    };
-    for_rows([&](V x, int64_t c) { store_vector(first + c, load_vector(first + c) + (x - load_vector(origin + c))); });
-    for_rows([&](V x, int64_t c) {
-      const V d = x - (load_vector(origin + c) + load_vector(first + c) / count);
-      store_vector(second + c, fma(d, d, load_vector(second + c)));
-    });
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      const T* x = address<T>(t_.x, sample(group), 0, row.d, row.h, chunk.w0);
+      for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
+        const V k = load_vector(center + c);
+        V sum = load_vector(first + c), squares = load_vector(second + c);
+        for (int i = 0; i < pixels.value; ++i) {
+          const V d = load_vector(x + (pixel + i) * t_.x.w + c, lanes) - k;
+          sum += d;
+          squares = fma(d, d, squares);
+        }
+        store_vector(first + c, sum);
+        store_vector(second + c, squares);
+      });
+    }
+  }
+
+  void moments_of_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+    const A* origin = sums_in(arrays, 0);
+    A *center = sums_in(arrays, 1), *first = sums_in(arrays, 2), *second = sums_in(arrays, 3);
+    if (chunk.first) {
+      const Chunk seed = chunk.seed(kSeedPixels);
+      deviations_of_pixels(group, seed, center, first, second);
+      const A per = A{1} / static_cast<A>((seed.row1 - seed.row0) * (seed.w1 - seed.w0));
+      for (int64_t c = 0; c < unit_; ++c) center[c] += first[c] * per;
+    }
+    deviations_of_pixels(group, chunk, center, first, second);
+    const double count = static_cast<double>((chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0)), per = 1 / count;
     for (int64_t c = 0; c < unit_; ++c) {
-      const double s = static_cast<double>(first[c]);
-      sums[c] += s;
-      sums[unit_ + c] += static_cast<double>(second[c]) + s * s / static_cast<double>(count);
+      const double d = static_cast<double>(first[c]);
+      const double shift = static_cast<double>(center[c]) - static_cast<double>(origin[c]);
+      sums[c] += d + count * shift;
+      sums[unit_ + c] += static_cast<double>(second[c]) + shift * (2 * d + count * shift);
+      center[c] += static_cast<A>(d * per);
     }
   }
 
   void reduce_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
     for (int64_t i = 0; i < kSums * step_; ++i) sums_in(arrays, 0)[i] = 0;
-    for (int64_t r = chunk.row0; r < chunk.row1; ++r) {
-      const Run<T, G> run = run_at(group, r, chunk, arrays);
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      const Run<T, G> run = run_at(group, row, chunk, arrays);
       for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
         V coef[Op::kCoefs], parts[kSums];
         load_coefs(arrays, c, coef);
