@@ -251,12 +251,18 @@ struct Chunk {
   }
 };
 
+// A plane (n, c), or with channels last a sample n, whose first channel is c = 0.
+struct Group {
+  int64_t n, c;
+};
+
 struct Plan {
   int64_t N, C, D, H, W, pad_d, pad_h, pad_w;
   int64_t groups, slabs, chunks, rows_per_chunk, pieces, piece;
   bool channels_last, together;
   int threads;
 
+  FASTGAN_INLINE Group group(int64_t i) const { return channels_last ? Group{i, 0} : Group{i / C, i % C}; }
   FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
   FASTGAN_INLINE Chunk chunk(int64_t i, bool first) const {
     const int64_t row = i / pieces * rows_per_chunk, w0 = i % pieces * piece;
@@ -419,10 +425,11 @@ struct Run {
   const G* grad;
   const T *x, *residual, *u, *v_residual;
   T *padded, *plain, *extra;
+  int64_t grad_stride;
 };
 
-struct Strides {  // of a pixel
-  int64_t grad, x, residual, u, v_residual, padded, plain, extra;
+struct Strides {  // of a pixel, where they are the same for all runs
+  int64_t x, residual, u, v_residual, padded, plain, extra;
 };
 
 template <typename Op, typename T, typename G, typename Lanes>
@@ -432,7 +439,7 @@ FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s
   in.x = load_vector(run.x + pixel * s.x + i, lanes);
   in.has_residual = run.residual != nullptr;
   if (in.has_residual) in.residual = load_vector(run.residual + pixel * s.residual + i, lanes);
-  if constexpr (Op::kReadsGrad) in.grad = load_vector(run.grad + pixel * s.grad + i, lanes);
+  if constexpr (Op::kReadsGrad) in.grad = load_vector(run.grad + pixel * run.grad_stride + i, lanes);
   if constexpr (Op::kReadsU) {
     in.u = load_vector(run.u + pixel * s.u + i, lanes);
     in.has_v_residual = with_v_residual && run.v_residual != nullptr;
@@ -471,14 +478,7 @@ class Worker {
         t_(tensors),
         unit_(plan.channels_last ? plan.C : 1),
         step_(ceil_div(unit_, kL) * kL),
-        strides_{plan.padded() ? unit_ : t_.grad.w,
-                 t_.x.w,
-                 t_.residual.w,
-                 t_.u.w,
-                 t_.v_residual.w,
-                 t_.padded.w,
-                 t_.plain.w,
-                 t_.extra.w},
+        strides_{t_.x.w, t_.residual.w, t_.u.w, t_.v_residual.w, t_.padded.w, t_.plain.w, t_.extra.w},
         act_(slope),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
         arrays_per_thread_((Op::kCoefs + 4) * step_ + (plan.padded() ? ceil_div(plan.piece * unit_, kL) * kL : 0)),
@@ -491,7 +491,8 @@ class Worker {
     if (!plan_.together) {
       const Range groups = part(plan_.groups, thread, threads);
       double* sums = sums_ + thread * sums_per_group();
-      for (int64_t group = groups.begin; group < groups.end; ++group) {
+      for (int64_t i = groups.begin; i < groups.end; ++i) {
+        const Group group = plan_.group(i);
         prepare(group, arrays);
         for (int64_t slab = 0; slab < plan_.slabs; ++slab) reduce(group, slab, arrays, sums);
         finish(group, sums, arrays, true);
@@ -500,9 +501,10 @@ class Worker {
       return;
     }
     const Range slabs = part(plan_.slabs, thread, threads);
-    for (int64_t group = 0; group < plan_.groups; ++group) {
+    for (int64_t i = 0; i < plan_.groups; ++i) {
+      const Group group = plan_.group(i);
       // Two sets of sums take turns, so that one barrier a group is enough.
-      double* sums = sums_ + (group & 1) * sums_per_group();
+      double* sums = sums_ + (i & 1) * sums_per_group();
       prepare(group, arrays);
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) reduce(group, slab, arrays, sums);
       barrier(threads);
@@ -513,16 +515,14 @@ class Worker {
 
  private:
   int64_t sums_per_group() const { return plan_.slabs * kSums * unit_; }
-  int64_t sample(int64_t group) const { return plan_.channels_last ? group : group / plan_.C; }
-  int64_t channel(int64_t group) const { return plan_.channels_last ? 0 : group % plan_.C; }
 
   // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, center, first, second);
   // then the row in which the padding's adjoint is added up.
   A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
   A* row_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
 
-  void prepare(int64_t group, A* arrays) const {
-    const int64_t n = sample(group), c0 = channel(group);
+  void prepare(const Group& group, A* arrays) const {
+    const int64_t n = group.n, c0 = group.c;
     for (int64_t c = 0; c < unit_; ++c) op_.prepare(n, c0 + c, arrays + c, step_);
     if constexpr (Op::kMoments) {
       const T* x = address<T>(t_.x, n, c0, 0, 0, 0);
@@ -530,17 +530,17 @@ class Worker {
     }
   }
 
-  void finish(int64_t group, const double* sums, A* arrays, bool write) const {
+  void finish(const Group& group, const double* sums, A* arrays, bool write) const {
     for (int64_t c = 0; c < unit_; ++c) {
       double total[kSums] = {};
       for (int64_t slab = 0; slab < plan_.slabs; ++slab) {
         for (int k = 0; k < kSums; ++k) total[k] += sums[(slab * kSums + k) * unit_ + c];
       }
-      op_.finish(sample(group), channel(group) + c, sums_in(arrays, 0)[c], total, arrays + c, step_, write);
+      op_.finish(group.n, group.c + c, sums_in(arrays, 0)[c], total, arrays + c, step_, write);
     }
   }
 
-  void reduce(int64_t group, int64_t slab, A* arrays, double* group_sums) const {
+  void reduce(const Group& group, int64_t slab, A* arrays, double* group_sums) const {
     double* sums = group_sums + slab * kSums * unit_;
     for (int64_t i = 0; i < kSums * unit_; ++i) sums[i] = 0;
     if constexpr (Op::kMoments) {
@@ -558,44 +558,69 @@ class Worker {
     }
   }
 
-  void write(int64_t group, int64_t slab, A* arrays) const {
+  void write(const Group& group, int64_t slab, A* arrays) const {
     const Range chunks = part(plan_.chunks, slab, plan_.slabs);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
       for (Rows row(plan_, chunk); row.more(); row.next()) {
-        const Run<T, G> run = run_at(group, row, chunk, arrays);
-        plan_.channels_last ? write_pixels(run, chunk.w1 - chunk.w0, arrays)
-                            : write_plane(run, chunk.w1 - chunk.w0, arrays);
+        for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t pixels) {
+          plan_.channels_last ? write_pixels(run, pixels, arrays) : write_plane(run, pixels, arrays);
+        });
         if constexpr (Op::kWritesPadded) {
           if (!plan_.padded()) continue;
-          push_reflections<T>(plan_, t_.padded, sample(group), channel(group), row.d, row.h, chunk.w0, chunk.w1);
+          push_reflections<T>(plan_, t_.padded, group.n, group.c, row.d, row.h, chunk.w0, chunk.w1);
         }
       }
     }
   }
 
-  // A chunk's part of a row. With padding, the gradient is first folded into the thread's row.
-  FASTGAN_INLINE Run<T, G> run_at(int64_t group, const Rows& row, const Chunk& chunk, A* arrays) const {
-    const int64_t n = sample(group), c = channel(group), d = row.d, h = row.h, w = chunk.w0;
+  // Columns [w0, w1) of a row. `fold`: the gradient of all that shows them, added up in the thread's row.
+  FASTGAN_INLINE Run<T, G> run_at(const Group& group, const Rows& row, int64_t w0, int64_t w1, bool fold,
+                                  A* arrays) const {
+    const int64_t n = group.n, c = group.c, d = row.d, h = row.h;
     Run<T, G> run{};
-    run.x = address<T>(t_.x, n, c, d, h, w);
-    run.residual = address<T>(t_.residual, n, c, d, h, w);
-    run.u = address<T>(t_.u, n, c, d, h, w);
-    run.v_residual = address<T>(t_.v_residual, n, c, d, h, w);
-    run.padded = address<T>(t_.padded, n, c, d + plan_.pad_d, h + plan_.pad_h, w + plan_.pad_w);
-    run.plain = address<T>(t_.plain, n, c, d, h, w);
-    run.extra = address<T>(t_.extra, n, c, d, h, w);
+    run.x = address<T>(t_.x, n, c, d, h, w0);
+    run.residual = address<T>(t_.residual, n, c, d, h, w0);
+    if constexpr (Op::kReadsU) {
+      run.u = address<T>(t_.u, n, c, d, h, w0);
+      run.v_residual = address<T>(t_.v_residual, n, c, d, h, w0);
+    }
+    const int64_t at_d = d + plan_.pad_d, at_h = h + plan_.pad_h, at_w = w0 + plan_.pad_w;
+    if constexpr (Op::kWritesPadded) run.padded = address<T>(t_.padded, n, c, at_d, at_h, at_w);
+    if constexpr (Op::kWritesPlain) run.plain = address<T>(t_.plain, n, c, d, h, w0);
+    if constexpr (Op::kWritesPlain && !Op::kWritesPadded) run.extra = address<T>(t_.extra, n, c, d, h, w0);
     if constexpr (Op::kReadsGrad) {
-      if constexpr (kSame<G, A>) {
-        if (plan_.padded()) {
-          pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w, chunk.w1, row_in(arrays));
-          run.grad = row_in(arrays);
-          return run;
-        }
+      run.grad_stride = fold ? unit_ : t_.grad.w;
+      if (!fold) {
+        run.grad = address<G>(t_.grad, n, c, at_d, at_h, at_w);
+      } else if constexpr (kSame<G, A>) {
+        pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w0, w1, row_in(arrays));
+        run.grad = row_in(arrays);
       }
-      run.grad = address<G>(t_.grad, n, c, d, h, w);
     }
     return run;
+  }
+
+  // Calls visit(run, pixels) over a chunk's part of a row.
+  template <typename Visit>
+  FASTGAN_INLINE void for_runs(const Group& group, const Rows& row, const Chunk& chunk, A* arrays,
+                               const Visit& visit) const {
+    const auto columns = [&](int64_t w0, int64_t w1, bool fold) {
+      if (w0 < w1) visit(run_at(group, row, w0, w1, fold, arrays), w1 - w0);
+    };
+    const bool fold = Op::kReadsGrad && plan_.padded();
+    if constexpr (kSame<T, A>) {
+      // Only the border pixels need the scratch row; the others are read where they are.
+      if (fold && plan_.channels_last && RowImages(plan_, row.d, row.h).count == 1) {
+        const int64_t left = least(most(chunk.w0, plan_.pad_w + 1), chunk.w1);
+        const int64_t right = most(left, least(chunk.w1, plan_.W - 1 - plan_.pad_w));
+        columns(chunk.w0, left, true);
+        columns(left, right, false);
+        columns(right, chunk.w1, true);
+        return;
+      }
+    }
+    columns(chunk.w0, chunk.w1, fold);
   }
 
   // --- channels first ---
@@ -623,11 +648,11 @@ class Worker {
   }
 
   // A chunk's sums of x - center and of its square.
-  void deviations_of_plane(int64_t group, const Chunk& chunk, A center, double* result) const {
+  void deviations_of_plane(const Group& group, const Chunk& chunk, A center, double* result) const {
     V first[4] = {}, second[4] = {};
     const V k = broadcast(center);
     for (Rows row(plan_, chunk); row.more(); row.next()) {
-      const T* x = address<T>(t_.x, sample(group), channel(group), row.d, row.h, chunk.w0);
+      const T* x = address<T>(t_.x, group.n, group.c, row.d, row.h, chunk.w0);
       for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
         const V d = first_lanes(load_vector(x + i, lanes) - k, lanes);
         first[j] += d;
@@ -638,7 +663,7 @@ class Worker {
     result[1] = sum(second);
   }
 
-  void moments_of_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+  void moments_of_plane(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
     const double origin = static_cast<double>(*sums_in(arrays, 0));
     A& center = *sums_in(arrays, 1);
     const double count = static_cast<double>((chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0));
@@ -656,14 +681,16 @@ class Worker {
     center += static_cast<A>(d[0] / count);
   }
 
-  void reduce_plane(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+  void reduce_plane(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
+    const Activation<V> act = act_;  // in registers: no store can change it
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
     V parts[4][kSums] = {};
     for (Rows row(plan_, chunk); row.more(); row.next()) {
-      const Run<T, G> run = run_at(group, row, chunk, arrays);
-      for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
-        op_.reduce(coef, act_, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
+      for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t width) {
+        for_vectors(width, [&](int64_t i, auto lanes, int j) {
+          op_.reduce(coef, act, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
+        });
       });
     }
     for (int k = 0; k < kSums; ++k) {
@@ -673,9 +700,10 @@ class Worker {
   }
 
   void write_plane(const Run<T, G>& run, int64_t width, A* arrays) const {
+    const Activation<V> act = act_;  // in registers: no store can change it
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    for_vectors(width, [&](int64_t i, auto lanes, int) { write_to(op_, coef, act_, run, strides_, 0, i, lanes); });
+    for_vectors(width, [&](int64_t i, auto lanes, int) { write_to(op_, coef, act, run, strides_, 0, i, lanes); });
   }
 
   // --- channels last ---
@@ -697,10 +725,10 @@ class Worker {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(arrays + j * step_ + c);
   }
 
-  void deviations_of_pixels(int64_t group, const Chunk& chunk, const A* center, A* first, A* second) const {
+  void deviations_of_pixels(const Group& group, const Chunk& chunk, const A* center, A* first, A* second) const {
     for (int64_t c = 0; c < step_; ++c) first[c] = second[c] = 0;
     for (Rows row(plan_, chunk); row.more(); row.next()) {
-      const T* x = address<T>(t_.x, sample(group), 0, row.d, row.h, chunk.w0);
+      const T* x = address<T>(t_.x, group.n, 0, row.d, row.h, chunk.w0);
       for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
         const V k = load_vector(center + c);
         V sum = load_vector(first + c), squares = load_vector(second + c);
@@ -715,7 +743,7 @@ class Worker {
     }
   }
 
-  void moments_of_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+  void moments_of_pixels(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
     const A* origin = sums_in(arrays, 0);
     A *center = sums_in(arrays, 1), *first = sums_in(arrays, 2), *second = sums_in(arrays, 3);
     if (chunk.first) {
@@ -735,18 +763,20 @@ class Worker {
     }
   }
 
-  void reduce_pixels(int64_t group, const Chunk& chunk, A* arrays, double* sums) const {
+  void reduce_pixels(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
+    const Activation<V> act = act_;  // in registers: no store can change it
     for (int64_t i = 0; i < kSums * step_; ++i) sums_in(arrays, 0)[i] = 0;
     for (Rows row(plan_, chunk); row.more(); row.next()) {
-      const Run<T, G> run = run_at(group, row, chunk, arrays);
-      for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
-        V coef[Op::kCoefs], parts[kSums];
-        load_coefs(arrays, c, coef);
-        for (int k = 0; k < kSums; ++k) parts[k] = load_vector(sums_in(arrays, k) + c);
-        for (int i = 0; i < pixels.value; ++i) {
-          op_.reduce(coef, act_, read<Op>(run, strides_, pixel + i, c, lanes, false), parts);
-        }
-        for (int k = 0; k < kSums; ++k) store_vector(sums_in(arrays, k) + c, parts[k]);
+      for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t width) {
+        for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
+          V coef[Op::kCoefs], parts[kSums];
+          load_coefs(arrays, c, coef);
+          for (int k = 0; k < kSums; ++k) parts[k] = load_vector(sums_in(arrays, k) + c);
+          for (int i = 0; i < pixels.value; ++i) {
+            op_.reduce(coef, act, read<Op>(run, strides_, pixel + i, c, lanes, false), parts);
+          }
+          for (int k = 0; k < kSums; ++k) store_vector(sums_in(arrays, k) + c, parts[k]);
+        });
       });
     }
     for (int k = 0; k < kSums; ++k) {
@@ -755,10 +785,11 @@ class Worker {
   }
 
   void write_pixels(const Run<T, G>& run, int64_t width, A* arrays) const {
+    const Activation<V> act = act_;  // in registers: no store can change it
     for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
       V coef[Op::kCoefs];
       load_coefs(arrays, c, coef);
-      for (int i = 0; i < pixels.value; ++i) write_to(op_, coef, act_, run, strides_, pixel + i, c, lanes);
+      for (int i = 0; i < pixels.value; ++i) write_to(op_, coef, act, run, strides_, pixel + i, c, lanes);
     });
   }
 

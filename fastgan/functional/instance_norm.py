@@ -94,7 +94,7 @@ def _check_arguments(
             f"{_NAME}: x must be [N, C, *spatial] with 1, 2 or 3 spatial dimensions, got shape {list(x.shape)}"
         )
     spatial = x.shape[2:]
-    if spatial.numel() == 1:
+    if spatial.numel() <= 1:
         raise ValueError(f"{_NAME}: x must have more than one spatial element per channel, got {list(x.shape)}")
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:

@@ -1,0 +1,189 @@
+"""What is particular to the C++ kernels: instruction sets, threads, the memory they touch, 64-bit indices."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgan.kernels import layout
+from fastgan.kernels.native import instance_norm as kernels
+from fastgan.reference import instance_norm as reference
+
+GUARD = 64
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; named from Python 3.13 on
+fp64, fp32, fp16, bf16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+
+
+def _guarded(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> Tensor:
+    """Random, off centre, between NaN."""
+    n = math.prod(shape)
+    buffer = torch.full((n + 2 * GUARD + 1,), math.nan, dtype=dtype)
+    inner = buffer[GUARD + 1 : GUARD + 1 + n]  # misaligned
+    inner.copy_(torch.randn(n, dtype=fp64) * 2 + 3)
+    return inner.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1) if channels_last else inner.view(shape)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the launchers allocate is NaN and lies between guards, which must be NaN afterwards."""
+    allocated: list[Tensor] = []
+    empty = torch.empty
+
+    def guarded(shape: Any, **options: Any) -> Tensor:
+        n = math.prod(shape)
+        allocated.append(empty(n + 2 * GUARD, **options).fill_(math.nan))
+        return allocated[-1][GUARD : GUARD + n].view(tuple(shape))
+
+    monkeypatch.setattr(torch, "empty", guarded)
+    monkeypatch.setattr(torch, "empty_like", lambda t: guarded(t.shape, dtype=t.dtype))
+    yield
+    assert len(allocated) >= 3
+    for buffer in allocated:
+        assert buffer[:GUARD].isnan().all()
+        assert buffer[-GUARD:].isnan().all()
+        assert not buffer[GUARD:-GUARD].isnan().any()
+
+
+# shape, channels last, padding, dtype: tails of every length, several chunks and slabs, one and many rows.
+CASES = [
+    ((2, 3, 9, 7), False, 2, fp32),
+    ((1, 2, 200, 191), False, 1, fp32),
+    ((1, 1, 131072), False, 0, bf16),
+    ((3, 40, 2, 2), False, 0, fp16),
+    ((1, 19, 90, 85), True, 3, fp32),
+    ((2, 70, 33, 31), True, 0, bf16),
+    ((1, 3, 5, 6, 7), True, 2, fp64),
+    ((2, 2, 9, 8, 10), False, 1, fp16),
+]
+
+
+def _all(shape: tuple[int, ...], channels_last: bool, pad: int, dtype: torch.dtype) -> list[Tensor]:
+    """Every result of the three passes, with every option on."""
+    stats = reference.statistics_dtype(dtype)
+    padded = (*shape[:2], *(size + 2 * pad for size in shape[2:]))
+    x, residual, u, v_residual = (_guarded(shape, channels_last, dtype) for _ in range(4))
+    grad = _guarded(padded, channels_last, dtype)
+    weight, bias, v_weight, v_bias = (torch.randn(shape[1], dtype=stats) for _ in range(4))
+    setting = ("leaky_relu", 0.2, pad)
+    y, mean, rstd = kernels.forward(x, weight, bias, residual, *setting, 1e-5)
+    back = kernels.backward(grad, x, weight, bias, residual, mean, rstd, *setting, True)
+    double = kernels.double_backward(
+        u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, *back[2:], *setting
+    )
+    exact = [t.double() for t in (x, weight, bias, residual, mean, rstd)]
+    want = [*reference.forward(*exact[:4], *setting, 1e-5)]
+    back_want = reference.backward(grad.double(), *exact, *setting)
+    want += back_want
+    want += reference.double_backward(
+        *(t.double() for t in (u, v_residual, v_weight, v_bias, grad)), *exact, *back_want[2:], *setting
+    )
+    got = [y, mean, rstd, *back, *double]
+    for name, a, b in zip(("y", "mean", "rstd", "grad_x", "grad_z", "m1", "m2", "grad_grad", "grad_x", "grad_w"),
+                          got, want, strict=True):  # fmt: skip
+        eps = torch.finfo(a.dtype).eps
+        # grad_w is a difference of sums over the plane, so its error goes with the number of terms.
+        terms = 4 * eps * math.prod(shape[2:]) if name == "grad_w" else 0.0
+        assert (a - b).abs().max() <= (16 * eps if a.dim() > 2 else 64 * eps) * b.abs().max() + terms, name
+    return got
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_touches_its_memory_only(case: tuple[Any, ...]) -> None:
+    _all(*case)
+
+
+def _digest() -> list[str]:
+    """The bits of every result, to compare between numbers of threads."""
+    digest = []
+    for case in CASES:
+        torch.manual_seed(0)
+        digest += [t.contiguous().view(torch.uint8).numpy().tobytes().hex()[:4096] for t in _all(*case)]
+    return digest
+
+
+def test_does_not_depend_on_the_number_of_threads() -> None:
+    threads = torch.get_num_threads()
+    try:
+        digests = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            digests.append(_digest())
+    finally:
+        torch.set_num_threads(threads)
+    assert digests[0] == digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    """In a process of its own, on one thread; a set that this processor lacks falls back to what it has."""
+    code = "from tests.kernels import test_native_instance_norm as t\nt._digest()"
+    environment = {**os.environ, "FASTGAN_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("far", ["n", "c", "h"])
+def test_indices_are_64_bit(monkeypatch: pytest.MonkeyPatch, channels_last: bool, far: str) -> None:
+    """Samples, channels or rows 2^31 + 5 elements apart, in memory of which only the touched pages exist."""
+    if channels_last and far == "c":
+        pytest.skip("channels lie next to each other")
+    shape, distance = (2, 2, 2, 24), 2**31 + 5
+    strides = {
+        "n": 96,
+        "c": 1 if channels_last else 48,
+        "h": 48 if channels_last else 24,
+        "w": 2 if channels_last else 1,
+    }
+    strides[far] = distance
+
+    def sparse(*_: Any, **__: Any) -> Tensor:
+        memory = mmap.mmap(-1, 2 * (2 * distance + 256), flags=mmap.MAP_PRIVATE | NORESERVE)
+        flat = torch.frombuffer(memory, dtype=bf16)
+        return flat.as_strided(shape, tuple(strides.values()))
+
+    x = sparse()
+    x.copy_(torch.randn(shape))
+    grad = sparse()
+    grad.copy_(torch.randn(shape))
+    near, near_grad = (layout.dense(t, channels_last) for t in (x, grad))
+    want = kernels.forward(near, None, None, near, "relu", 0.0, 0, 1e-5)
+    want_back = kernels.backward(near_grad, near, None, None, near, *want[1:], "relu", 0.0, 0, True)
+    want_double = kernels.double_backward(
+        near, near, None, None, near_grad, near, None, None, near, *want[1:], *want_back[2:], "relu", 0.0, 0
+    )
+    monkeypatch.setattr(kernels, "_padded", sparse)
+    got = kernels.forward(x, None, None, x, "relu", 0.0, 0, 1e-5)
+    back = kernels.backward(grad, x, None, None, x, *got[1:], "relu", 0.0, 0, True)
+    double = kernels.double_backward(x, x, None, None, grad, x, None, None, x, *got[1:], *back[2:], "relu", 0.0, 0)
+    for a, b in zip((*got, *back, *double), (*want, *want_back, *want_double), strict=True):
+        torch.testing.assert_close(a, b)  # rows far apart are added up in another order
+
+
+def test_padding_is_read_and_written_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, padded, distance = (1, 1, 3, 20), (1, 1, 7, 24), 2**31 + 5
+
+    def sparse(sizes: tuple[int, ...]) -> Tensor:
+        memory = mmap.mmap(-1, 2 * (sizes[2] * distance + 64), flags=mmap.MAP_PRIVATE | NORESERVE)
+        return torch.frombuffer(memory, dtype=bf16).as_strided(sizes, (0, 0, distance, 1))
+
+    x, near_grad = torch.randn(shape).to(bf16), torch.randn(padded).to(bf16)
+    grad = sparse(padded)
+    grad.copy_(near_grad)
+    want = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)
+    want_back = kernels.backward(near_grad, x, None, None, None, *want[1:], "relu", 0.0, 2, False)
+    back = kernels.backward(grad, x, None, None, None, *want[1:], "relu", 0.0, 2, False)
+    monkeypatch.setattr(kernels, "_padded", lambda *_: sparse(padded))
+    y = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)[0]
+    assert torch.equal(y, want[0])
+    for a, b in zip(back, want_back, strict=True):
+        assert torch.equal(a, b)
