@@ -146,8 +146,7 @@ def test_is_right_or_raises(trap: Callable[..., tuple[Tensor, ...]], operator: O
     torch.manual_seed(0)
     try:
         got = trap(operator, *_arguments())
-    except REFUSALS as error:
-        assert str(error)
+    except REFUSALS:
         return
     _compare(got, want)
 

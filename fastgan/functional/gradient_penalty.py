@@ -18,7 +18,6 @@ from fastgan.functional import _check
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply
-from fastgan.reference.gradient_penalty import coefficients
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
@@ -318,9 +317,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, grads_t: Tensor, *rest: None) -> tuple[Tensor, None]:
         grads, norms = ctx.saved_tensors
-        target, one_sided, _ = ctx.setting
-        c, _ = coefficients(norms, target, one_sided)
-        return (c * (grads.to(norms.dtype) * grads_t).flatten(1).sum(1)).sum(), None
+        # Through _Backward, which knows that the norms depend on grads: reverse mode over this is then right or raises.
+        gradient = _Backward.apply(torch.ones_like(norms[:1]).sum(), grads, norms, *ctx.setting)
+        return (gradient.to(norms.dtype) * grads_t).sum(), None
 
 
 class _Backward(torch.autograd.Function):

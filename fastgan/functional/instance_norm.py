@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -75,8 +76,19 @@ def instance_norm_act(
             eps=eps,
         )
     setting = (activation, float(negative_slope), int(reflect_pad), backend)
-    y: Tensor = _Forward.apply(x, weight, bias, residual, setting, float(eps))[0]
+    if not _is_differentiated(x, weight, bias, residual):
+        plain: Tensor = _forward(x, weight, bias, residual, *setting[:3], float(eps), backend)[0]
+        return plain
+    y: Tensor = apply(_Forward, x, weight, bias, residual, setting, float(eps))[0]
     return y
+
+
+def _is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether autograd, forward mode or a transform of torch.func may follow this call. If not, a Function's own
+    cost, twice that of the kernel on small inputs, is saved."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_arguments(
@@ -147,7 +159,8 @@ class _Forward(torch.autograd.Function):
         # The residual is needed again only to know where the activation cuts.
         kept = residual if ctx.setting[0] != "none" else None
         ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
-        ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -155,8 +168,8 @@ class _Forward(torch.autograd.Function):
             return (None,) * 6
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
         need = (*ctx.needs_input_grad[1:3], ctx.needs_input_grad[3])
-        grad_x, grad_weight, grad_bias, grad_residual, _, _ = _Backward.apply(
-            grad, x, weight, bias, residual, mean, rstd, ctx.setting, need
+        grad_x, grad_weight, grad_bias, grad_residual, _, _ = apply(
+            _Backward, grad, x, weight, bias, residual, mean, rstd, ctx.setting, need
         )
         return grad_x, grad_weight, grad_bias, grad_residual, None, None
 
@@ -175,8 +188,8 @@ class _Forward(torch.autograd.Function):
         shape = (*x.shape[:2], *(size + 2 * pad for size in x.shape[2:]))
         zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
         plane = torch.zeros_like(mean)
-        tangent = _DoubleBackward.apply(
-            torch.zeros_like(x) if x_t is None else x_t, residual_t, weight_t, bias_t,
+        tangent = apply(
+            _DoubleBackward, torch.zeros_like(x) if x_t is None else x_t, residual_t, weight_t, bias_t,
             zeros, x, weight, bias, residual, mean, rstd, plane, plane, ctx.setting,
         )[0]  # fmt: skip
         return tangent, None, None
@@ -231,8 +244,8 @@ class _Backward(torch.autograd.Function):
             return (None,) * 9
         grad, x, weight, bias, residual, mean, rstd, m1, m2 = ctx.saved_tensors
         u = torch.zeros_like(x) if u is None else u
-        grad_grad, grad_x, grad_weight = _DoubleBackward.apply(
-            u, v_r, v_w, v_b, grad, x, weight, bias, residual, mean, rstd, m1, m2, ctx.setting
+        grad_grad, grad_x, grad_weight = apply(
+            _DoubleBackward, u, v_r, v_w, v_b, grad, x, weight, bias, residual, mean, rstd, m1, m2, ctx.setting
         )
         return grad_grad, grad_x, grad_weight, None, None, None, None, None, None
 

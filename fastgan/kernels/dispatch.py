@@ -38,7 +38,7 @@ OPERATORS = {
 logger = logging.getLogger("fastgan")
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
 _fallback_logged: set[str] = set()
-_selected: dict[Call, str] = {}
+_selected: dict[tuple[Any, ...], str] = {}  # by the fields of a Call: a plain tuple is quicker to look up
 
 
 class BackendError(RuntimeError):
@@ -93,10 +93,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
-    call = Call(operator, x.device.type, x.dtype, tuple(facts.items()), requested_backend())
-    chosen = _selected.get(call)
+    key = (operator, x.device.type, x.dtype, tuple(facts.items()), requested_backend())
+    chosen = _selected.get(key)
     if chosen is None:
-        chosen = _selected[call] = _choose(call)
+        chosen = _selected[key] = _choose(Call(*key))
     return chosen
 
 
