@@ -330,6 +330,11 @@ class GanTask(Task):
         samples = self.sample(self.generator.latent(self.config.n_eval, generator=generator)).float()
         return evaluate(samples, self.data, self.config.seed + 6)
 
+    def _bytes(self) -> int:
+        """Of float32 weights, and for each trained one a gradient and the optimizer's averages (Adam 2, RMSprop 1)."""
+        copies = 4 if self.settings.optimizer == "adam" else 3
+        return sum(4 * _count(n) * (1 if name == "average" else copies) for name, n in self.networks.items())
+
     def plan(self) -> dict[str, str]:
         schedule = self.settings.schedule
         boosted = f", {schedule.boosted} in the first {schedule.first}" if schedule.first else ""
@@ -343,6 +348,8 @@ class GanTask(Task):
             "step": f"{schedule.n} critic steps{boosted}, then one generator step"
             if self.critic is not None
             else "one generator step",
+            "parameters": ", ".join(f"{_count(network):,} ({name})" for name, network in self.networks.items()),
+            "memory": f"{self._bytes() / 2**20:.1f} MiB for weights, gradients and optimizers, activations apart",
             "batch": str(self.settings.batch_size),
             "optimizer": f"{optimizer}{adam}, lr {self.settings.lr_critic:g} (critic), "
             f"{self.settings.lr_generator:g} (generator), decay {self.settings.decay}",
@@ -510,6 +517,10 @@ def _optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), lr=lr)
     return torch.optim.Adam(network.parameters(), lr=lr, betas=settings.betas, fused=fused)
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _no_critic(x: Tensor) -> Tensor:

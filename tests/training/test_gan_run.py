@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +221,32 @@ def test_missing_data(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_joint_batch(tmp_path):
+    """The same weights as one process with twice the batch; the penalty, whose α each draws for itself, weighs 0."""
+    settings = {
+        "objective": "wgan-gp", "hyper": ("weight=0",), "steps": 3, "print_freq": 1, "display_freq": 0, "width_g": 8,
+        "width_d": 8, "latent_dim": 3, "n_critic": 2, "device": "cpu", "checkpoints_dir": tmp_path,
+    }  # fmt: skip
+    gan.train(GanConfig(**settings, name="one", batch_size=32, tensorboard=False, progress=False))
+    words = [f"--{k}={v}" for k, v in settings.items() if k != "hyper"] + ["--hyper", *settings["hyper"]]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastgan"]
+    command += ["train", "gan", *words, "--name=two", "--batch_size=16", "--no-tensorboard", "--no-progress"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    (_, one), (_, two) = state(tmp_path / "one"), state(tmp_path / "two")
+    networks = [name for name in one if name.startswith("state/networks") and not name.endswith("head.bias")]
+    apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in networks])
+    assert (apart > 2e-5).double().mean() < 0.02  # where a gradient is rounding alone, Adam still takes a step
+    assert apart.max() < 2e-3
+    for single, double in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert double["critic"] == pytest.approx(single["critic"], rel=1e-3, abs=1e-4)
+
+
 # --- sheets, samples, evaluation, command line --------------------------------------------------------------------
 
 
@@ -276,6 +305,12 @@ def test_command_line(tmp_path, capsys):
     plan = capsys.readouterr().err
     assert "Gulrajani et al. 2017" in plan
     assert "5 critic steps" in plan
+    task = GanTask(tiny(ema=0.5))
+    weights = sum(p.numel() for p in [*task.critic.parameters(), *task.generator.parameters()])
+    task.step()
+    states = [s for o in task.optimizers().values() for v in o.state.values() for s in v.values() if s.dim()]
+    held = 2 * weights + sum(s.numel() for s in states) + sum(p.numel() for p in task.average.module.parameters())
+    assert task.plan()["memory"].startswith(f"{4 * held / 2**20:.1f} MiB")
     assert not (tmp_path / "toy").exists()
     assert fastgan("train", "gan", *flags) == 0
     assert (tmp_path / "toy" / "events").is_dir()
