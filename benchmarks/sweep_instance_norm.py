@@ -128,7 +128,9 @@ def neighbours(chosen: Setting, elements: int, channels_last: bool) -> list[Sett
     planes, tile, splits, warps = chosen
     found = [Setting(planes, tile, splits, w) for w in (warps // 2, warps * 2, warps * 4)]
     if splits:
-        found += [Setting(planes, tile, s, warps) for s in (splits // 2, splits * 2)]
+        found += [Setting(planes, tile, s, warps) for s in (splits // 2, splits * 2, splits * 4) if s]
+        if not channels_last:
+            found += [Setting(1, t, 1, 32) for t in (4096, 8192, 16384)]
         found += [Setting(planes, t, splits, warps) for t in (tile // 2, tile * 2, tile * 4)]
         if channels_last:
             found += [Setting(p, tile * planes // p, splits, warps) for p in (planes // 2, planes * 2) if p]

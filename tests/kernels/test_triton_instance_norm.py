@@ -57,6 +57,10 @@ EXAMPLES = [
     Example((2, 5, 7, 5), (4, 64, 0), channels_last=True, activation="leaky_relu", residual="interior", pad=2),
     Example((2, 6, 11), (4, 16, 0), channels_last=True, dtype=fp16, activation="none", pad=10),
     Example((1, 3, 2, 3, 4), (4, 32, 0), channels_last=True, residual="interior", pad=1),
+    # looped: one program for a plane
+    Example((2, 2, 16, 32), (1, 256, 1), activation="leaky_relu", residual="dense"),
+    Example((1, 2, 11, 13), (1, 128, 1), dtype=bf16, residual="interior", pad=1),
+    Example((1, 5, 9, 8), (4, 64, 1), channels_last=True, activation="none", pad=2),
     # split: whole, ragged and empty pieces
     Example((1, 2, 16, 32), (1, 128, 4), activation="leaky_relu", residual="interior"),
     Example((1, 3, 11, 13), (1, 64, 4), dtype=bf16, residual="dense", pad=1),
@@ -192,7 +196,9 @@ def _check(got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Te
 
 def _name(example: Example) -> str:
     planes, _, splits = example.setting
-    regime = "split" if splits else "grouped" if planes > 1 and not example.channels_last else ""
+    regime = (
+        "split" if splits > 1 else "looped" if splits else "grouped" if planes > 1 and not example.channels_last else ""
+    )
     parts = ["x".join(map(str, example.shape)), "last" if example.channels_last else "", regime, example.activation]
     parts += [f"pad{example.pad}" if example.pad else "", example.residual or "", str(example.dtype)[6:]]
     return "-".join(filter(None, parts))
@@ -226,13 +232,13 @@ def test_is_bitwise_deterministic(setting: tuple[int, int, int], monkeypatch: py
     [
         (Example((1, 2, 16, 16), (1, 256, 0)), 1, 1000),
         (Example((1, 2, 16, 16), (1, 64, 4), activation="leaky_relu"), 1, -1000),
-        (Example((1, 4, 16, 16), (4, 64, 4), channels_last=True), 1e-3, 1),
+        (Example((1, 4, 16, 16), (4, 64, 1), channels_last=True), 1e-3, 1),
         (Example((1, 2, 16, 16), (1, 64, 4)), 0, 1000),
         (Example((1, 2, 16, 16), (2, 256, 0)), 0, -3),
         (Example((1, 2, 16, 16), (1, 64, 4), dtype=fp16), 1e4, 2e4),
         (Example((1, 2, 16, 16), (1, 256, 0), dtype=bf16), 1e17, 0),
     ],
-    ids=["far", "far, split", "far, last", "constant, split", "constant", "fp16's range", "bf16's range"],
+    ids=["far", "far, split", "far, looped", "constant, split", "constant", "fp16's range", "bf16's range"],
 )
 def test_extreme_data(example: Example, scale: float, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     _force(monkeypatch, example.setting)
@@ -319,6 +325,8 @@ def test_the_table_chooses_the_regime_that_moves_least() -> None:
     assert _setting("backward", (1, 128, 128, 128), 2, False) == (1, 16384, 0, 32)
     # Few large planes: two waves of programs and more.
     assert _setting("forward", (1, 64, 256, 256), 2, False).splits * 64 >= 2 * 132
+    # Many large planes: one program each, which holds few enough in flight for the second read to hit the cache.
+    assert _setting("forward", (16, 64, 256, 256), 4, False) == (1, 8192, 1, 32)
     # Many small planes share a program.
     assert _setting("forward", (64, 512, 8, 8), 2, False).planes == 64
     assert _setting("forward", (1, 512, 4, 4), 2, False).planes == 1  # too few to share and still fill the device
@@ -342,6 +350,8 @@ def test_every_setting_covers_its_plane_and_fits() -> None:
         assert chosen.planes * chosen.elements >= 32 or chosen.num_warps == 1
         if chosen.splits == 0:
             assert chosen.elements >= size
+        elif chosen.splits == 1 and not last:
+            assert (chosen.planes, chosen.num_warps) == (1, 32)
         else:
             assert chosen.planes * chosen.elements <= kernels._SPLIT[operator][pad][0]
             assert chosen.splits * chosen.elements <= 2 * max(size, chosen.elements)  # pieces are not mostly empty

@@ -12,6 +12,9 @@ channels. One source serves both, with the offset of element m of a plane its ba
 resident           a plane's elements fit in one program's       B + B'                   2B + B'; 3B + 2B'
                    registers: read once, written once
 resident, grouped  many small planes share a program             the same                 the same
+looped             many large planes: a program reads each       B + B' and the second    the same, and the second
+                   twice, the second time from the cache if      read where the cache     reads
+                   the planes in flight fit there                does not hold it
 split              a plane is cut in `splits` pieces: one        2B + B'                  3B + 2B'; 5B + 3B'
                    launch reduces each, a second merges the
                    pieces' sums and reads the plane again, from
@@ -288,19 +291,11 @@ def forward_resident(
 
 
 @triton.jit
-def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, ALIGN: tl.constexpr,
-                    BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
-    """Mean, from the plane's first element, and sum of squared deviations of one piece of each plane: B bytes.
+def _moments(x, base, valid, C, M, start, stop, CL: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
+    """Mean of x, and sum of squared deviations, over elements start to stop of each plane: [BP, 1] each.
 
-    CHUNK is a multiple of BM.
+    About the plane's first element: means are then rounded at the scale of the deviations, however far x is off.
     """
-    C, M, _ = _aligned(C, M, M, CL, ALIGN, ALIGN)
-    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
-    base = _base(plane, n, c, C, M, CL)
-    split = tl.program_id(1)
-    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
-    stop = tl.minimum(start + CHUNK, M)
-    # About the plane's first element: means are then rounded at the scale of the deviations, however far x is off.
     origin = tl.load(x + base, valid[:, None], other=0).to(tl.float32)
     lane_mean = tl.zeros([BP, BM], tl.float32)
     lane_square = tl.zeros([BP, BM], tl.float32)
@@ -316,10 +311,21 @@ def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, AL
     # Only a plane's last tile is ragged: the lanes beyond its end have seen one element less.
     lane = start + tl.arange(0, BM)
     count = tl.maximum((stop - lane + (BM - 1)) // BM, 0).to(tl.float32)[None, :]
-    total = tl.maximum((stop - start).to(tl.float32), 1.0)
+    total = tl.maximum(tl.cast(stop - start, tl.float32), 1.0)
     mu = tl.sum(lane_mean * count, 1, keep_dims=True) / total
     apart = lane_mean - mu
-    square = tl.sum(lane_square + count * apart * apart, 1, keep_dims=True)
+    return mu, tl.sum(lane_square + count * apart * apart, 1, keep_dims=True)
+
+
+@triton.jit
+def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, ALIGN: tl.constexpr,
+                    BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr):
+    """Mean and sum of squared deviations of one piece of each plane: B bytes. CHUNK is a multiple of BM."""
+    C, M, _ = _aligned(C, M, M, CL, ALIGN, ALIGN)
+    plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
+    split = tl.program_id(1)
+    start = (split.to(tl.int64) * CHUNK).to(M.dtype)
+    mu, square = _moments(x, _base(plane, n, c, C, M, CL), valid, C, M, start, tl.minimum(start + CHUNK, M), CL, BP, BM)
     at = (plane * SPLITS + split)[:, None]
     tl.store(means + at, mu, valid[:, None])
     tl.store(squares + at, square, valid[:, None])
@@ -332,20 +338,26 @@ def forward_apply(
     CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
-    """Merges the pieces' moments and writes one piece of each result: B + B' bytes (+ B for a residual)."""
+    """Merges the pieces' moments and writes one piece of each result: B + B' bytes (+ B for a residual).
+
+    With one piece only, it reduces it first.
+    """
     eps, slope = tl.cast(eps, tl.float32), tl.cast(slope, tl.float32)
     C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
     # From the end: what the first launch read last is still in the L2.
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
     split = tl.num_programs(1) - 1 - tl.program_id(1)
-    pieces = plane[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
-    count = _pieces(M, CHUNK, SPLITS)
-    b_means = tl.load(means + pieces, valid[:, None], other=0)
-    mu = tl.sum(b_means * count, 1, keep_dims=True) / M
-    apart = b_means - mu
-    squares_sum = tl.sum(tl.load(squares + pieces, valid[:, None], other=0) + count * apart * apart, 1, keep_dims=True)
-    r = _rstd(squares_sum / M, eps)
     base = _base(plane, n, c, C, M, CL)
+    if SPLITS == 1:
+        mu, square = _moments(x, base, valid, C, M, 0, M, CL, BP, BM)
+    else:
+        pieces = plane[:, None] * SPLITS + tl.arange(0, SPLITS)[None, :]
+        count = _pieces(M, CHUNK, SPLITS)
+        b_means = tl.load(means + pieces, valid[:, None], other=0)
+        mu = tl.sum(b_means * count, 1, keep_dims=True) / M
+        apart = b_means - mu
+        square = tl.sum(tl.load(squares + pieces, valid[:, None], other=0) + count * apart * apart, 1, keep_dims=True)
+    r = _rstd(square / M, eps)
     mu += tl.load(x + base, valid[:, None], other=0).to(tl.float32)
     if split == 0:
         tl.store(mean + plane[:, None], mu, valid[:, None])
@@ -427,6 +439,23 @@ def backward_resident(
 
 
 @triton.jit
+def _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, stop, rs_d, rs_h, rs_w,
+               slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+               ACT: tl.constexpr, RES: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
+    """Sums of g and of g xhat over elements start to stop of each plane: [BP, 1] each."""
+    sum_1 = tl.zeros([BP, BM], tl.float32)
+    sum_2 = tl.zeros([BP, BM], tl.float32)
+    for at in range(start, stop, BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+        sum_1 += g
+        sum_2 += g * xhat
+    return tl.sum(sum_1, 1, keep_dims=True), tl.sum(sum_2, 1, keep_dims=True)
+
+
+@triton.jit
 def backward_sums(
     grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
     slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
@@ -443,18 +472,11 @@ def backward_sums(
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
     split = tl.program_id(1)
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
-    sum_1 = tl.zeros([BP, BM], tl.float32)
-    sum_2 = tl.zeros([BP, BM], tl.float32)
-    for at in range(start, tl.minimum(start + CHUNK, M), BM):
-        m = at + tl.arange(0, BM)
-        mask = valid[:, None] & (m < M)[None, :]
-        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
-                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
-        sum_1 += g
-        sum_2 += g * xhat
+    sum_1, sum_2 = _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start,
+                              tl.minimum(start + CHUNK, M), rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
     at = sums + (plane * SPLITS + split)[:, None]
-    tl.store(at, tl.sum(sum_1, 1, keep_dims=True), valid[:, None])
-    tl.store(at + tl.cast(planes, tl.int64) * SPLITS, tl.sum(sum_2, 1, keep_dims=True), valid[:, None])
+    tl.store(at, sum_1, valid[:, None])
+    tl.store(at + tl.cast(planes, tl.int64) * SPLITS, sum_2, valid[:, None])
 
 
 @triton.jit
@@ -464,20 +486,28 @@ def backward_apply(
     CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
-    """Merges the sums and writes one piece of each gradient: 2B + B' bytes (+ B for a residual, + B for grad_z)."""
+    """Merges the sums and writes one piece of each gradient: 2B + B' bytes (+ B for a residual, + B for grad_z).
+
+    With one piece only, it reduces it first.
+    """
     slope = tl.cast(slope, tl.float32)
     C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
     split = tl.num_programs(1) - 1 - tl.program_id(1)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
-    mean_1 = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
-    mean_2 = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
-    if split == 0:
-        tl.store(m1 + plane[:, None], mean_1, valid[:, None])
-        tl.store(m2 + plane[:, None], mean_2, valid[:, None])
     base = _base(plane, n, c, C, M, CL)
     p_grad = _base(plane, n, c, C, M_out, CL)
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    if SPLITS == 1:
+        mean_1, mean_2 = _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, 0, M,
+                                    rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
+        mean_1, mean_2 = mean_1 / M, mean_2 / M
+    else:
+        mean_1 = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
+        mean_2 = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
+    if split == 0:
+        tl.store(m1 + plane[:, None], mean_1, valid[:, None])
+        tl.store(m2 + plane[:, None], mean_2, valid[:, None])
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     for at in range(start, tl.minimum(start + CHUNK, M), BM):
         m = at + tl.arange(0, BM)
@@ -563,6 +593,26 @@ def double_resident(
 
 
 @triton.jit
+def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, stop, rs_d, rs_h,
+                  rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+                  CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
+    """Sums of u, u xhat and u g over elements start to stop of each plane: [BP, 1] each."""
+    sum_u = tl.zeros([BP, BM], tl.float32)
+    sum_a = tl.zeros([BP, BM], tl.float32)
+    sum_q = tl.zeros([BP, BM], tl.float32)
+    for at in range(start, stop, BM):
+        m = at + tl.arange(0, BM)
+        mask = valid[:, None] & (m < M)[None, :]
+        b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+        sum_u += b_u
+        sum_a += b_u * xhat
+        sum_q += b_u * g
+    return tl.sum(sum_u, 1, keep_dims=True), tl.sum(sum_a, 1, keep_dims=True), tl.sum(sum_q, 1, keep_dims=True)
+
+
+@triton.jit
 def double_sums(
     u, grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
     slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
@@ -579,23 +629,15 @@ def double_sums(
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
     split = tl.program_id(1)
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
-    sum_u = tl.zeros([BP, BM], tl.float32)
-    sum_a = tl.zeros([BP, BM], tl.float32)
-    sum_q = tl.zeros([BP, BM], tl.float32)
-    for at in range(start, tl.minimum(start + CHUNK, M), BM):
-        m = at + tl.arange(0, BM)
-        mask = valid[:, None] & (m < M)[None, :]
-        b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
-        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
-                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
-        sum_u += b_u
-        sum_a += b_u * xhat
-        sum_q += b_u * g
+    sum_u, sum_a, sum_q = _sum_products(
+        u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, tl.minimum(start + CHUNK, M),
+        rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM,
+    )
     at = sums + (plane * SPLITS + split)[:, None]
     stride = tl.cast(planes, tl.int64) * SPLITS
-    tl.store(at, tl.sum(sum_u, 1, keep_dims=True), valid[:, None])
-    tl.store(at + stride, tl.sum(sum_a, 1, keep_dims=True), valid[:, None])
-    tl.store(at + 2 * stride, tl.sum(sum_q, 1, keep_dims=True), valid[:, None])
+    tl.store(at, sum_u, valid[:, None])
+    tl.store(at + stride, sum_a, valid[:, None])
+    tl.store(at + 2 * stride, sum_q, valid[:, None])
 
 
 @triton.jit
@@ -605,7 +647,10 @@ def double_apply(
     H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
     ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
-    """Merges the sums and writes one piece of each gradient: 3B + 2B' bytes (+ B for each residual)."""
+    """Merges the sums and writes one piece of each gradient: 3B + 2B' bytes (+ B for each residual).
+
+    With one piece only, it reduces it first.
+    """
     slope = tl.cast(slope, tl.float32)
     C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
@@ -615,14 +660,19 @@ def double_apply(
     mean_2 = tl.load(m2 + plane, valid, other=0)[:, None]
     v_w = _parameter(v_weight, c, valid, 0.0)
     v_b = _parameter(v_bias, c, valid, 0.0)
-    mean_u = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
-    a = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
-    q = _merge_sums(sums, plane, valid, planes, M, 2, SPLITS)
-    if split == 0:
-        tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
     base = _base(plane, n, c, C, M, CL)
     p_grad = _base(plane, n, c, C, M_out, CL)
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
+    if SPLITS == 1:
+        mean_u, a, q = _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, 0, M,
+                                     rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
+        mean_u, a, q = mean_u / M, a / M, q / M
+    else:
+        mean_u = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
+        a = _merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
+        q = _merge_sums(sums, plane, valid, planes, M, 2, SPLITS)
+    if split == 0:
+        tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     for at in range(start, tl.minimum(start + CHUNK, M), BM):
         m = at + tl.arange(0, BM)
@@ -649,7 +699,7 @@ def double_apply(
 
 
 class Setting(NamedTuple):
-    """A tile of `planes` x `elements`, and in how many pieces a plane is cut (0: none, it is resident)."""
+    """A tile of `planes` x `elements`, and in how many pieces a plane is cut (0: resident, 1: looped over)."""
 
     planes: int
     elements: int
@@ -671,6 +721,8 @@ _SPLIT = {  # operator -> plain, padded
     "double_backward": ((2048, 8), (1024, 4)),
 }
 
+_LOOPED = {"forward": (8, 8), "backward": (8, 4), "double_backward": (8, 2)}  # elements of a thread, of 1024
+
 
 @lru_cache(maxsize=1024)
 def setting(
@@ -687,9 +739,11 @@ def setting(
     """The regime and tile for `planes` planes of `elements` elements on a device with `processors` multiprocessors.
 
     A plane (in channels_last: a 32-byte row of channels of every element) that fits in a program's registers stays
-    there. Small ones are grouped, as far as two waves of programs remain. Larger ones are cut so that two waves of
-    programs exist, but into at most sqrt(elements) / 2 pieces: every program of the second launch reads the sums of
-    all pieces of its planes, which must stay few against its own elements.
+    there. Small ones are grouped, as far as two waves of programs remain. Larger ones are cut so that four programs
+    exist for each multiprocessor, but into at most sqrt(elements) / 2 pieces: every program of the second launch reads
+    the sums of all pieces of its planes, which must stay few against its own elements. Where that leaves one piece,
+    one large program for each plane loops over it twice; a multiprocessor holds one or two, so that the planes in
+    flight fit in the L2.
     """
     most_resident, per_thread = _RESIDENT[operator][2 * channels_last + padded]
     if volume and padded and operator != "forward":  # gathered by 27 loads
@@ -710,6 +764,8 @@ def setting(
     splits = 1
     while splits * 2 <= most and splits * blocks < 4 * processors:
         splits *= 2
+    if splits == 1 and not channels_last:
+        return Setting(1, min(triton.next_power_of_2(elements), 1024 * _LOOPED[operator][padded]), 1, 32)
     return Setting(group, width, splits, _warps(group * width, per_thread))
 
 
@@ -816,9 +872,11 @@ def forward(
     if not plan.setting.splits:
         launch(forward_resident, plan.grid, x.device, *tensors, *plan.sizes, *scalars, **plan.flags)
         return y, mean, rstd
-    means, squares = _pieces_of(x, plan, 2)
-    reduce = {name: plan.flags[name] for name in ("CL", "ALIGN", "BP", "BM", "SPLITS", "num_warps")}
-    launch(forward_moments, plan.grid, x.device, x, means, squares, *plan.sizes[:3], plan.chunks[0], **reduce)
+    means = squares = None
+    if plan.setting.splits > 1:
+        means, squares = _pieces_of(x, plan, 2)
+        reduce = {name: plan.flags[name] for name in ("CL", "ALIGN", "BP", "BM", "SPLITS", "num_warps")}
+        launch(forward_moments, plan.grid, x.device, x, means, squares, *plan.sizes[:3], plan.chunks[0], **reduce)
     launch(
         forward_apply, plan.grid, x.device, *tensors, means, squares, *plan.sizes, *plan.chunks, *scalars, **plan.flags
     )
@@ -850,8 +908,10 @@ def backward(
     if not plan.setting.splits:
         launch(backward_resident, plan.grid, x.device, *tensors, *results, *plan.sizes, *scalars, **plan.flags)
     else:
-        sums, shared = _pieces_of(x, plan, 2), (*plan.sizes, plan.chunks[0], *scalars)
-        launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
+        sums, shared = None, (*plan.sizes, plan.chunks[0], *scalars)
+        if plan.setting.splits > 1:
+            sums = _pieces_of(x, plan, 2)
+            launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
         launch(backward_apply, plan.grid, x.device, *tensors, sums, *results, *shared, **plan.flags)
     return grad_x, x.new_empty(0) if grad_z is None else grad_z, m1, m2
 
@@ -892,8 +952,10 @@ def double_backward(
             **plan.flags,
         )  # fmt: skip
         return results
-    sums = _pieces_of(x, plan, 3)
-    launch(double_sums, plan.grid, x.device, u, *tensors, sums, *plan.sizes, plan.chunks[0], *scalars, **plan.flags)
+    sums = None
+    if plan.setting.splits > 1:
+        sums = _pieces_of(x, plan, 3)
+        launch(double_sums, plan.grid, x.device, u, *tensors, sums, *plan.sizes, plan.chunks[0], *scalars, **plan.flags)
     launch(
         double_apply, plan.grid, x.device, u, *cotangents, *tensors, m1, m2, sums, *results, *plan.sizes,
         *plan.chunks, *scalars, **plan.flags,
@@ -959,6 +1021,8 @@ def aot_cases() -> Iterator[Case]:
                 yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
         yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), half, False, False)
+        yield _case(operator, "looped", (16, 64, 256, 256), wide, False, False, (80, 90, 100))
+        yield _case(operator, "looped", (16, 64, 256, 256), half, False, True)
         yield _case(operator, "split", (1, 1, 192, 192), wide, False, False)  # arguments of 1 are compiled in
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)
 
@@ -992,7 +1056,7 @@ def _case(
                                plane, plane, plane, "relu", 0.2, pad)  # fmt: skip
 
     reduce, apply = traffic(operator, x.nbytes, padded.nbytes, residual=full, gradient=full)
-    aligned = shape[1 if channels_last else -1] % 8 == 0
+    aligned = shape[1 if channels_last else -1] % 8 == 0 and not (regime == "looped" and full)
     # Padding makes a plane a multiple of 4 elements here; its gradients' split programs take 4 to a thread. In
     # bfloat16 both are 64 bits.
     wide_result = not full or dtype == torch.float32 or (channels_last if operator == "forward" else regime != "split")
