@@ -1,0 +1,59 @@
+"""weighted_l1 of CycleGAN's four pairs (both cycles, both identities), forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+import fastgan.functional as F
+from benchmarks.harness import DEVICE, compiled, copies, measure
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SHAPES = [(1, 3, 256, 256), (4, 3, 256, 256), (1, 1, 2, 2)]
+
+
+def eager(recs: list[Tensor], reals: list[Tensor]) -> Tensor:
+    """What the official code computes: one loss per pair, weighted and added."""
+    return sum((nnf.l1_loss(a, b) * w for a, b, w in zip(recs, reals, WEIGHTS, strict=True)), torch.zeros(()))
+
+
+def ours(recs: list[Tensor], reals: list[Tensor]) -> Tensor:
+    return F.weighted_l1(list(zip(recs, reals, WEIGHTS, strict=True)))
+
+
+CONTESTANTS: dict[str, Callable[..., Tensor]] = {"fastgan": ours, "eager": eager, "compile": eager}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32] if DEVICE == "cpu" else [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+def test_forward_backward(benchmark: Any, contestant: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    loss = compiled(CONTESTANTS[contestant]) if contestant == "compile" else CONTESTANTS[contestant]
+
+    def make() -> tuple[list[Tensor], list[Tensor]]:
+        recs, reals = ([torch.randn(shape, dtype=dtype, device=DEVICE) for _ in WEIGHTS] for _ in range(2))
+        return [rec.requires_grad_() for rec in recs], reals
+
+    def run(inputs: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, ...]:
+        value = loss(*inputs)
+        return value, *torch.autograd.grad(value, inputs[0])
+
+    one = torch.empty(shape, dtype=dtype).nbytes
+    inputs = copies(make, 8 * one)
+
+    def check(result: tuple[Tensor, ...]) -> None:
+        recs, reals = ([t.detach().double().requires_grad_() for t in side] for side in inputs[0])
+        exact, tolerance = eager(recs, reals), 1e-2 if dtype == torch.bfloat16 else 1e-4
+        for got, expected in zip(result, (exact, *torch.autograd.grad(exact, recs)), strict=True):
+            torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=1e-7)
+
+    measure(
+        benchmark, run, inputs,
+        operator="weighted_l1", case=f"4 pairs {list(shape)} {str(dtype)[6:]}, forward + backward",
+        contestant=contestant, bytes_moved=4 * 3 * one, check=check,
+    )  # fmt: skip
