@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 
 _library = torch.library.Library("fastgan", "DEF")
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# isinstance(…, torch.Tensor) is slow, so the common types are looked up.
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str))
 
 
 class RawOperator:
@@ -43,9 +44,11 @@ class RawOperator:
 
 
 def _is_plain(argument: Any) -> bool:
+    if type(argument) in _PLAIN:
+        return True
     if isinstance(argument, list):
         return all(map(_is_plain, argument))
-    return type(argument) in _PLAIN or not isinstance(argument, torch.Tensor)
+    return not isinstance(argument, torch.Tensor)
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -41,7 +41,8 @@ def forward(
     channels_last = layout.is_channels_last(x)
     x, residual = _readable(x, channels_last), _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
-    mean, rstd = _plane(x), _plane(x)
+    mean = torch.empty(x.shape[:2], dtype=statistics_dtype(x.dtype), device=x.device)
+    rstd = torch.empty_like(mean)
     weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
     _C.instance_norm_forward(
@@ -167,9 +168,7 @@ def _vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _padded(x: Tensor, pad: int, channels_last: bool) -> Tensor:
     """An uninitialised tensor of x's shape and layout, ``pad`` elements larger on every spatial side."""
+    if not pad and x.is_contiguous():
+        return torch.empty_like(x)
     shape = [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])] if pad else x.shape
     return layout.empty(shape, channels_last, dtype=x.dtype, device=x.device)
-
-
-def _plane(x: Tensor) -> Tensor:
-    return torch.empty(x.shape[:2], dtype=statistics_dtype(x.dtype), device=x.device)
