@@ -49,7 +49,8 @@ def load_config(path: Path) -> CycleGanConfig:
         raise checkpoint.CheckpointError(f"{path} is not a checkpoint of CycleGAN")
     known = {field.name for field in dataclasses.fields(CycleGanConfig)}
     values: dict[str, Any] = {name: value for name, value in saved.items() if name in known}
-    values |= {name: Path(values[name]) for name in ("dataroot", "checkpoints_dir")}
+    paths = ("dataroot", "checkpoints_dir", "pretrained")
+    values |= {name: Path(values[name]) for name in paths if values.get(name) is not None}
     return CycleGanConfig(**values)
 
 

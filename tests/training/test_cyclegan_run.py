@@ -178,6 +178,7 @@ def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> N
     tree = checkpoint.read(checkpoint.locate(config.folder))
     averaged = tree["state"]["stateful"]["ema_G_A"]
     assert all(torch.equal(v, averaged[k]) for k, v in read_official(written[0]).items())
+    assert inference.load_config(checkpoint.locate(config.folder)) == config
     again = cyclegan.make(settings(data, pretrained=tmp_path / "official"))
     assert all(torch.equal(v, averaged[k]) for k, v in again.networks["G_A"].state_dict().items())
     direct = inference.load_translator(written[0], device="cpu")
