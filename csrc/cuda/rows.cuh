@@ -167,6 +167,7 @@ __global__ void __launch_bounds__(Sorter::kThreads) rows_kernel(const __grid_con
   const int n = arguments.side[0].n;
   const bool has_nan = isnan(memory.values[0][n - 1]) || isnan(memory.values[1][n - 1]);
   float* slope = memory.values[0];  // d_k, then its slope, replace x_k
+  Group::sync();                    // all have looked at the last values
   Largest largest{-1, 0};
   for (int k = Group::rank(); k < n; k += Group::size) {
     const float d = difference(memory.values[0][k], memory.values[1][k]);
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(Sorter::kThreads) rows_kernel(const __grid_con
 template <typename Element, typename Sorter>
 void launch_sorter(const RowArguments& arguments, cudaStream_t stream) {
   constexpr size_t bytes = sizeof(RowMemory<Sorter>) * Sorter::kRowsPerBlock;
-  static_assert(bytes <= 163 * 1024, "more shared memory than a block has on sm_80");
+  static_assert(bytes + 1024 <= (Sorter::kCapacity <= kLongestRowInLittleMemory ? kLittleMemory : kMuchMemory));
   const auto kernel = rows_kernel<Element, Sorter>;
   if (bytes > 48 * 1024) {
     FASTGAN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

@@ -129,6 +129,13 @@ SortedRows<float> sort_packed(DType dtype, const void* values, int64_t rows, int
 
 }  // namespace
 
+int64_t longest_row_on_chip() {
+  int device, memory;
+  FASTGAN_CUDA_CHECK(cudaGetDevice(&device));
+  FASTGAN_CUDA_CHECK(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return memory >= kMuchMemory ? kLongestRowInMuchMemory : kLongestRowInLittleMemory;
+}
+
 void launch_rows(DType dtype, const RowArguments& arguments, cudaStream_t stream) {
   if (dtype == DType::f32) return launch_rows_float(arguments, stream);
   launch_rows_16bit(arguments, stream);

@@ -10,8 +10,13 @@
 
 namespace fastgan::cuda {
 
-// The longest row that is sorted on chip: float and 16-bit types only.
-constexpr int64_t kLongestRowOnChip = 8192;
+// float and 16-bit rows up to 8192 are sorted on chip, by the shared memory that a block may have on sm_80, sm_90 and
+// sm_100; up to 4096 where that is less (sm_86, sm_89, sm_120).
+constexpr int kMuchMemory = 163 * 1024, kLittleMemory = 99 * 1024;
+constexpr int64_t kLongestRowInMuchMemory = 8192, kLongestRowInLittleMemory = 4096;
+
+// The longest row that the current device sorts on chip.
+int64_t longest_row_on_chip();
 
 // One side: rows of n values, and where its results go (null: not wanted).
 struct RowSide {

@@ -509,7 +509,7 @@ void run_chunk(const WassersteinProblem& problem, Workspace& workspace, cudaStre
   Sorted<T> x{}, y{};
   bool on_chip = false;
   if constexpr (std::is_same_v<T, float>) {
-    on_chip = std::max(from_x.n, from_y.n) <= kLongestRowOnChip;
+    on_chip = std::max(from_x.n, from_y.n) <= longest_row_on_chip();
     if (on_chip) sort_on_chip(problem, x, y, workspace, stream);
   }
   if (!on_chip) {
@@ -541,7 +541,7 @@ void run_chunk(const WassersteinProblem& problem, Workspace& workspace, cudaStre
 
 // Whether one kernel does everything, without workspace.
 bool is_fused(const WassersteinProblem& problem) {
-  return problem.dtype != DType::f64 && problem.x.n == problem.y.n && problem.x.n <= kLongestRowOnChip &&
+  return problem.dtype != DType::f64 && problem.x.n == problem.y.n && problem.x.n <= longest_row_on_chip() &&
          problem.x.weights == nullptr && problem.y.weights == nullptr && problem.grad == nullptr;
 }
 

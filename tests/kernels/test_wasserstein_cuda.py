@@ -123,6 +123,18 @@ def test_emulated_weighted(n: int, m: int, dtype: torch.dtype, p: float) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
+def test_emulated_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that fits on chip only on larger devices is sorted device-wide on the others."""
+    inputs = (samples(2, 4097, torch.float32), samples(2, 4097, torch.float32) + 1, None, None)
+    large = _wasserstein_cuda.forward(*inputs, 1.0, 3)
+    monkeypatch.setenv("CUDA_EMULATION_SHARED_MEMORY", str(99 * 1024))
+    check_forward(inputs, 1.0)
+    small = _wasserstein_cuda.forward(*inputs, 1.0, 3)
+    assert all(torch.equal(one, two) for one, two in zip(large[2:], small[2:], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("n", [40, 8200])
 def test_emulated_nan_and_infinities(n: int) -> None:
     x, y = samples(4, n, torch.float32), samples(4, n, torch.float32)
