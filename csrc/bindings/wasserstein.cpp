@@ -1,4 +1,4 @@
-// fastgan._C.wasserstein and scale_rows: called by fastgan/kernels/native/wasserstein.py.
+// fastgan._C.wasserstein: called by fastgan/kernels/native/wasserstein.py.
 #include "cpu/wasserstein.h"
 
 #include <pybind11/pybind11.h>
@@ -35,23 +35,6 @@ void wasserstein(const py::tuple& x, const py::tuple& y, int64_t rows, int dtype
   FASTGAN_CALL(wasserstein, problem);
 }
 
-void scale_rows(uintptr_t units, uintptr_t per_row, double factor, uintptr_t out, int64_t rows, int64_t n, int dtype,
-                int threads) {
-  const fastgan::ScaleRows job = {reinterpret_cast<const void*>(units),
-                                  reinterpret_cast<const double*>(per_row),
-                                  factor,
-                                  reinterpret_cast<void*>(out),
-                                  rows,
-                                  n,
-                                  static_cast<fastgan::DType>(dtype),
-                                  threads};
-  const py::gil_scoped_release release;
-  FASTGAN_CALL(scale_rows, job);
-}
-
 }  // namespace
 
-void bind_wasserstein(py::module_& m) {
-  m.def("wasserstein", &wasserstein);
-  m.def("scale_rows", &scale_rows);
-}
+void bind_wasserstein(py::module_& m) { m.def("wasserstein", &wasserstein); }

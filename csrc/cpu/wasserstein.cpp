@@ -618,25 +618,6 @@ void run(const WassersteinProblem& problem) {
   }
 }
 
-template <typename S>
-void scale_rows_of(const ScaleRows& job) {
-  using T = acc_t<S>;
-  const S* units = static_cast<const S*>(job.units);
-  S* out = static_cast<S*>(job.out);
-  const int64_t total = job.rows * job.n;
-  const int threads = total < 2 * kSamplesPerThread ? 1 : job.threads;
-  parallel(threads, [&](int thread, int of) {
-    const Range range = part(total, thread, of);
-    for (int64_t at = range.begin; at < range.end;) {
-      const int64_t row = at / job.n, end = (row + 1) * job.n < range.end ? (row + 1) * job.n : range.end;
-      const T factor = static_cast<T>(job.per_row[row] * job.factor);
-      const Vec<T> factors = broadcast(factor);
-      for (; at + kLanes<T> <= end; at += kLanes<T>) store_vector(out + at, load_vector(units + at) * factors);
-      for (; at < end; ++at) store(out[at], load(units[at]) * factor);
-    }
-  });
-}
-
 }  // namespace
 
 void wasserstein(const WassersteinProblem& problem) {
@@ -645,15 +626,6 @@ void wasserstein(const WassersteinProblem& problem) {
     case DType::f64: return run<double>(problem);
     case DType::f16: return run<f16_t>(problem);
     case DType::bf16: return run<bf16_t>(problem);
-  }
-}
-
-void scale_rows(const ScaleRows& job) {
-  switch (job.dtype) {
-    case DType::f32: return scale_rows_of<float>(job);
-    case DType::f64: return scale_rows_of<double>(job);
-    case DType::f16: return scale_rows_of<f16_t>(job);
-    case DType::bf16: return scale_rows_of<bf16_t>(job);
   }
 }
 

@@ -35,19 +35,8 @@ struct WassersteinProblem {
   int threads;
 };
 
-// out[r, i] = rows[r] * units[r, i] * factor, in the units' dtype.
-struct ScaleRows {
-  const void* units;  // [rows, n]
-  const double* per_row;
-  double factor;
-  void* out;
-  int64_t rows, n;
-  DType dtype;
-  int threads;
-};
-
-// Workspace: for each thread that works on rows of its own, at most 24 bytes
-// for each sample of a row (44 for float64), 8 more for each of a weighted problem.
-FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem); void scale_rows(const ScaleRows& job);)
+// Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 16 (32 for float64), 8
+// more where there are weights; for rows sorted together, of at most 16384 samples, 16 times the rows of a group.
+FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem);)
 
 }  // namespace fastgan

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgan.functional import _check
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import RawOperator, allow_in_graph
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply
 from fastgan.reference import wasserstein as reference
 
 _NAME = "wasserstein_1d"
@@ -71,7 +71,7 @@ def wasserstein_1d(
     if backend == "reference":
         return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root)
     need = _needs(x, y, x_weights, y_weights)
-    cost, scale, *_ = _Forward.apply(x, y, x_weights, y_weights, float(p), need, backend)
+    cost, scale, *_ = apply(_Forward, x, y, x_weights, y_weights, float(p), need, backend)
     return reference.finish(cost, scale, p, root).to(x.dtype)
 
 
@@ -269,13 +269,13 @@ class _Forward(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         want = sum(1 << i for i in range(4) if ctx.needs_input_grad[i])
-        return (*_Backward.apply(grad, *ctx.saved_tensors, ctx.p, want, ctx.backend), None, None, None)
+        return (*apply(_Backward, grad, *ctx.saved_tensors, ctx.p, want, ctx.backend), None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         given = tangents[:4]
-        value = _DoubleBackward.apply(
-            *given, torch.ones_like(ctx.saved_tensors[4]), *ctx.saved_tensors, ctx.p, 0, ctx.backend
+        value = apply(
+            _DoubleBackward, *given, torch.ones_like(ctx.saved_tensors[4]), *ctx.saved_tensors, ctx.p, 0, ctx.backend
         )[0]
         return value, None, None, None, None, None
 
@@ -294,7 +294,7 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, want, backend)
         return tuple(
-            None if unit is None or like is None else unit.mul(factor.to(unit.dtype).unsqueeze(-1)).to(like.dtype)
+            None if unit is None or like is None else _scaled(unit, factor).to(like.dtype)
             for unit, factor, like in zip(units, _factors(grad, x, y, scale), (x, y, a, b), strict=True)
         )
 
@@ -309,7 +309,7 @@ class _Backward(torch.autograd.Function):
         if all(v is None for v in cotangents):
             return (None,) * 13
         want = sum(1 << i for i in range(4) if ctx.needs_input_grad[1 + i])
-        grads = _DoubleBackward.apply(*cotangents, *ctx.saved_tensors, ctx.p, want, ctx.backend)
+        grads = apply(_DoubleBackward, *cotangents, *ctx.saved_tensors, ctx.p, want, ctx.backend)
         return (*grads, *(None,) * 8)
 
     @staticmethod
@@ -383,6 +383,12 @@ def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor,
     """What turns unit gradients into gradients: those of the samples are per mean weight and per scale."""
     per_scale = grad / scale
     return per_scale / x.size(-1), per_scale / y.size(-1), grad, grad
+
+
+def _scaled(unit: Tensor, factor: Tensor) -> Tensor:
+    # A factor of 1 / n may be subnormal in half precision: multiply in float32.
+    wide = unit if unit.dtype in (torch.float32, torch.float64) else unit.float()
+    return wide * factor.to(wide.dtype).unsqueeze(-1)
 
 
 def _refusal(what: str) -> str:

@@ -64,19 +64,6 @@ def second(
     return hx, hy
 
 
-def scale_rows(units: Tensor, per_row: Tensor, factor: float) -> Tensor:
-    """units [..., n] times per_row [...] (float64) times factor, in the units' dtype."""
-    if units.is_cuda:
-        return _wasserstein_cuda.scale_rows(units, per_row, factor)
-    out = torch.empty_like(units)
-    per_row = per_row.contiguous()
-    n = units.size(-1)
-    _C.scale_rows(
-        units.data_ptr(), per_row.data_ptr(), factor, out.data_ptr(), per_row.numel(), n, DTYPES[units.dtype], threads()
-    )
-    return out
-
-
 def _run(
     x: Tensor,
     y: Tensor,

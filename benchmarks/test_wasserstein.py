@@ -1,0 +1,119 @@
+"""Exact 1-D Wasserstein against NumPy, torch, SciPy and POT: forward, and with the gradients of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ot
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import fastgan.functional as F
+from benchmarks.harness import DEVICE, copies, measure
+
+SHAPES = [(1, 1_000_000), (64, 16384), (1024, 1024), (16384, 64), (4096, 256)]
+UNEQUAL = [(1, 1_000_000, 700_001), (1024, 1024, 768), (4096, 256, 200)]
+
+
+def with_gradients(distance: Callable[..., Tensor]) -> Callable[[Any], tuple[Tensor, ...]]:
+    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        value = distance(*inputs)
+        return (value, *torch.autograd.grad(value.sum(), [t for t in inputs if t.requires_grad]))
+
+    return run
+
+
+def torch_sort(x: Tensor, y: Tensor) -> Tensor:
+    return (x.sort(-1).values - y.sort(-1).values).abs().mean(-1)
+
+
+def pot(x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    a, b = (None if w is None else (w / w.sum(-1, keepdim=True)).mT for w in (a, b))
+    return ot.wasserstein_1d(x.mT, y.mT, a, b, p=1)
+
+
+def numpy_sort(inputs: tuple[Tensor, Tensor]) -> Any:
+    x, y = (t.numpy() for t in inputs)
+    return np.abs(np.sort(x, -1) - np.sort(y, -1)).mean(-1)
+
+
+def numpy_by_hand(inputs: tuple[Tensor, Tensor]) -> Any:
+    """The distance and both gradients, as a careful user would write them."""
+    x, y = (t.detach().numpy() for t in inputs)
+    i, j = np.argsort(x, -1), np.argsort(y, -1)
+    d = np.take_along_axis(x, i, -1) - np.take_along_axis(y, j, -1)
+    slope = np.sign(d) / np.float32(x.shape[-1])
+    gx, gy = np.empty_like(x), np.empty_like(y)
+    np.put_along_axis(gx, i, slope, -1)
+    np.put_along_axis(gy, j, -slope, -1)
+    return np.abs(d).mean(-1), gx, gy
+
+
+def scipy_loop(inputs: tuple[Tensor, ...]) -> Any:
+    arrays = [t.detach().numpy() for t in inputs]
+    return np.array([stats.wasserstein_distance(*row) for row in zip(*arrays, strict=True)])
+
+
+def first(result: Any) -> Tensor:
+    value = result[0] if isinstance(result, tuple) else result
+    return torch.as_tensor(value).detach().double().cpu()
+
+
+def compare(expected: Tensor, rtol: float = 1e-5) -> Callable[[Any], None]:
+    return lambda result: torch.testing.assert_close(first(result), expected, rtol=rtol, atol=1e-7)
+
+
+FORWARD = {"fastgan": lambda i: F.wasserstein_1d(*i), "torch": lambda i: torch_sort(*i)}
+GRADIENTS = {"fastgan": with_gradients(F.wasserstein_1d), "torch": with_gradients(torch_sort)}
+if DEVICE == "cpu":
+    FORWARD |= {"numpy": numpy_sort, "scipy": scipy_loop}
+    GRADIENTS |= {"numpy": numpy_by_hand, "pot": with_gradients(pot)}
+
+
+@pytest.mark.parametrize("contestant", FORWARD)
+@pytest.mark.parametrize(("rows", "n"), SHAPES)
+def test_forward(benchmark: Any, rows: int, n: int, contestant: str) -> None:
+    make = lambda: (torch.randn(rows, n, device=DEVICE), torch.randn(rows, n, device=DEVICE) + 0.1)
+    inputs = copies(make, 8 * rows * n)
+    measure(
+        benchmark, FORWARD[contestant], inputs, operator="wasserstein_1d forward", case=f"{rows}x{n}",
+        contestant=contestant, bytes_moved=8 * rows * n,
+        check=compare(torch_sort(*(t.double() for t in inputs[0])).cpu()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contestant", GRADIENTS)
+@pytest.mark.parametrize(("rows", "n"), SHAPES)
+def test_with_gradients(benchmark: Any, rows: int, n: int, contestant: str) -> None:
+    make = lambda: tuple((torch.randn(rows, n, device=DEVICE) + s).requires_grad_() for s in (0, 0.1))
+    inputs = copies(make, 8 * rows * n)
+    measure(
+        benchmark, GRADIENTS[contestant], inputs, operator="wasserstein_1d with gradients", case=f"{rows}x{n}",
+        contestant=contestant, bytes_moved=16 * rows * n,
+        check=compare(torch_sort(*(t.detach().double() for t in inputs[0])).cpu(), 1e-4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contestant", ["fastgan", "pot"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("rows", "n", "m"), UNEQUAL)
+def test_unequal_counts(benchmark: Any, rows: int, n: int, m: int, weighted: bool, contestant: str) -> None:
+    def make() -> tuple[Tensor, ...]:
+        samples = [torch.randn(rows, n, device=DEVICE), torch.randn(rows, m, device=DEVICE) + 0.1]
+        weights = [torch.rand(rows, k, device=DEVICE) for k in (n, m)] if weighted else []
+        # In float32 POT's cumulative weights are wrong by more than the distance: it is given float64.
+        dtype = torch.float64 if contestant == "pot" else torch.float32
+        return tuple(t.to(dtype).requires_grad_() for t in samples + weights)
+
+    torch.manual_seed(0)
+    inputs = copies(make, 4 * rows * (n + m))
+    expected = F.wasserstein_1d(*(t.detach().double() for t in inputs[0])).cpu()
+    measure(
+        benchmark, with_gradients(F.wasserstein_1d if contestant == "fastgan" else pot), inputs,
+        operator=f"wasserstein_1d {'weighted' if weighted else 'unequal'} with gradients", case=f"{rows}x{n},{m}",
+        contestant=contestant, check=compare(expected, 1e-4),
+    )  # fmt: skip
