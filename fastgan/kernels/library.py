@@ -52,10 +52,16 @@ def _is_plain(argument: Any) -> bool:
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without its inspection of the signature, which takes longer than a small kernel."""
+    """``function.apply(*args)`` without its inspection of the signature, which takes longer than a small kernel.
+
+    Where nothing is to be differentiated, as in a backward pass without ``create_graph``, only ``function.forward``.
+    """
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     args = torch._functorch.utils.unwrap_dead_wrappers(args)
+    recording = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    if not recording and torch.autograd.forward_ad._current_level < 0:
+        return function.forward(*args)
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
