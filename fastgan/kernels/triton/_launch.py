@@ -19,8 +19,8 @@ import torch
 from fastgan.kernels.dispatch import Call
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-# The interpreter runs one program at a time, so a launch table sees a small device there.
-_INTERPRETED_MULTIPROCESSORS = 2
+# The interpreter runs one program at a time, so a launch table sees the smallest device.
+_INTERPRETED_MULTIPROCESSORS = 1
 
 
 @dataclass(frozen=True)
