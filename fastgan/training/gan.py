@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,8 +35,10 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.metrics import mode_coverage
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
 from fastgan.objectives import Defaults, Objective
+from fastgan.objectives.wgan import WassersteinPenalty
 from fastgan.training import distributed, random, sheet
 from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
+from fastgan.training.critic_step import CriticLosses, assign_gradients, critic_gradients
 from fastgan.training.ema import Ema
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.precision import Precision
@@ -110,6 +112,8 @@ class GanConfig(RunConfig):
     """Clamp the critic's weights to ±clip before each of its steps; 0: do not."""
     lr_decay: Literal["none", "linear"] | None = None
     """Learning rates stay, or fall linearly to 0 over the run."""
+    compile: bool = False
+    """Take the critic's losses and gradients as one graph through torch.compile (wgan-gp and wgan-gp-one-sided)."""
     ema: float = 0.0
     """Decay of the generator's average, which sheets, samples and evaluations then use; 0: none."""
     n_samples: int = 64
@@ -217,6 +221,7 @@ class GanTask(Task):
             self._trained_critic = distributed.wrap(self.critic)
             self.optimizer_d = _optimizer(self.critic, self.settings, self.settings.lr_critic, config.fused)
             self.stateful["optimizer_d"] = self.optimizer_d
+        self._compiled = _compiled(config) if config.compile else None
         self._schedules = []
         if self.settings.decay == "linear":
             for name, optimizer in self.optimizers().items():
@@ -267,6 +272,8 @@ class GanTask(Task):
         with self.precision.autocast():
             with torch.no_grad():
                 fake = self.generator(self._z(len(real)))
+            if self._compiled is not None:
+                return self._compiled_critic_step(real, fake)
             terms = self.objective.critic_loss(self._trained_critic, real, fake)
             loss = _total(terms)
         self.optimizer_d.zero_grad(set_to_none=True)
@@ -274,6 +281,21 @@ class GanTask(Task):
         self.precision.step(self.optimizer_d)
         self.precision.update()
         return _named("critic", terms, loss)
+
+    def _compiled_critic_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        assert self.critic is not None
+        assert self._compiled is not None
+        objective = self.objective
+        assert isinstance(objective, WassersteinPenalty)
+        one, zero = torch.ones(len(real), 1, device=self.device), torch.zeros(len(real), 1, device=self.device)
+        alpha = F.interpolate(one, zero)[:, 0]  # the α that the uncompiled step draws
+        losses, gradients = self._compiled(
+            self.critic, real, fake, alpha, weight=objective.weight, one_sided=objective.one_sided
+        )
+        assign_gradients(self.critic, gradients)
+        self.optimizer_d.step()
+        terms = {"real": -losses.real, "fake": losses.fake, "penalty": losses.penalty}
+        return _named("critic", terms, losses.loss)
 
     def generator_step(self, real: Tensor | None) -> dict[str, Tensor]:
         """One generator step through the frozen critic; ``real`` for the objectives that look at it."""
@@ -511,6 +533,14 @@ def architecture_name(config: GanConfig) -> str:
 def mixes_samples(critic: nn.Module) -> bool:
     """Whether a sample's output depends on the rest of the batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm | MinibatchDiscrimination) for m in critic.modules())
+
+
+def _compiled(config: GanConfig) -> Callable[..., tuple[CriticLosses, dict[str, Tensor]]]:
+    if config.objective not in ("wgan-gp", "wgan-gp-one-sided"):
+        raise ValueError(f"compile serves wgan-gp and wgan-gp-one-sided, not {config.objective!r}")
+    if config.amp == "fp16" or distributed.size() > 1:
+        raise ValueError("compile serves one process without fp16's loss scaling")
+    return torch.compile(critic_gradients, fullgraph=True)
 
 
 def _optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -> Optimizer:
