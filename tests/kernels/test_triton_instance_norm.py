@@ -189,6 +189,8 @@ def _check(got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Te
         assert value.shape == exact[name].shape, name
         eps = torch.finfo(plain[name].dtype).eps
         scale = exact[name].abs().max().item()
+        if name == "grad_weight":  # a plane's sum of terms of order 1, which may cancel
+            scale = max(scale, exact["grad_x"][0, 0].numel() / 4)
         allowed = 2 * (plain[name].double() - exact[name]).abs().max().item() + 4 * eps * scale
         error = (value.double() - exact[name]).abs().max().item()
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"  # NaN fails
