@@ -264,7 +264,12 @@ struct Plan {
 
   FASTGAN_INLINE Group group(int64_t i) const { return channels_last ? Group{i, 0} : Group{i / C, i % C}; }
   FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
+  // Small planes have one slab, one chunk and D = 1, and no time for divisions.
+  FASTGAN_INLINE Range chunks_of(int64_t slab) const {
+    return slabs == 1 ? Range{0, chunks} : part(chunks, slab, slabs);
+  }
   FASTGAN_INLINE Chunk chunk(int64_t i, bool first) const {
+    if (chunks == 1) return {0, D * H, 0, W, first};
     const int64_t row = i / pieces * rows_per_chunk, w0 = i % pieces * piece;
     return {row, least(row + rows_per_chunk, D * H), w0, least(w0 + piece, W), first};
   }
@@ -276,7 +281,7 @@ struct Rows {
   int64_t row, d, h;
 
   FASTGAN_INLINE Rows(const Plan& plan, const Chunk& chunk)
-      : H(plan.H), end(chunk.row1), row(chunk.row0), d(row / H), h(row % H) {}
+      : H(plan.H), end(chunk.row1), row(chunk.row0), d(plan.D == 1 ? 0 : row / H), h(plan.D == 1 ? row : row % H) {}
   FASTGAN_INLINE bool more() const { return row < end; }
   FASTGAN_INLINE void next() {
     ++row;
@@ -546,7 +551,7 @@ class Worker {
     if constexpr (Op::kMoments) {
       for (int64_t c = 0; c < unit_; ++c) sums_in(arrays, 1)[c] = sums_in(arrays, 0)[c];
     }
-    const Range chunks = part(plan_.chunks, slab, plan_.slabs);
+    const Range chunks = plan_.chunks_of(slab);
     for (int64_t i = chunks.begin; i < chunks.end; ++i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
       if constexpr (Op::kMoments) {
@@ -559,7 +564,7 @@ class Worker {
   }
 
   void write(const Group& group, int64_t slab, A* arrays) const {
-    const Range chunks = part(plan_.chunks, slab, plan_.slabs);
+    const Range chunks = plan_.chunks_of(slab);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
       for (Rows row(plan_, chunk); row.more(); row.next()) {
