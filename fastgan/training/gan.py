@@ -546,7 +546,8 @@ def _compiled(config: GanConfig) -> Callable[..., tuple[CriticLosses, dict[str, 
 def _optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -> Optimizer:
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), lr=lr)
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=settings.betas, fused=fused)
+    # None, not False: without fused kernels the choice is PyTorch's own.
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=settings.betas, fused=True if fused else None)
 
 
 def _count(network: nn.Module) -> int:
