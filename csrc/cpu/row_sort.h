@@ -343,9 +343,10 @@ void sort_row(const S* from, int64_t n, void* scratch, acc_t<S>* values, uint32_
   auto* items = static_cast<radix::Item<radix::key_t<S>, kIndexed>*>(scratch);
   if (n <= 48) {
     radix::insertion_sort<S, kIndexed>(from, n, items, values, order);
-  } else if (n < 8192) {
+  } else if (n < 8192 || n >= 131072) {
     radix::sort<8, S, kIndexed>(from, n, items, items + n, values, order);
-  } else {
+  } else {  // fewer passes, whose counters short rows do not pay for and whose many targets long rows lose in the
+            // caches
     radix::sort<11, S, kIndexed>(from, n, items, items + n, values, order);
   }
 }
