@@ -266,11 +266,25 @@ struct Item<uint64_t, true> {
 template <typename S>
 using key_t = decltype(sort_key(acc_t<S>{}));
 
+// Values, and indices behind them, in place of items, which are at least as large.
+template <typename S, bool kIndexed>
+struct Output {
+  acc_t<S>* values;
+  uint32_t* order;
+  FASTGAN_INLINE Output(void* items, int64_t n) : values(static_cast<acc_t<S>*>(items)), order(nullptr) {
+    if constexpr (kIndexed) order = reinterpret_cast<uint32_t*>(values + n);
+  }
+  FASTGAN_INLINE void put(int64_t to, Item<key_t<S>, kIndexed> item) const {
+    values[to] = value_of_key(item.key());
+    if constexpr (kIndexed) order[to] = item.index();
+  }
+  FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order, 1}; }
+};
+
 // Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out. The last pass writes
-// values and indices instead of items.
+// values and indices, into whichever of the two buffers it does not read.
 template <int kDigit, typename S, bool kIndexed>
-void sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b, acc_t<S>* values,
-          uint32_t* order) {
+Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
   using I = Item<key_t<S>, kIndexed>;
   constexpr int kPasses = (static_cast<int>(sizeof(key_t<S>)) * 8 + kDigit - 1) / kDigit;
   constexpr uint32_t kMask = (1u << kDigit) - 1;
@@ -301,20 +315,18 @@ void sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, 
     a = b;
     b = other;
   }
-  const auto put = [&](uint32_t to, I item) {
-    values[to] = value_of_key(item.key());
-    if constexpr (kIndexed) order[to] = item.index();
-  };
+  const Output<S, kIndexed> out(b, n);
   if (used == 0) {
-    for (int64_t i = 0; i < n; ++i) put(static_cast<uint32_t>(i), a[i]);
+    for (int64_t i = 0; i < n; ++i) out.put(i, a[i]);
   } else {
     uint32_t* next = counts[passes[used - 1]];
-    for (int64_t i = 0; i < n; ++i) put(next[digit(a[i].key(), passes[used - 1])]++, a[i]);
+    for (int64_t i = 0; i < n; ++i) out.put(next[digit(a[i].key(), passes[used - 1])]++, a[i]);
   }
+  return out.sorted();
 }
 
 template <typename S, bool kIndexed>
-void insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, acc_t<S>* values, uint32_t* order) {
+Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
   using I = Item<key_t<S>, kIndexed>;
   for (int64_t i = 0; i < n; ++i) {
     const I item = I::of(sort_key(load(from[i])), static_cast<uint32_t>(i));
@@ -322,33 +334,28 @@ void insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, acc_t
     for (; k > 0 && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
     a[k] = item;
   }
-  for (int64_t k = 0; k < n; ++k) {
-    values[k] = value_of_key(a[k].key());
-    if constexpr (kIndexed) order[k] = a[k].index();
-  }
+  const Output<S, kIndexed> out(b, n);
+  for (int64_t k = 0; k < n; ++k) out.put(k, a[k]);
+  return out.sorted();
 }
 
 }  // namespace radix
 
-// Bytes of scratch that sort_row takes.
+// Bytes of scratch that sort_row takes: 8 a sample, 16 with indices; twice as many for doubles.
 template <typename S>
 FASTGAN_INLINE int64_t sort_row_scratch(int64_t n, bool indexed) {
   using Key = radix::key_t<S>;
   return 2 * n * static_cast<int64_t>(indexed ? sizeof(radix::Item<Key, true>) : sizeof(radix::Item<Key, false>));
 }
 
-// Sorts one row of n < 2^32 values into `values`, with their indices in `order` if it is not null.
+// Sorts one row of n < 2^32 values; the result lies in the scratch.
 template <typename S, bool kIndexed>
-void sort_row(const S* from, int64_t n, void* scratch, acc_t<S>* values, uint32_t* order) {
+Sorted<acc_t<S>> sort_row(const S* from, int64_t n, void* scratch) {
   auto* items = static_cast<radix::Item<radix::key_t<S>, kIndexed>*>(scratch);
-  if (n <= 48) {
-    radix::insertion_sort<S, kIndexed>(from, n, items, values, order);
-  } else if (n < 8192 || n >= 131072) {
-    radix::sort<8, S, kIndexed>(from, n, items, items + n, values, order);
-  } else {  // fewer passes, whose counters short rows do not pay for and whose many targets long rows lose in the
-            // caches
-    radix::sort<11, S, kIndexed>(from, n, items, items + n, values, order);
-  }
+  if (n <= 48) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
+  // Fewer passes, but counters that short rows do not pay for, and more places to write to than caches like.
+  if (n >= 8192 && n < 131072) return radix::sort<11, S, kIndexed>(from, n, items, items + n);
+  return radix::sort<8, S, kIndexed>(from, n, items, items + n);
 }
 
 }  // namespace fastgan::FASTGAN_ISA

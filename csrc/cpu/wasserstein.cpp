@@ -393,27 +393,18 @@ template <typename S>
 class RowSorter {
  public:
   RowSorter(const WassersteinProblem& problem, const WassersteinSide& side)
-      : side_(side),
-        indexed_(needs_order(problem, side)),
-        values_(side.n),
-        order_(indexed_ ? side.n : 0),
-        items_(sort_row_scratch<S>(side.n, indexed_)) {}
+      : side_(side), indexed_(needs_order(problem, side)), items_(sort_row_scratch<S>(side.n, indexed_)) {}
   void sort(int64_t row) {
     const S* from = static_cast<const S*>(side_.values) + row * side_.values_stride;
-    if (indexed_) {
-      sort_row<S, true>(from, side_.n, items_, values_, order_);
-    } else {
-      sort_row<S, false>(from, side_.n, items_, values_, nullptr);
-    }
+    sorted_ = indexed_ ? sort_row<S, true>(from, side_.n, items_) : sort_row<S, false>(from, side_.n, items_);
   }
-  Sorted<acc_t<S>> sorted() const { return {values_, order_, 1}; }
+  Sorted<acc_t<S>> sorted() const { return sorted_; }
 
  private:
   const WassersteinSide& side_;
   const bool indexed_;
-  Scratch<acc_t<S>> values_;
-  Scratch<uint32_t> order_;
   Scratch<char> items_;
+  Sorted<acc_t<S>> sorted_;
 };
 
 template <typename S>

@@ -35,7 +35,7 @@ struct WassersteinProblem {
   int threads;
 };
 
-// Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 24 (44 for float64), 8
+// Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 16 (32 for float64), 8
 // more where there are weights; for rows sorted together, of at most 16384 samples, 12 times the rows of a group.
 FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem);)
 

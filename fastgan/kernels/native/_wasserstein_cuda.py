@@ -67,14 +67,6 @@ def second(
     return hx, hy
 
 
-def scale_rows(units: Tensor, per_row: Tensor, factor: float) -> Tensor:
-    """units [..., n] times per_row [...] (float64) times factor, in the units' dtype."""
-    per_row = (per_row * factor).unsqueeze(-1)
-    if units.dtype != torch.float64:
-        per_row = per_row.float()
-    return torch.mul(units, per_row, out=torch.empty_like(units))  # multiplied in float32, rounded once
-
-
 def _run(
     x: Tensor,
     y: Tensor,
