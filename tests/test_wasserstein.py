@@ -365,6 +365,27 @@ def test_half_precision_keeps_gradients_of_many_samples() -> None:
     assert torch.equal(g, torch.full_like(g, -0.25))
 
 
+@pytest.mark.parametrize(
+    ("p", "n", "spread", "weighted"),
+    [(math.inf, 65537, 1, False), (2.0, 101, 60000, False), (1.0, 65537, 1, True), (3.0, 60013, 1, True)],
+)
+def test_half_precision_gradients_do_not_overflow(p: float, n: int, spread: float, weighted: bool) -> None:
+    x, y = torch.rand(2, n).mul(spread).half(), torch.rand(2, 67).mul(-spread).half()
+    x[:, 5] = spread
+    w = torch.ones(2, n)
+    w[:, 5] = 1e9  # nearly all the mass: n times its gradient is n times its slope
+    inputs = [t.requires_grad_() for t in (x, y)]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    actual = F.wasserstein_1d(*inputs, w if weighted else None, p=p)
+    expected = reference.wasserstein_1d(*doubles, w if weighted else None, p=p)
+    assert actual.dtype == torch.float16
+    unit = torch.finfo(torch.float16).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=unit, atol=0)
+    for g, e in zip(grads(actual, *inputs), grads(expected, *doubles), strict=True):
+        assert g.dtype == torch.float16
+        torch.testing.assert_close(g.double(), e, rtol=2 * unit, atol=2 * torch.finfo(torch.float16).tiny)
+
+
 def test_integers_are_promoted() -> None:
     x, y = torch.tensor([0, 1, 3]), torch.tensor([5, 6, 9], dtype=torch.int16)
     value = F.wasserstein_1d(x, y, torch.tensor([1, 1, 2]))

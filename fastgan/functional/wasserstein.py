@@ -64,15 +64,18 @@ def wasserstein_1d(
             row NaN instead.)
     """
     x, y, x_weights, y_weights = _prepare(_NAME, x, y, x_weights, y_weights, p)
+    dtype = x.dtype
+    if dtype == torch.float16 and _may_overflow(x, y, p):
+        x, y = x.float(), y.float()
     backend = dispatch.select(
         _NAME, x, n=x.size(-1), m=y.size(-1), weighted=x_weights is not None or y_weights is not None
     )
     _check_masses(_NAME, x_weights, y_weights)
     if backend == "reference":
-        return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root)
+        return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root).to(dtype)
     need = _needs(x, y, x_weights, y_weights)
     cost, scale, *_ = apply(_Forward, x, y, x_weights, y_weights, float(p), need, backend)
-    return reference.finish(cost, scale, p, root).to(x.dtype)
+    return reference.finish(cost, scale, p, root).to(dtype)
 
 
 def wasserstein_1d_plan(
@@ -225,6 +228,14 @@ def _readable(t: Tensor) -> bool:
 # --- autograd -----------------------------------------------------------------------------------------------------
 
 _Weights = tuple[Tensor | None, Tensor | None]
+
+
+def _may_overflow(x: Tensor, y: Tensor, p: float) -> bool:
+    """Whether unit gradients, n times the gradients, may leave float16's range though the gradients do not.
+
+    They are 2 (x - y) for p = 2, else at most p n (n for p = inf), where one atom has all the mass.
+    """
+    return p == 2 or max(x.size(-1), y.size(-1)) * (1 if math.isinf(p) else p) > torch.finfo(torch.float16).max
 
 
 def _needs(*inputs: Tensor | None) -> int:
