@@ -195,6 +195,27 @@ void one_side(const Side<S>& a, const Side<S>& b, Cuts first, Cuts second, doubl
   }
 }
 
+// The same sums, to the last bit, for both sides of a row of one chunk, in one walk.
+template <typename S, Order kOrder, typename Cuts>
+void both_sides(const Side<S>& x, const Side<S>& y, const Coupling<Cuts>& c, const Power<kOrder>& power, double* cost) {
+  double x_sums[kChunk], y_sums[kChunk], part = 0;
+  for (int64_t i = 0; i < x.n; ++i) x_sums[i] = 0;
+  for (int64_t j = 0; j < y.n; ++j) y_sums[j] = 0;
+  const Power<kOrder> at = power;
+  const Sorted<acc_t<S>> xs = x.sorted, ys = y.sorted;
+  walk(0, x.n, c.x, c.y, y.n, 0, [&](int64_t i, int64_t j, double overlap) {
+    const auto d = difference(xs[i], ys[j]);
+    part += overlap * at.cost(d);
+    const double slope = at.slope(d);
+    x_sums[i] += overlap * slope;
+    y_sums[j] += overlap * -slope;
+  });
+  *cost = part * c.mass;
+  const double x_factor = c.mass * static_cast<double>(x.n), y_factor = c.mass * static_cast<double>(y.n);
+  for (int64_t i = 0; i < x.n; ++i) store(x.grad[xs.from(i)], static_cast<acc_t<S>>(x_sums[i] * x_factor));
+  for (int64_t j = 0; j < y.n; ++j) store(y.grad[ys.from(j)], static_cast<acc_t<S>>(y_sums[j] * y_factor));
+}
+
 // The same for n = m with uniform weights, where atom k meets atom k: both sides at once.
 template <typename S, Order kOrder>
 void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
@@ -284,8 +305,12 @@ void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& 
     pairs(x, y, power, grad, threads, cost);
     return;
   }
-  one_side(x, y, c.x, c.y, c.mass, power, grad == nullptr, grad, threads, cost);
-  one_side(y, x, c.y, c.x, c.mass, power, false, grad, threads, cost);
+  if (grad == nullptr && x.grad != nullptr && y.grad != nullptr && x.n <= kChunk && y.n <= kChunk) {
+    both_sides(x, y, c, power, cost);
+  } else {
+    one_side(x, y, c.x, c.y, c.mass, power, grad == nullptr, grad, threads, cost);
+    one_side(y, x, c.y, c.x, c.mass, power, false, grad, threads, cost);
+  }
   if constexpr (std::is_same_v<Cuts, WeightedCuts>) {
     for_each(threads, 2, [&](int64_t side) {
       if (side == 0) {

@@ -170,3 +170,18 @@ def test_bad_weights_make_nan_rows_where_they_cannot_be_seen() -> None:
     cost, _, ux, *_ = native.forward(x, y, a, None, 1.0, 1)
     assert cost.isnan().tolist() == [False, True, False]
     assert ux.isnan().all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1.0, 2.0, 2.5])
+@pytest.mark.parametrize(("n", "m"), [(37, 50), (4096, 301), (4096, 4097)])
+def test_one_side_alone_is_the_same_to_the_last_bit(n: int, m: int, p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(3, n, dtype=dtype) + 1, torch.randn(3, m, dtype=dtype)
+    for weights in ((None, None), (torch.rand(3, n), torch.randint(1, 4, (3, m)).double())):
+        cost, scale, gx, gy, *_ = native.forward(x, y, *weights, p, 0b11)
+        for need, side, expected in ((0b01, 2, gx), (0b10, 3, gy)):
+            alone = native.forward(x, y, *weights, p, need)
+            assert torch.equal(alone[0], cost)
+            assert torch.equal(alone[1], scale)
+            assert torch.equal(alone[side], expected)
