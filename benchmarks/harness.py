@@ -63,8 +63,9 @@ def measure(
         return
     single = _seconds(lambda: run(next(turn)))
     loops = max(1, int(2e-3 / max(single, 1e-9)))
-    rounds = max(5, min(200, int(BUDGET / max(single * loops, 1e-9))))
-    benchmark.pedantic(lambda: run(next(turn)), rounds=rounds, iterations=loops, warmup_rounds=2)
+    slow = single > 0.2
+    rounds = max(3 if slow else 5, min(200, int(BUDGET / max(single * loops, 1e-9))))
+    benchmark.pedantic(lambda: run(next(turn)), rounds=rounds, iterations=loops, warmup_rounds=0 if slow else 2)
     if bytes_moved is not None and benchmark.stats is not None:
         benchmark.extra_info["gb_per_s"] = bytes_moved / benchmark.stats.stats.median / 1e9
 
