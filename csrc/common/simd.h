@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "common/dtype.h"
 #include "common/threads.h"
@@ -195,6 +196,36 @@ FASTGAN_INLINE void store_vector(T* p, V v, Whole) {
 template <typename V>
 FASTGAN_INLINE V first_lanes(V v, Whole) {
   return v;
+}
+
+// --- permutations ----------------------------------------------------------------------------------------------
+
+namespace simd {
+template <size_t kFirst, typename V, size_t... I>
+FASTGAN_INLINE V every_other(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + kFirst)...);
+}
+template <size_t kFirst, typename V, size_t... I>
+FASTGAN_INLINE V alternate(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (kFirst + I / 2 + (I & 1) * sizeof...(I))...);
+}
+template <typename V>
+using Lanes = std::make_index_sequence<sizeof(V) / sizeof(V{}[0])>;
+}  // namespace simd
+
+// Of the elements of a, then b: those at even places into a, at odd places into b.
+template <typename V>
+FASTGAN_INLINE void unzip(V& a, V& b) {
+  const V even = simd::every_other<0>(a, b, simd::Lanes<V>{});
+  b = simd::every_other<1>(a, b, simd::Lanes<V>{});
+  a = even;
+}
+// The inverse: a0 b0 a1 b1 ...
+template <typename V>
+FASTGAN_INLINE void zip(V& a, V& b) {
+  const V low = simd::alternate<0>(a, b, simd::Lanes<V>{});
+  b = simd::alternate<sizeof(V) / sizeof(V{}[0]) / 2>(a, b, simd::Lanes<V>{});
+  a = low;
 }
 
 // --- reductions ------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@
 //   channels first   a group is one plane [D, H, W]; vectors run along W (along the whole plane where it is dense)
 //   channels last    a group is one sample [D, H, W, C]; vectors run along C, four pixels share the coefficients
 //
+// Dense planes of at most kSmallPlane elements are taken kLanes at a time, transposed: a lane is a plane.
+//
 // A group is cut into slabs and a slab into chunks, by its shape alone: the sums of a chunk are taken in the
 // arithmetic's type, all further sums in double and in a fixed order. So the result does not depend on the number
 // of threads. Threads share the groups out, or, where groups are few or large, the slabs of one group after another.
@@ -35,6 +37,7 @@ constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth a
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
+constexpr int64_t kSmallPlane = 64;            // elements of a plane that shares its vectors with others
 constexpr int kPixels = 4;                     // channels last: pixels that share one load of the coefficients
 
 template <typename T, typename U>
@@ -809,6 +812,172 @@ class Worker {
   const Scratch<A> arrays_;
 };
 
+// --- small planes ----------------------------------------------------------------------------------------------
+
+// Whether all planes are small and lie one behind the other in every tensor.
+bool has_small_planes(const Plan& plan, const Tensors& t) {
+  if (plan.channels_last || plan.padded() || plan.D * plan.H > 1 || plan.W > kSmallPlane) return false;
+  const auto dense = [&](const Strided& s) {
+    return s.data == nullptr ||
+           ((s.w == 1 || plan.W == 1) && (s.c == plan.W || plan.C == 1) && (s.n == plan.C * plan.W || plan.N == 1));
+  };
+  return dense(t.grad) && dense(t.x) && dense(t.residual) && dense(t.u) && dense(t.v_residual) && dense(t.padded) &&
+         dense(t.plain) && dense(t.extra);
+}
+
+// A block is kLanes planes: in memory [planes, size], in scratch [size, kLanes].
+template <typename Op, typename T>
+class SmallPlanes {
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  static constexpr int64_t kL = kLanes<A>;
+  static constexpr int kSums = Op::kSums;
+
+ public:
+  SmallPlanes(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
+      : op_(op), t_(tensors), size_(plan.W), C_(plan.C), planes_(plan.N * plan.C), act_(slope) {}
+
+  int64_t blocks() const { return ceil_div(planes_, kL); }
+
+  void run(int thread, int threads) const {
+    const Range part_of_blocks = part(blocks(), thread, threads);
+    for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * kL, least(kL, planes_ - i * kL));
+  }
+
+ private:
+  void block(int64_t first, int64_t planes) const {
+    alignas(64) A scratch[9][kSmallPlane * kL];
+    A* spare = scratch[8];
+    int used = 0;
+    const auto read_block = [&](const Strided& s) -> const A* {
+      return s.data == nullptr ? nullptr
+                               : gather(static_cast<const T*>(s.data) + first * size_, planes, scratch[used++], spare);
+    };
+    Run<A, A> run{};
+    run.grad_stride = kL;
+    run.x = read_block(t_.x);
+    run.residual = read_block(t_.residual);
+    if constexpr (Op::kReadsGrad) run.grad = read_block(t_.grad);
+    if constexpr (Op::kReadsU) run.u = read_block(t_.u), run.v_residual = read_block(t_.v_residual);
+    if constexpr (Op::kWritesPadded) run.padded = scratch[used++];
+    if constexpr (Op::kWritesPlain) run.plain = scratch[used++];
+    if constexpr (Op::kWritesPlain && !Op::kWritesPadded)
+      run.extra = t_.extra.data == nullptr ? nullptr : scratch[used++];
+
+    const Strides strides{kL, kL, kL, kL, kL, kL, kL};
+    const Activation<V> act = act_;
+    alignas(64) A coefs[Op::kCoefs * kL] = {};
+    const int64_t n0 = first / C_, c0 = first % C_;
+    int64_t n = n0, c = c0;
+    for (int64_t i = 0; i < planes; ++i) {
+      op_.prepare(n, c, coefs + i, kL);
+      if (++c == C_) c = 0, ++n;
+    }
+
+    V coef[Op::kCoefs], parts[4][kSums] = {};
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs + j * kL);
+    V origin{};
+    if constexpr (Op::kMoments) {
+      const V x0 = load_vector(run.x);
+      V sum[4] = {};
+      for (int64_t i = 0; i < size_; ++i) sum[i & 3] += load_vector(run.x + i * kL) - x0;
+      origin = x0 + ((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<A>(size_);
+    }
+    for (int64_t i = 0; i < size_; ++i) {
+      V* to = parts[i & 3];
+      if constexpr (Op::kMoments) {
+        const V d = load_vector(run.x + i * kL) - origin;
+        to[0] += d;
+        to[1] = fma(d, d, to[1]);
+      } else {
+        op_.reduce(coef, act, read<Op>(run, strides, i, 0, Whole{}, false), to);
+      }
+    }
+    alignas(64) A sums[kSums][kL], origins[kL];
+    store_vector(origins, origin);
+    for (int k = 0; k < kSums; ++k) store_vector(sums[k], (parts[0][k] + parts[1][k]) + (parts[2][k] + parts[3][k]));
+
+    n = n0, c = c0;
+    for (int64_t i = 0; i < planes; ++i) {
+      double total[kSums];
+      for (int k = 0; k < kSums; ++k) total[k] = static_cast<double>(sums[k][i]);
+      op_.finish(n, c, origins[i], total, coefs + i, kL, true);
+      if (++c == C_) c = 0, ++n;
+    }
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs + j * kL);
+    for (int64_t i = 0; i < size_; ++i) write_to(op_, coef, act, run, strides, i, 0, Whole{});
+
+    const auto write_block = [&](const Strided& s, A* block) {
+      if (block != nullptr) scatter(block, spare, planes, static_cast<T*>(s.data) + first * size_);
+    };
+    write_block(t_.padded, run.padded);
+    write_block(t_.plain, run.plain);
+    write_block(t_.extra, run.extra);
+  }
+
+  // Sizes that are powers of two are transposed by unzipping: each pass turns the bits of [plane, element] by one.
+  bool zips() const { return (size_ & (size_ - 1)) == 0; }
+
+  const A* gather(const T* from, int64_t planes, A* to, A*& spare) const {
+    if (!zips()) {
+      for (int64_t i = 0; i < size_; ++i) {
+        for (int64_t j = 0; j < planes; ++j) to[i * kL + j] = load(from[j * size_ + i]);
+        for (int64_t j = planes; j < kL; ++j) to[i * kL + j] = 0;
+      }
+      return to;
+    }
+    copy(planes, [&](int64_t i, auto lanes) { store_vector(to + i, load_vector(from + i, lanes)); });
+    for (int64_t width = 1; width < size_; width *= 2) {
+      for (int64_t j = 0; j < size_ / 2; ++j) {
+        V a = load_vector(to + 2 * j * kL), b = load_vector(to + (2 * j + 1) * kL);
+        unzip(a, b);
+        store_vector(spare + j * kL, a);
+        store_vector(spare + (j + size_ / 2) * kL, b);
+      }
+      A* other = spare;
+      spare = to;
+      to = other;
+    }
+    return to;
+  }
+
+  void scatter(A* from, A* spare, int64_t planes, T* to) const {
+    if (!zips()) {
+      for (int64_t j = 0; j < planes; ++j) {
+        for (int64_t i = 0; i < size_; ++i) store(to[j * size_ + i], from[i * kL + j]);
+      }
+      return;
+    }
+    for (int64_t width = 1; width < size_; width *= 2) {
+      for (int64_t j = 0; j < size_ / 2; ++j) {
+        V a = load_vector(from + j * kL), b = load_vector(from + (j + size_ / 2) * kL);
+        zip(a, b);
+        store_vector(spare + 2 * j * kL, a);
+        store_vector(spare + (2 * j + 1) * kL, b);
+      }
+      A* other = spare;
+      spare = from;
+      from = other;
+    }
+    copy(planes, [&](int64_t i, auto lanes) { store_vector(to + i, load_vector(from + i), lanes); });
+  }
+
+  // Calls visit(offset, lanes) for the vectors of a block, as many as a plane has elements.
+  template <typename Visit>
+  FASTGAN_INLINE void copy(int64_t planes, const Visit& visit) const {
+    if (planes == kL) {
+      for (int64_t i = 0; i < size_ * kL; i += kL) visit(i, Whole{});
+      return;
+    }
+    for (int64_t i = 0; i < size_ * kL; i += kL) visit(i, most(0, least(kL, planes * size_ - i)));
+  }
+
+  const Op& op_;
+  const Tensors& t_;
+  const int64_t size_, C_, planes_;
+  const Activation<V> act_;
+};
+
 template <typename T, typename G, typename Op>
 void run(const InstanceNorm& p, const Plan& plan, const Tensors& tensors, const Op& op) {
   const Worker<Op, T, G> worker(op, plan, tensors, p.slope);
@@ -821,6 +990,11 @@ void run(const InstanceNorm& p, Tensors& tensors, const Op& op) {
   const Plan plan = make_plan(p, tensors, sizeof(T));
   if constexpr (Op::kReadsGrad && !kSame<T, acc_t<T>>) {
     if (plan.padded()) return run<T, acc_t<T>>(p, plan, tensors, op);
+  }
+  if (has_small_planes(plan, tensors)) {
+    const SmallPlanes<Op, T> small(op, plan, tensors, p.slope);
+    return parallel(static_cast<int>(least(plan.threads, small.blocks())),
+                    [&](int thread, int threads) { small.run(thread, threads); });
   }
   run<T, T>(p, plan, tensors, op);
 }
