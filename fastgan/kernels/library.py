@@ -38,7 +38,8 @@ class RawOperator:
         self.overload = getattr(torch.ops.fastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        if torch._C._len_torch_dispatch_stack() == 0 and all(map(_is_plain, args)):
+        plain = _PLAIN.issuperset(map(type, args)) or all(map(_is_plain, args))
+        if plain and torch._C._len_torch_dispatch_stack() == 0:
             return self.kernel(*args)
         return self.overload(*args)
 
