@@ -488,8 +488,9 @@ class Worker {
         step_(ceil_div(unit_, kL) * kL),
         strides_{t_.x.w, t_.residual.w, t_.u.w, t_.v_residual.w, t_.padded.w, t_.plain.w, t_.extra.w},
         act_(slope),
+        folds_to_dense_(folds_to_dense()),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
-        arrays_per_thread_((Op::kCoefs + 4) * step_ + (plan.padded() ? ceil_div(plan.piece * unit_, kL) * kL : 0)),
+        arrays_per_thread_((Op::kCoefs + 4) * step_ + (plan.padded() ? ceil_div(folded_elements(), kL) * kL : 0)),
         arrays_(plan.threads * arrays_per_thread_) {}
 
   // Every thread of the plan calls this.
@@ -523,11 +524,12 @@ class Worker {
 
  private:
   int64_t sums_per_group() const { return plan_.slabs * kSums * unit_; }
+  int64_t folded_elements() const { return plan_.piece * (plan_.channels_last ? unit_ : plan_.rows_per_chunk); }
 
   // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, center, first, second);
-  // then the row in which the padding's adjoint is added up.
+  // then where the padding's adjoint is added up: of a chunk, or with channels last of a row.
   A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
-  A* row_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
+  A* folded_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
 
   void prepare(const Group& group, A* arrays) const {
     const int64_t n = group.n, c0 = group.c;
@@ -570,6 +572,11 @@ class Worker {
     const Range chunks = plan_.chunks_of(slab);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
+      fold_plane(group, chunk, arrays);
+      if (folds_to_dense_) {
+        write_plane(dense_run(group, chunk, arrays), (chunk.row1 - chunk.row0) * plan_.W, arrays);
+        continue;
+      }
       for (Rows row(plan_, chunk); row.more(); row.next()) {
         for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t pixels) {
           plan_.channels_last ? write_pixels(run, pixels, arrays) : write_plane(run, pixels, arrays);
@@ -582,8 +589,8 @@ class Worker {
     }
   }
 
-  // Columns [w0, w1) of a row. `fold`: the gradient of all that shows them, added up in the thread's row.
-  FASTGAN_INLINE Run<T, G> run_at(const Group& group, const Rows& row, int64_t w0, int64_t w1, bool fold,
+  // Columns [w0, w1) of a row. `fold`: take the gradient of all that shows them, added up in scratch.
+  FASTGAN_INLINE Run<T, G> run_at(const Group& group, const Rows& row, int64_t row0, int64_t w0, int64_t w1, bool fold,
                                   A* arrays) const {
     const int64_t n = group.n, c = group.c, d = row.d, h = row.h;
     Run<T, G> run{};
@@ -602,8 +609,8 @@ class Worker {
       if (!fold) {
         run.grad = address<G>(t_.grad, n, c, at_d, at_h, at_w);
       } else if constexpr (kSame<G, A>) {
-        pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w0, w1, row_in(arrays));
-        run.grad = row_in(arrays);
+        if (plan_.channels_last) pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w0, w1, folded_in(arrays));
+        run.grad = folded_in(arrays) + (plan_.channels_last ? 0 : (row.row - row0) * (w1 - w0));
       }
     }
     return run;
@@ -614,7 +621,7 @@ class Worker {
   FASTGAN_INLINE void for_runs(const Group& group, const Rows& row, const Chunk& chunk, A* arrays,
                                const Visit& visit) const {
     const auto columns = [&](int64_t w0, int64_t w1, bool fold) {
-      if (w0 < w1) visit(run_at(group, row, w0, w1, fold, arrays), w1 - w0);
+      if (w0 < w1) visit(run_at(group, row, chunk.row0, w0, w1, fold, arrays), w1 - w0);
     };
     const bool fold = Op::kReadsGrad && plan_.padded();
     if constexpr (kSame<T, A>) {
@@ -632,6 +639,41 @@ class Worker {
   }
 
   // --- channels first ---
+
+  // Whether a folded chunk lies in one piece in every tensor, so that no row has a beginning or an end.
+  bool folds_to_dense() const {
+    if (!Op::kReadsGrad || Op::kWritesPadded || plan_.channels_last || !plan_.padded() || plan_.pieces > 1)
+      return false;
+    const auto dense = [&](const Strided& s) {
+      return s.data == nullptr || ((s.w == 1 || plan_.W == 1) && (s.h == plan_.W || plan_.H == 1) &&
+                                   (s.d == plan_.H * plan_.W || plan_.D == 1));
+    };
+    return dense(t_.x) && dense(t_.residual) && dense(t_.plain) && dense(t_.extra);
+  }
+
+  FASTGAN_INLINE Run<T, G> dense_run(const Group& group, const Chunk& chunk, A* arrays) const {
+    return run_at(group, Rows(plan_, chunk), chunk.row0, 0, plan_.W, true, arrays);
+  }
+
+  // Adds up the padding's adjoint of a whole chunk; most rows are shown once and have only their ends to fold.
+  FASTGAN_INLINE void fold_plane(const Group& group, const Chunk& chunk, A* arrays) const {
+    if constexpr (Op::kReadsGrad && kSame<G, A>) {
+      if (plan_.channels_last || !plan_.padded()) return;
+      const int64_t w0 = chunk.w0, w1 = chunk.w1;
+      A* to = folded_in(arrays);
+      for (Rows row(plan_, chunk); row.more(); row.next(), to += w1 - w0) {
+        if (plan_.pad_d > 0 || (plan_.pad_h > 0 && (row.h <= plan_.pad_h || row.h >= plan_.H - 1 - plan_.pad_h))) {
+          pull_reflections<T, A>(plan_, t_.grad, group.n, group.c, row.d, row.h, w0, w1, to);
+          continue;
+        }
+        const T* from = address<T>(t_.grad, group.n, group.c, row.d, row.h + plan_.pad_h, 0);
+        for_vectors(w1 - w0, [&](int64_t i, auto lanes, int) {
+          store_vector(to + i, load_vector(from + plan_.pad_w + w0 + i, lanes), lanes);
+        });
+        for_reflected_columns(plan_, w0, w1, [&](int64_t w, int64_t image) { to[w - w0] += load(from[image]); });
+      }
+    }
+  }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
@@ -694,12 +736,16 @@ class Worker {
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
     V parts[4][kSums] = {};
-    for (Rows row(plan_, chunk); row.more(); row.next()) {
-      for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t width) {
-        for_vectors(width, [&](int64_t i, auto lanes, int j) {
-          op_.reduce(coef, act, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
-        });
+    const auto reduce_run = [&](const Run<T, G>& run, int64_t width) {
+      for_vectors(width, [&](int64_t i, auto lanes, int j) {
+        op_.reduce(coef, act, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
       });
+    };
+    fold_plane(group, chunk, arrays);
+    if (folds_to_dense_) {
+      reduce_run(dense_run(group, chunk, arrays), (chunk.row1 - chunk.row0) * plan_.W);
+    } else {
+      for (Rows row(plan_, chunk); row.more(); row.next()) for_runs(group, row, chunk, arrays, reduce_run);
     }
     for (int k = 0; k < kSums; ++k) {
       const V column[4] = {parts[0][k], parts[1][k], parts[2][k], parts[3][k]};
@@ -807,6 +853,7 @@ class Worker {
   const int64_t unit_, step_;  // elements of a pixel, rounded up to whole vectors
   const Strides strides_;
   const Activation<V> act_;
+  const bool folds_to_dense_;
   const Scratch<double> sums_;
   const int64_t arrays_per_thread_;
   const Scratch<A> arrays_;
