@@ -39,3 +39,11 @@ def shape(operator: str, name: str, value: Tensor, expected: Sequence[int], mean
 def choice(operator: str, name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{operator}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def not_differentiable(operator: str, what: str) -> str:
+    """The message with which fused kernels refuse a derivative that they do not have."""
+    return (
+        f"{operator}: {what} is not supported by the fused kernels, which are differentiable twice; "
+        "run it under fastgan.use_backend('reference')"
+    )

@@ -17,7 +17,7 @@ from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
@@ -344,7 +344,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
 
 class _DoubleBackward(torch.autograd.Function):
@@ -361,27 +361,14 @@ class _DoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_refusal("a third derivative"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a second derivative"))
-
-
-def _refusal(what: str) -> str:
-    return (
-        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
-        "run it under fastgan.use_backend('reference')"
-    )
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------
-
-
-def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "gradient_penalty").forward(*rest)
-    return result
 
 
 def _forward_fake(grads: Tensor, *_: Any) -> Any:
@@ -389,20 +376,8 @@ def _forward_fake(grads: Tensor, *_: Any) -> Any:
     return grads.new_empty((), dtype=dtype), grads.new_empty(grads.size(0), dtype=dtype)
 
 
-def _backward_kernel(*args: Any) -> Tensor:
-    *rest, backend = args
-    result: Tensor = dispatch.kernels(backend, "gradient_penalty").backward(*rest)
-    return result
-
-
 def _backward_fake(grad: Tensor, grads: Tensor, *_: Any) -> Any:
     return torch.empty_like(grads)
-
-
-def _double_backward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "gradient_penalty").double_backward(*rest)
-    return result
 
 
 def _double_backward_fake(u: Tensor, grad: Tensor, grads: Tensor, *_: Any) -> Any:
@@ -411,18 +386,18 @@ def _double_backward_fake(u: Tensor, grad: Tensor, grads: Tensor, *_: Any) -> An
 
 _forward = RawOperator(
     "gradient_norm_penalty_forward(Tensor grads, float target, bool one_sided, str backend) -> (Tensor, Tensor)",
-    _forward_kernel,
+    kernel_of("gradient_penalty", "forward"),
     _forward_fake,
 )
 _backward = RawOperator(
     "gradient_norm_penalty_backward(Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided, "
     "str backend) -> Tensor",
-    _backward_kernel,
+    kernel_of("gradient_penalty", "backward"),
     _backward_fake,
 )
 _double_backward = RawOperator(
     "gradient_norm_penalty_double_backward(Tensor u, Tensor grad, Tensor grads, Tensor norms, float target, "
     "bool one_sided, str backend) -> (Tensor, Tensor)",
-    _double_backward_kernel,
+    kernel_of("gradient_penalty", "double_backward"),
     _double_backward_fake,
 )

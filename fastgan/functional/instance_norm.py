@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -251,7 +251,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
 
 class _DoubleBackward(torch.autograd.Function):
@@ -285,18 +285,11 @@ class _DoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_refusal("a third derivative"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a second derivative"))
-
-
-def _refusal(what: str) -> str:
-    return (
-        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
-        "run it under fastgan.use_backend('reference')"
-    )
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------
@@ -314,32 +307,14 @@ def _fake_plane(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
 
 
-def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").forward(*rest)
-    return result
-
-
 def _forward_fake(x: Tensor, w: Any, b: Any, residual: Any, act: str, slope: float, pad: int, *_: Any) -> Any:
     return _empty(x, _padded(x, pad)), _fake_plane(x), _fake_plane(x)
-
-
-def _backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").backward(*rest)
-    return result
 
 
 def _backward_fake(grad: Tensor, x: Tensor, *args: Any) -> Any:
     need_grad_z = args[-2]
     grad_z = _empty(x, list(x.shape)) if need_grad_z else x.new_empty(0)
     return _empty(x, list(x.shape)), grad_z, _fake_plane(x), _fake_plane(x)
-
-
-def _double_backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "instance_norm").double_backward(*rest)
-    return result
 
 
 def _double_backward_fake(u: Tensor, v_r: Any, v_w: Any, v_b: Any, grad: Tensor, x: Tensor, *args: Any) -> Any:
@@ -349,14 +324,14 @@ def _double_backward_fake(u: Tensor, v_r: Any, v_w: Any, v_b: Any, grad: Tensor,
 _forward = RawOperator(
     "instance_norm_act_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, str activation, "
     "float negative_slope, int reflect_pad, float eps, str backend) -> (Tensor, Tensor, Tensor)",
-    _forward_kernel,
+    kernel_of("instance_norm", "forward"),
     _forward_fake,
 )
 _backward = RawOperator(
     "instance_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor mean, Tensor rstd, str activation, float negative_slope, int reflect_pad, bool need_grad_z, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_kernel,
+    kernel_of("instance_norm", "backward"),
     _backward_fake,
 )
 _double_backward = RawOperator(
@@ -364,6 +339,6 @@ _double_backward = RawOperator(
     "Tensor? grad_grad_bias, Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, "
     "Tensor rstd, Tensor m1, Tensor m2, str activation, float negative_slope, int reflect_pad, str backend) "
     "-> (Tensor, Tensor, Tensor)",
-    _double_backward_kernel,
+    kernel_of("instance_norm", "double_backward"),
     _double_backward_fake,
 )

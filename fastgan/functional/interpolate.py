@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample
 
@@ -195,21 +195,9 @@ class _Backward(torch.autograd.Function):
 # --- raw operators ------------------------------------------------------------------------------------------------
 
 
-def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "interpolate").forward(*rest)
-    return result
-
-
 def _forward_fake(real: Tensor, fake: Tensor, alpha: Any, seed: Any, *_: Any) -> Any:
     drawn = real.new_empty(0 if seed is None else real.size(0), dtype=statistics_dtype(real.dtype))
     return torch.empty_like(real), drawn
-
-
-def _backward_kernel(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor, Tensor] = dispatch.kernels(backend, "interpolate").backward(*rest)
-    return result
 
 
 def _backward_fake(
@@ -221,12 +209,12 @@ def _backward_fake(
 
 _forward = RawOperator(
     "interpolate_forward(Tensor real, Tensor fake, Tensor? alpha, Tensor? seed, str backend) -> (Tensor, Tensor)",
-    _forward_kernel,
+    kernel_of("interpolate", "forward"),
     _forward_fake,
 )
 _backward = RawOperator(
     "interpolate_backward(Tensor grad, Tensor? real, Tensor? fake, Tensor alpha, bool need_real, bool need_fake, "
     "bool need_alpha, str backend) -> (Tensor, Tensor, Tensor)",
-    _backward_kernel,
+    kernel_of("interpolate", "backward"),
     _backward_fake,
 )

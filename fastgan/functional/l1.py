@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
 from fastgan.reference.l1 import result_dtype
 
 _NAME = "weighted_l1"
@@ -192,7 +192,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
 
 class _DoubleBackward(torch.autograd.Function):
@@ -218,18 +218,11 @@ class _DoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_refusal("a third derivative"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a second derivative"))
-
-
-def _refusal(what: str) -> str:
-    return (
-        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
-        "run it under fastgan.use_backend('reference')"
-    )
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 def _sign_bytes(numels: Sequence[int], wanted: Sequence[bool]) -> list[int]:
@@ -238,12 +231,6 @@ def _sign_bytes(numels: Sequence[int], wanted: Sequence[bool]) -> list[int]:
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------
-
-
-def _forward_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "l1").forward(*rest)
-    return result
 
 
 def _forward_fake(tensors: list[Tensor], _: Any, sign_bytes: list[int], dtype: torch.dtype, *rest: Any) -> Any:
@@ -262,12 +249,6 @@ def _backward_fake(grad: Tensor, signs: Tensor, numels: list[int], w: Any, s: An
     return [grad.new_empty(numels[k // 2], dtype=_check.FLOATING[code]) for k, code in enumerate(codes) if code >= 0]
 
 
-def _directional_kernel(*args: Any) -> Tensor:
-    *rest, backend = args
-    result: Tensor = dispatch.kernels(backend, "l1").directional(*rest)
-    return result
-
-
 def _directional_fake(directions: Any, signs: Tensor, n: Any, w: Any, s: Any, dtype: torch.dtype, *rest: Any) -> Any:
     return signs.new_empty((), dtype=dtype)
 
@@ -275,7 +256,7 @@ def _directional_fake(directions: Any, signs: Tensor, n: Any, w: Any, s: Any, dt
 _forward = RawOperator(
     "weighted_l1_forward(Tensor[] tensors, float[] weights, SymInt[] sign_bytes, ScalarType dtype, str backend) "
     "-> (Tensor, Tensor)",
-    _forward_kernel,
+    kernel_of("l1", "forward"),
     _forward_fake,
 )
 # dtypes: of each tensor's gradient, as an index of _check.FLOATING; -1 where none is wanted.
@@ -288,6 +269,6 @@ _backward = RawOperator(
 _directional = RawOperator(
     "weighted_l1_directional(Tensor?[] directions, Tensor signs, SymInt[] numels, float[] weights, "
     "SymInt[] sign_bytes, ScalarType dtype, str backend) -> Tensor",
-    _directional_kernel,
+    kernel_of("l1", "directional"),
     _directional_fake,
 )

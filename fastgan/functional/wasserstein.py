@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgan.functional import _check
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
 from fastgan.reference import wasserstein as reference
 
 _NAME = "wasserstein_1d"
@@ -325,7 +325,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a backward pass"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -363,11 +363,11 @@ class _DoubleBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_refusal("a third derivative"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_refusal("forward mode over a second derivative"))
+        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -402,20 +402,7 @@ def _scaled(unit: Tensor, factor: Tensor) -> Tensor:
     return wide * factor.to(wide.dtype).unsqueeze(-1)
 
 
-def _refusal(what: str) -> str:
-    return (
-        f"{_NAME}: {what} is not supported by the fused kernels, which are differentiable twice; "
-        "run it under fastgan.use_backend('reference')"
-    )
-
-
 # --- raw operators ------------------------------------------------------------------------------------------------
-
-
-def _forward_kernel(*args: Any) -> tuple[Tensor, ...]:
-    *rest, backend = args
-    result: tuple[Tensor, ...] = dispatch.kernels(backend, "wasserstein").forward(*rest)
-    return result
 
 
 def _forward_fake(
@@ -430,12 +417,6 @@ def _forward_fake(
     return per_row, torch.empty_like(per_row), *units
 
 
-def _second_kernel(*args: Any) -> tuple[Tensor, Tensor]:
-    *rest, backend = args
-    result: tuple[Tensor, Tensor] = dispatch.kernels(backend, "wasserstein").second(*rest)
-    return result
-
-
 def _second_fake(vx: Tensor | None, vy: Tensor | None, grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> Any:
     return x.new_empty(x.shape), y.new_empty(y.shape)
 
@@ -443,12 +424,12 @@ def _second_fake(vx: Tensor | None, vy: Tensor | None, grad: Tensor, x: Tensor, 
 _forward = RawOperator(
     "wasserstein_1d_forward(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, float p, int need, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward_kernel,
+    kernel_of("wasserstein", "forward"),
     _forward_fake,
 )
 _second = RawOperator(
     "wasserstein_1d_second(Tensor? vx, Tensor? vy, Tensor grad, Tensor x, Tensor y, Tensor? x_weights, "
     "Tensor? y_weights, Tensor scale, float p, str backend) -> (Tensor, Tensor)",
-    _second_kernel,
+    kernel_of("wasserstein", "second"),
     _second_fake,
 )

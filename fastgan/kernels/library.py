@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fastgan.kernels import dispatch
+
 _library = torch.library.Library("fastgan", "DEF")
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str))
@@ -42,6 +44,16 @@ class RawOperator:
         if plain and torch._C._len_torch_dispatch_stack() == 0:
             return self.kernel(*args)
         return self.overload(*args)
+
+
+def kernel_of(stem: str, function: str) -> Callable[..., Any]:
+    """The ``function`` of the kernels of ``stem``, of the backend that the last argument names."""
+
+    def run(*args: Any) -> Any:
+        *rest, backend = args
+        return getattr(dispatch.kernels(backend, stem), function)(*rest)
+
+    return run
 
 
 def _is_plain(argument: Any) -> bool:
