@@ -40,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for words in (2, 1):
         command = COMMANDS.get(" ".join(arguments[:words]))
         if command is not None:
-            raise SystemExit(_guarded(command, arguments[words:]))
+            code = _guarded(command, arguments[words:])
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                # Threads of gloo and NCCL can outlive their process group and abort a process that ends as usual.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            raise SystemExit(code)
     asked = " ".join(a for a in arguments[:2] if not a.startswith("-"))
     near = [name for name in COMMANDS if asked and name.startswith(asked)]
     near = near or difflib.get_close_matches(asked, COMMANDS, cutoff=0.5)

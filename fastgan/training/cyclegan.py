@@ -690,7 +690,6 @@ def train(config: CycleGanConfig) -> Outcome:
     """Trains CycleGAN on the folders of ``config.dataroot``, or continues to."""
     device = distributed.resolve_device(config.device)
     with distributed.session(device):
-        task = make(config)
         # Images of one size: let cuDNN find its fastest convolutions once.
         torch.backends.cudnn.benchmark = device.type == "cuda" and "crop" in config.preprocess
-        return fit(task)
+        return fit(make(config))

@@ -9,6 +9,7 @@ generator, and each process keeps its own rows: so two processes compute what on
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def session(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # wrappers in reference cycles must go before the process group that they use
         dist.destroy_process_group()
 
 
