@@ -351,6 +351,7 @@ def _distributed_gradients(rank: int, store: str) -> None:
     if rank == 0:
         torch.save([p.grad for p in critic.parameters()], store + ".gradients")
     torch.distributed.barrier()
+    del parallel, loss  # what uses the process group must go before it
     torch.distributed.destroy_process_group()
 
 
