@@ -147,8 +147,9 @@ def summary(results: dict[str, Any]) -> list[str]:
     """One table: for each operator, the geometric mean over its cases against each contestant, and the range."""
     lines = ["| operator | cases | against | geometric mean | range |", "|---|---:|---|---:|---:|"]
     for operator, cases in ratios(results).items():
-        others = sorted({name for case in cases.values() for name in case} - {"fastgan"})
-        for other in others:
+        names = {name for case in cases.values() for name in case}
+        # Variants of our own and the copy are for the report; here are only competitors.
+        for other in sorted(name for name in names if not name.startswith("fastgan") and name != "copy"):
             values = [case[other] for case in cases.values() if other in case and "fastgan" in case]
             if values:
                 mean = math.exp(sum(map(math.log, values)) / len(values))
