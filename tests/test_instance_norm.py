@@ -313,6 +313,17 @@ def test_exports() -> None:
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_exports_for_images_of_any_size(memory_format: torch.memory_format) -> None:
+    model = _Model().to(memory_format=memory_format)
+    batch, height = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("height", min=8, max=64)
+    x = torch.randn(2, 2, 16, 12).to(memory_format=memory_format)
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: batch, 2: height, 3: torch.export.Dim.AUTO}})
+    for shape in ((1, 2, 9, 13), (3, 2, 20, 8)):
+        x = torch.randn(shape).to(memory_format=memory_format)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_deepcopy_and_checkpoint() -> None:
     model, x = _Model(), torch.randn(1, 2, 8, 8, requires_grad=True)
     assert torch.equal(copy.deepcopy(model)(x), model(x))

@@ -6,6 +6,7 @@ forward of the next, and the last refuses.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def _check_arguments(
             f"{_NAME}: x must be [N, C, *spatial] with 1, 2 or 3 spatial dimensions, got shape {list(x.shape)}"
         )
     spatial = x.shape[2:]
-    if spatial.numel() <= 1:
+    if math.prod(spatial) <= 1:  # Size.numel() would fix a symbolic size
         raise ValueError(f"{_NAME}: x must have more than one spatial element per channel, got {list(x.shape)}")
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
@@ -218,7 +219,7 @@ class _Backward(torch.autograd.Function):
             grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
             need_residual and not same, backend,
         )  # fmt: skip
-        elements = x.shape[2:].numel()
+        elements = math.prod(x.shape[2:])
         return (
             grad_x,
             (m2.sum(0) * elements).to(weight.dtype) if need_weight and weight is not None else None,

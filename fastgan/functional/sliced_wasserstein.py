@@ -56,7 +56,7 @@ def sliced_wasserstein(
     _check_projections(name, projections, x)
     projections = projections.to(x.dtype)
 
-    rows = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]).numel()
+    rows = math.prod(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
     chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
     if chunk >= projections.size(0):
         costs = _costs(x, y, projections, p)
