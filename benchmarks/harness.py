@@ -6,13 +6,32 @@ share a pytest-benchmark group, so ``pytest benchmarks --benchmark-only`` prints
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+
+def keep_freed_memory() -> bool:
+    """Has glibc's malloc keep freed memory instead of handing it back to the kernel; False with another C library.
+
+    By default every tensor of more than 32 MiB, and many smaller ones, is mapped anew, and its first write faults on
+    each page: that would dominate large cases for all contestants alike. A training process that has run for a while,
+    or uses jemalloc or tcmalloc, does not pay it.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(m_mmap_threshold, 1 << 30)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
+
+
+# Before any tensor is made.
+MEMORY_KEPT = keep_freed_memory()
 # Seconds of samples for each contestant of each case.
 BUDGET = float(os.environ.get("FASTGAN_BENCH_SECONDS", "0.3"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
