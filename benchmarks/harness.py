@@ -1,18 +1,22 @@
 """How every benchmark measures: the result is checked first, inputs are cold on a GPU, every sample is kept.
 
 A benchmark is one contestant (``fastgan``, ``eager``, ``compile``, ``numpy``, …) on one case; the contestants of a case
-share a pytest-benchmark group, so ``pytest benchmarks --benchmark-only`` prints them side by side.
+share a pytest-benchmark group and run one after another (see conftest.py), so ``pytest benchmarks --benchmark-only``
+prints them side by side. What each found goes to its ``extra_info``, in bytes, seconds and bytes per second.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NoReturn
 
+import pytest
 import torch
 
 
@@ -35,6 +39,10 @@ MEMORY_KEPT = keep_freed_memory()
 # Seconds of samples for each contestant of each case.
 BUDGET = float(os.environ.get("FASTGAN_BENCH_SECONDS", "0.3"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# What allocates through PyTorch, and so has a peak that can be read.
+_WITHOUT_TORCH = ("numpy", "scipy")
+# Cases that a contestant cannot do: for the result file (conftest.py writes it).
+UNSUPPORTED: list[dict[str, str]] = []
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +58,12 @@ def copies(make: Callable[[], Any], bytes_each: int) -> list[Any]:
     return [make() for _ in range(max(2, min(64, -(-3 * l2 // max(bytes_each, 1)))))]
 
 
+def unsupported(*, operator: str, case: str, contestant: str, reason: str) -> NoReturn:
+    """Skips a benchmark that ``contestant`` cannot do; the report says so in its cell."""
+    UNSUPPORTED.append({"operator": operator, "case": case, "contestant": contestant, "reason": reason})
+    pytest.skip(reason)
+
+
 def measure(
     benchmark: Any,
     run: Callable[[Any], Any],
@@ -59,93 +73,157 @@ def measure(
     case: str,
     contestant: str,
     bytes_moved: int | None = None,
+    operations: float | None = None,
     check: Callable[[Any], None] | None = None,
+    **facts: Any,
 ) -> None:
     """Measures ``run(inputs[i])`` under the group ``operator case``.
 
     Args:
         benchmark: the fixture of pytest-benchmark.
         inputs: sets of inputs, used in turn (see :func:`copies`).
-        bytes_moved: what the operation must at least read and write: gives GB/s and, on a GPU, the percentage of the
-            bandwidth of a large copy measured on the same device.
+        bytes_moved: what the operation must at least read and write: gives GB/s, the percentage of the bandwidth of a
+            large copy measured on the same device, and the floor, the time of those bytes at that bandwidth.
+        operations: its arithmetic operations (or comparisons), for the roofline.
         check: gets the first result and raises if it is wrong. No speed of a wrong answer.
+        facts: more for the result file.
     """
     result = run(inputs[0])
     if check is not None:
         check(result)
     del result
     benchmark.group = f"{operator} | {case}"
-    benchmark.extra_info.update(operator=operator, case=case, contestant=contestant, device=device_name())
-    turn = iter(_turns(inputs))
+    benchmark.extra_info.update(operator=operator, case=case, contestant=contestant, **facts)
+    if operations is not None:
+        benchmark.extra_info["operations"] = operations
+    turn = _turns(inputs)
     if DEVICE == "cuda":
-        _measure_cuda(benchmark, run, turn, bytes_moved)
-        return
-    single = _seconds(lambda: run(next(turn)))
-    loops = max(1, int(2e-3 / max(single, 1e-9)))
-    slow = single > 0.2
-    rounds = max(3 if slow else 5, min(200, int(BUDGET / max(single * loops, 1e-9))))
-    benchmark.pedantic(lambda: run(next(turn)), rounds=rounds, iterations=loops, warmup_rounds=0 if slow else 2)
-    if bytes_moved is not None and benchmark.stats is not None:
-        benchmark.extra_info["gb_per_s"] = bytes_moved / benchmark.stats.stats.median / 1e9
+        seconds = _measure_cuda(benchmark, run, turn)
+    else:
+        seconds = _measure_cpu(benchmark, run, turn)
+        if contestant not in _WITHOUT_TORCH:
+            benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: run(next(turn)))
+    if bytes_moved is not None and seconds:
+        floor = bytes_moved / copy_bandwidth()
+        benchmark.extra_info.update(
+            bytes=bytes_moved, gb_per_s=bytes_moved / seconds / 1e9, copy_percent=100 * floor / seconds, floor=floor
+        )
 
 
 def device_name() -> str:
     return torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _turns(inputs: list[Any]) -> Any:
-    while True:
-        yield from inputs
+def environment() -> dict[str, Any]:
+    """What a figure depends on. Measures the device's two ceilings if no benchmark has yet."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("triton", "numpy", "scipy", "pot"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    return {
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "freed_memory_kept": MEMORY_KEPT,
+        "copy_bytes_per_s": copy_bandwidth(),
+        "operations_per_s": peak_arithmetic(),
+        "load": os.getloadavg()[0],
+    }
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def quantiles(samples: list[float]) -> dict[str, float]:
+    """The 20th, 50th and 80th percentile."""
+    ordered = sorted(samples)
+    return {f"p{q}": ordered[round(q / 100 * (len(ordered) - 1))] for q in (20, 50, 80)}
+
+
+@cache
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a large copy: 1 GiB on a GPU, 256 MiB on the CPU with all its threads."""
+    source = torch.randn(2**28 if DEVICE == "cuda" else 2**26, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best(lambda: target.copy_(source))
+
+
+@cache
+def peak_arithmetic() -> float:
+    """Operations per second of a large matrix product: bfloat16 on a GPU, float32 on the CPU with all its threads."""
+    size, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (1536, torch.float32)
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _best(lambda: a @ b)
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """How much more memory PyTorch's allocator held at most during ``call``, on the CPU."""
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = (e for e in profile.kineto_results.events() if e.name() == "[memory]")
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def device_seconds(call: Callable[[], Any]) -> float:
+    """Device time of one call."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(200_000)  # lets the host run ahead, so that launches do not show as device time
+    start.record()
     call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
+def wall_seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def _measure_cuda(benchmark: Any, run: Callable[[Any], Any], turn: Any, bytes_moved: int | None) -> None:
+def _best(call: Callable[[], Any]) -> float:
+    """Seconds of a call on the device undisturbed: the 20th percentile of 20."""
+    clock = device_seconds if DEVICE == "cuda" else wall_seconds
+    call()
+    return quantiles([clock(call) for _ in range(20)])["p20"]
+
+
+def _turns(inputs: list[Any]) -> Iterator[Any]:
+    while True:
+        yield from inputs
+
+
+def _measure_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]) -> float | None:
+    call = lambda: run(next(turn))
+    call()
+    single = wall_seconds(call)
+    loops = max(1, int(2e-3 / max(single, 1e-9)))
+    slow = single > 0.2
+    rounds = max(3 if slow else 5, min(200, int(BUDGET / max(single * loops, 1e-9))))
+    benchmark.pedantic(call, rounds=rounds, iterations=loops, warmup_rounds=0 if slow else 2)
+    return None if benchmark.stats is None else float(benchmark.stats.stats.median)
+
+
+def _measure_cuda(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]) -> float:
+    call = lambda: run(next(turn))
     for _ in range(5):
-        run(next(turn))
+        call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - held
     samples: list[float] = []
     end_at = time.perf_counter() + BUDGET
     while len(samples) < 20 or (time.perf_counter() < end_at and len(samples) < 500):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(200_000)  # lets the host run ahead, so that launches do not show as device time
-        start.record()
-        run(next(turn))
-        end.record()
-        end.synchronize()
-        samples.append(start.elapsed_time(end) * 1e-3)
-    samples.sort()
-    p20, p50, p80 = (samples[int(q * (len(samples) - 1))] for q in (0.2, 0.5, 0.8))
-    benchmark.extra_info.update(
-        device_p20=p20, device_p50=p50, device_p80=p80, peak_bytes=torch.cuda.max_memory_allocated()
-    )
-    if bytes_moved is not None:
-        benchmark.extra_info["gb_per_s"] = bytes_moved / p50 / 1e9
-        benchmark.extra_info["copy_percent"] = 100 * bytes_moved / p50 / _copy_bandwidth()
-    benchmark.pedantic(lambda: (run(next(turn)), torch.cuda.synchronize()), rounds=10, warmup_rounds=1)
-
-
-_bandwidth: list[float] = []
-
-
-def _copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a 1 GiB device copy."""
-    if not _bandwidth:
-        source = torch.randn(2**28, device="cuda")
-        target = torch.empty_like(source)
-        times = []
-        for _ in range(20):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            target.copy_(source)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e-3)
-        _bandwidth.append(2 * source.nbytes / sorted(times)[len(times) // 2])
-    return _bandwidth[0]
+        samples.append(device_seconds(call))
+    found = quantiles(samples)
+    benchmark.extra_info.update({f"device_{name}": value for name, value in found.items()}, peak_bytes=peak)
+    benchmark.pedantic(lambda: (call(), torch.cuda.synchronize()), rounds=10, warmup_rounds=1)
+    return found["p50"]

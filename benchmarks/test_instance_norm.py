@@ -20,8 +20,9 @@ from benchmarks import harness
 
 Function = Callable[..., Tensor]
 SHAPES = [(1, 64, 256, 256), (1, 128, 128, 128), (1, 256, 64, 64), (1, 512, 31, 31)]
-# passes over x's bytes that each pass must at least make
+# passes over x's bytes that each pass must at least make, and operations for each of its elements
 PASSES = {"forward": 2, "forward+backward": 5, "double backward": 5}
+OPERATIONS = {"forward": 8, "forward+backward": 20, "double backward": 30}
 
 
 def _eager(x: Tensor, residual: Tensor | None, pad: int) -> Tensor:
@@ -80,7 +81,10 @@ def test_instance_norm(benchmark: Any, case: Any, contestant: str) -> None:
     pad = 1 if extra == "reflect pad" else 0
     if contestant == "compile":
         if kind == "double backward":
-            pytest.skip("torch.compile does not support double backward")
+            harness.unsupported(
+                operator="instance_norm_act", case=_id(case), contestant=contestant,
+                reason="torch.compile does not support double backward",
+            )  # fmt: skip
         if shape != (1, 256, 64, 64):
             pytest.skip("one shape is enough: each compilation takes seconds")
         torch._dynamo.reset()
@@ -98,6 +102,7 @@ def test_instance_norm(benchmark: Any, case: Any, contestant: str) -> None:
     harness.measure(
         benchmark, run, [None], operator="instance_norm_act", case=_id(case), contestant=contestant,
         bytes_moved=x.nbytes * (2 if contestant == "copy" else PASSES[kind]), check=check,
+        operations=None if contestant == "copy" else x.numel() * OPERATIONS[kind],
     )  # fmt: skip
 
 

@@ -55,5 +55,5 @@ def test_forward_backward(benchmark: Any, contestant: str, dtype: torch.dtype, s
     measure(
         benchmark, run, inputs,
         operator="weighted_l1", case=f"4 pairs {list(shape)} {str(dtype)[6:]}, forward + backward",
-        contestant=contestant, bytes_moved=4 * 3 * one, check=check,
+        contestant=contestant, bytes_moved=4 * 3 * one, operations=4 * 5 * torch.Size(shape).numel(), check=check,
     )  # fmt: skip

@@ -1,0 +1,28 @@
+"""Contestants of a case run one after another, and the result file says what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pytest
+
+from benchmarks import harness
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the contestants of a case next to each other: what slows a machine for a minute slows all of them."""
+    first: dict[Hashable, int] = {}
+    items.sort(key=lambda item: first.setdefault(_case(item), len(first)))
+
+
+def _case(item: pytest.Item) -> Hashable:
+    parameters = getattr(item, "callspec", None)
+    case = {} if parameters is None else {k: v for k, v in parameters.params.items() if k != "contestant"}
+    return item.path, item.name.partition("[")[0], repr(case)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    output_json["environment"] = harness.environment()
+    output_json["unsupported"] = harness.UNSUPPORTED
