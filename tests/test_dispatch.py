@@ -10,6 +10,7 @@ import torch
 
 import fastgan
 import fastgan.functional as F
+from fastgan.functional import instance_norm
 from fastgan.kernels import dispatch
 
 
@@ -99,8 +100,9 @@ def test_backward_runs_on_the_forward_s_backend(monkeypatch: pytest.MonkeyPatch)
     if dispatch.why_not("native", dispatch.Call("instance_norm_act", "cpu", torch.float32, (("spatial_dims", 2),))):
         pytest.skip("the native extension is not built")
     used = []
-    kernels = dispatch.kernels
-    monkeypatch.setattr(dispatch, "kernels", lambda backend, stem: used.append(backend) or kernels(backend, stem))
+    for operator in (instance_norm._forward, instance_norm._backward, instance_norm._double_backward):
+        spy = lambda *args, kernel=operator.kernel: used.append(args[-1]) or kernel(*args)
+        monkeypatch.setattr(operator, "kernel", spy)
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     with fastgan.use_backend("native"):
         y = F.instance_norm_act(x)

@@ -14,10 +14,13 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from fastgan.kernels import dispatch
 
 _library = torch.library.Library("fastgan", "DEF")
+_transforms_active = torch._C._are_functorch_transforms_active
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str))
 
@@ -49,9 +52,13 @@ class RawOperator:
 def kernel_of(stem: str, function: str) -> Callable[..., Any]:
     """The ``function`` of the kernels of ``stem``, of the backend that the last argument names."""
 
+    found: dict[str, Callable[..., Any]] = {}
+
     def run(*args: Any) -> Any:
-        *rest, backend = args
-        return getattr(dispatch.kernels(backend, stem), function)(*rest)
+        backend = args[-1]
+        if backend not in found:
+            found[backend] = getattr(dispatch.kernels(backend, stem), function)
+        return found[backend](*args[:-1])
 
     return run
 
@@ -69,13 +76,17 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
     Where nothing is to be differentiated, as in a backward pass without ``create_graph``, only ``function.forward``.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _transforms_active():
         return function.apply(*args)
-    args = torch._functorch.utils.unwrap_dead_wrappers(args)
-    recording = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
-    if not recording and torch.autograd.forward_ad._current_level < 0:
+    # As Function.apply does: a tensor that has left its transform is what it wraps.
+    args = tuple([_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in args])
+    if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any(map(_requires_grad, args))):
         return function.forward(*args)
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def _requires_grad(argument: Any) -> bool:
+    return getattr(argument, "requires_grad", False)
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
