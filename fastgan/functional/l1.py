@@ -17,7 +17,6 @@ from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
-from fastgan.reference.l1 import result_dtype
 
 _NAME = "weighted_l1"
 # Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
@@ -49,18 +48,25 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         ValueError: no pairs, a pair of other than three items, empty tensors, shapes or devices that differ.
     """
     _check_arguments(pairs)
-    dtype = result_dtype(pairs)
-    widest = next((t for a, b, _ in pairs for t in (a, b) if t.dtype == dtype), pairs[0][0])
-    backend = dispatch.select(_NAME, widest)
+    sides = [t for a, b, _ in pairs for t in (a, b)]
+    dtypes = [t.dtype for t in sides]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    widest = dtypes.index(dtype) if dtype in dtypes else 0
+    backend = dispatch.select(_NAME, sides[widest])
     if backend == "reference":
         return reference.weighted_l1(pairs)
-    tensors: list[Tensor] = []
-    for a, b, _ in pairs:
-        tensors += _aligned(a, b)
-    weights = tuple([float(weight) for _, _, weight in pairs])
     recording = torch.is_grad_enabled()
-    wanted = tuple([recording and (a.requires_grad or b.requires_grad) for a, b, _ in pairs])
-    value: Tensor = apply(_Forward, (weights, wanted, dtype, backend), *tensors)[0]
+    tensors: list[Tensor] = []
+    numels, weights, sign_bytes = [], [], []
+    for a, b, weight in pairs:
+        n = a.numel()
+        tensors += _aligned(a, b)
+        numels.append(n)
+        weights.append(float(weight))
+        # Packed signs of whole chunks, two bits each, where there will be a backward pass.
+        wanted = recording and (a.requires_grad or b.requires_grad)
+        sign_bytes.append(-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if wanted else 0)
+    value: Tensor = apply(_Forward, (numels, weights, sign_bytes, dtype, backend), *tensors)[0]
     return value
 
 
@@ -90,10 +96,10 @@ def _check_arguments(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
         if len(pair) != 3:
             raise ValueError(f"{_NAME}: pairs[{k}] must be (a, b, weight), got {len(pair)} items")
         a, b, weight = pair
-        for name, value in (("a", a), ("b", b)):
-            _check.tensor(_NAME, f"pairs[{k}] {name}", value)
-            _check.floating(_NAME, f"pairs[{k}] {name}", value)
-            _check.same_device(_NAME, f"pairs[{k}] {name}", value, "pairs[0] a", pairs[0][0])
+        for name, value in ((f"pairs[{k}] a", a), (f"pairs[{k}] b", b)):
+            _check.tensor(_NAME, name, value)
+            _check.floating(_NAME, name, value)
+            _check.same_device(_NAME, name, value, "pairs[0] a", pairs[0][0])
         if a.shape != b.shape:
             raise ValueError(
                 f"{_NAME}: pairs[{k}] a and b must have one shape, got {list(a.shape)} and {list(b.shape)}"
@@ -119,7 +125,8 @@ def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return layout.dense(a, channels_last), layout.dense(b, channels_last)
 
 
-_Setting = tuple[tuple[float, ...], tuple[bool, ...], torch.dtype, str]  # weights, signs wanted, result dtype, backend
+# Of each pair: its elements, weight and bytes of signs (0 where they are not wanted); the result's dtype; the backend.
+_Setting = tuple[list[int], list[float], list[int], torch.dtype, str]
 
 
 class _Forward(torch.autograd.Function):
@@ -127,9 +134,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(setting: _Setting, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        weights, wanted, dtype, backend = setting
-        numels = [t.numel() for t in tensors[::2]]
-        value, signs = _forward(list(tensors), weights, _sign_bytes(numels, wanted), dtype, backend)
+        _, weights, sign_bytes, dtype, backend = setting
+        value, signs = _forward(list(tensors), weights, sign_bytes, dtype, backend)
         return value, signs
 
     @staticmethod
@@ -150,7 +156,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
-        weights, _, dtype, _ = ctx.setting
+        _, weights, _, dtype, _ = ctx.setting
         tensors = ctx.saved_tensors
         pairs = list(zip(tensors[::2], tensors[1::2], weights, strict=True))
         directions = list(zip(tangents[::2], tangents[1::2], strict=True))
@@ -166,15 +172,18 @@ class _Backward(torch.autograd.Function):
         need: tuple[bool, ...],
         setting: _Setting,
     ) -> tuple[Tensor | None, ...]:
-        weights, wanted, _, backend = setting
-        if any(n and not wanted[k // 2] for k, n in enumerate(need)):
-            raise RuntimeError(f"{_NAME}: a gradient is asked for that the forward pass was not told of")
-        numels = [math.prod(shape) for shape, _, _ in layouts[::2]]
-        dtypes = [_check.FLOATING.index(dtype) if n else -1 for n, (_, _, dtype) in zip(need, layouts, strict=True)]
-        flat = iter(_backward(grad, signs, numels, weights, _sign_bytes(numels, wanted), dtypes, backend))
+        numels, weights, sign_bytes, _, backend = setting
+        codes = []
+        for k, (n, (_, _, dtype)) in enumerate(zip(need, layouts, strict=True)):
+            if n and not sign_bytes[k // 2]:
+                raise RuntimeError(f"{_NAME}: a gradient is asked for that the forward pass was not told of")
+            codes.append(_check.FLOATING.index(dtype) if n else -1)
+        flat = iter(_backward(grad, signs, numels, weights, sign_bytes, codes, backend))
         return tuple(
-            layout.unflatten(next(flat), shape, channels_last) if n else None
-            for n, (shape, channels_last, _) in zip(need, layouts, strict=True)
+            [
+                layout.unflatten(next(flat), shape, channels_last) if n else None
+                for n, (shape, channels_last, _) in zip(need, layouts, strict=True)
+            ]
         )
 
     @staticmethod
@@ -203,13 +212,12 @@ class _DoubleBackward(torch.autograd.Function):
         setting: _Setting,
         *directions: Tensor | None,
     ) -> Tensor:
-        weights, wanted, dtype, backend = setting
-        numels = [math.prod(shape) for shape, _, _ in layouts[::2]]
+        numels, weights, sign_bytes, dtype, backend = setting
         dense = [
             None if u is None else layout.dense(u, channels_last)
             for u, (_, channels_last, _) in zip(directions, layouts, strict=True)
         ]
-        grad: Tensor = _directional(dense, signs, numels, weights, _sign_bytes(numels, wanted), dtype, backend)
+        grad: Tensor = _directional(dense, signs, numels, weights, sign_bytes, dtype, backend)
         return grad
 
     @staticmethod
@@ -223,11 +231,6 @@ class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> None:
         raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
-
-
-def _sign_bytes(numels: Sequence[int], wanted: Sequence[bool]) -> list[int]:
-    """The bytes of packed signs that each pair keeps."""
-    return [-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if w else 0 for n, w in zip(numels, wanted, strict=True)]
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ _library = torch.library.Library("fastgan", "DEF")
 _transforms_active = torch._C._are_functorch_transforms_active
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str))
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype))
 
 
 class RawOperator:
@@ -64,11 +64,9 @@ def kernel_of(stem: str, function: str) -> Callable[..., Any]:
 
 
 def _is_plain(argument: Any) -> bool:
-    if type(argument) in _PLAIN:
-        return True
     if isinstance(argument, list):
-        return all(map(_is_plain, argument))
-    return not isinstance(argument, torch.Tensor)
+        return _PLAIN.issuperset(map(type, argument)) or all(map(_is_plain, argument))
+    return type(argument) in _PLAIN or not isinstance(argument, torch.Tensor)
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -25,7 +25,7 @@ def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tens
         DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), target, one_sided, samples, grads.numel() // samples,
         threads(),
     )  # fmt: skip
-    return torch.tensor(penalty, dtype=dtype), norms
+    return torch.scalar_tensor(penalty, dtype=dtype), norms
 
 
 def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
@@ -47,4 +47,4 @@ def double_backward(
         DTYPES[grads.dtype], float(grad), u.data_ptr(), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target,
         one_sided, samples, grads.numel() // samples, threads(),
     )  # fmt: skip
-    return torch.tensor(grad_grad, dtype=grad.dtype), out
+    return torch.scalar_tensor(grad_grad, dtype=grad.dtype), out

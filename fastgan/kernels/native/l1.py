@@ -29,7 +29,7 @@ def forward(
         n = a.numel()
         pairs.append((a.data_ptr(), b.data_ptr(), at if size else 0, n, weight / n, DTYPES[a.dtype], DTYPES[b.dtype]))
         at += size
-    return torch.tensor(_C.l1_forward(pairs, threads()), dtype=dtype), signs
+    return torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype), signs
 
 
 def backward(
@@ -67,7 +67,7 @@ def directional(
         if size:
             pairs.append(_pair(directions[2 * k : 2 * k + 2], at, n, weight))
         at += size
-    return torch.tensor(_C.l1_directional(pairs, threads()), dtype=dtype)
+    return torch.scalar_tensor(_C.l1_directional(pairs, threads()), dtype=dtype)
 
 
 def _pair(
