@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,9 +36,10 @@ from fastgan.models import build_discriminator, build_generator, load_official
 from fastgan.nn import fuse
 from fastgan.training import distributed, random, schedule, sheet
 from fastgan.training.ema import Ema
+from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.loader import Loader, Source
 from fastgan.training.loop import Outcome, fit
-from fastgan.training.pool import ImagePool
+from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.precision import Precision, Switch
 from fastgan.training.task import RunConfig, Stateful, Task
 
@@ -193,7 +195,9 @@ class CycleGan(Task):
             )
             for optimizer in (self.optimizer_G, self.optimizer_D)
         ]
-        self.pools = {name: ImagePool(config.pool_size, config.seed + k) for k, name in enumerate(("D_A", "D_B"))}
+        self._graphed = graphs(config, self.device)
+        pool = StaticPool if self._graphed else ImagePool
+        self.pools = {name: pool(config.pool_size, config.seed + k) for k, name in enumerate(("D_A", "D_B"))}
         self._alpha = random.Generator(config.seed + 2)
         self.ema = {name: Ema(self.networks[name], config.ema) for name in ("G_A", "G_B") if config.ema}
         self.loader = Loader(
@@ -205,6 +209,7 @@ class CycleGan(Task):
             pin_memory=self.device.type == "cuda",
         )
         self._test, self.paired = test, paired
+        self._graphs: dict[bool, StepGraph] = {}
         self._epoch_l1 = _Mean()
         self.stateful: dict[str, Stateful] = {
             "G": self.optimizer_G,
@@ -238,6 +243,7 @@ class CycleGan(Task):
         losses = self.update(
             self.precision.batch(batch["A"]), self.precision.batch(batch["B"]), apart=done % self.config.print_freq == 0
         )
+        self._epoch_l1.add(losses["l1"])
         if self.loader.epoch > epoch:
             metric = self._epoch_l1.take()
             for each in self.schedules:
@@ -250,6 +256,30 @@ class CycleGan(Task):
         Losses have the authors' names: D_A, G_A, cycle_A, idt_A and those of B, and "l1" for the sum of the cycle and
         identity terms. The fused operator computes that sum alone; without ``apart`` its terms are left out.
         """
+        inputs = {"A": real_A, "B": real_B}
+        for name, pool in self.pools.items():  # D_A's numbers, then D_B's
+            inputs[f"pool_{name}"] = pool.decide(len(real_A))
+        if self.config.gan_mode == "wgangp":
+            for name in self.pools:
+                inputs[f"alpha_{name}"] = self._draw_alpha(len(real_A))
+        if not self._graphed:
+            return self._update(inputs, apart)
+        if apart not in self._graphs:
+            self._graphs[apart] = StepGraph(
+                partial(self._update, apart=apart),
+                self.device,
+                [self.optimizer_G, self.optimizer_D],
+                share=next(iter(self._graphs.values()), None),
+            )
+        return self._graphs[apart](inputs)
+
+    def restored(self) -> None:
+        for graph in self._graphs.values():
+            graph.reset()
+
+    def _update(self, inputs: Mapping[str, Tensor], apart: bool) -> dict[str, Tensor]:
+        """:meth:`update` with all that is drawn for it on the host: the part that a graph holds."""
+        real_A, real_B = inputs["A"], inputs["B"]
         parts = list(zip(real_A.chunk(self.config.accumulate), real_B.chunk(self.config.accumulate), strict=True))
         shares = [len(a) / len(real_A) for a, _ in parts]
 
@@ -263,6 +293,7 @@ class CycleGan(Task):
                 self.precision.backward(total if len(parts) == 1 else total * shares[k])
             results.append((losses, fakes))
         self.precision.step(self.optimizer_G)
+        self._spend(self.optimizer_G)
         mean = _weighted([losses for losses, _ in results], shares)
         fake_B = torch.cat([fakes[0] for _, fakes in results]) if len(parts) > 1 else results[0][1][0]
         fake_A = torch.cat([fakes[1] for _, fakes in results]) if len(parts) > 1 else results[0][1][1]
@@ -274,8 +305,9 @@ class CycleGan(Task):
             ("D_A", [b for _, b in parts], fake_B),
             ("D_B", [a for a, _ in parts], fake_A),
         ):
-            fakes = self.pools[name].query(fake).split([len(real) for real in reals])
-            alphas = self._draw_alpha(len(fake)).split([len(real) for real in reals])
+            rows = [len(real) for real in reals]
+            fakes = self.pools[name].exchange(fake, inputs[f"pool_{name}"]).split(rows)
+            alphas = inputs[f"alpha_{name}"].split(rows) if self.config.gan_mode == "wgangp" else [None] * len(rows)
             terms = []
             for k, (real, generated, alpha) in enumerate(zip(reals, fakes, alphas, strict=True)):
                 with self._backend(), self._sync((name,), k == len(reals) - 1):
@@ -285,10 +317,16 @@ class CycleGan(Task):
                 terms.append({name: loss.detach()})
             mean.update(_weighted(terms, shares))
         self.precision.step(self.optimizer_D)
+        self._spend(self.optimizer_D)
         self.precision.update()
         for ema in self.ema.values():
             ema.update()
         return mean
+
+    def _spend(self, optimizer: torch.optim.Optimizer) -> None:
+        """Frees gradients that are used, in a graph, whose memory serves the rest of the step then."""
+        if self._graphed:
+            optimizer.zero_grad(set_to_none=True)
 
     def _generator_losses(
         self, real_A: Tensor, real_B: Tensor, apart: bool
@@ -327,11 +365,10 @@ class CycleGan(Task):
             total = _sum([adversarial_A, adversarial_B, *terms.values()])
             losses |= terms
         losses["l1"] = l1
-        self._epoch_l1.add(l1.detach())
         losses = {name: loss.detach() for name, loss in losses.items()}
         return total, losses, (fake_B.detach(), fake_A.detach())
 
-    def _discriminator_loss(self, name: str, real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    def _discriminator_loss(self, name: str, real: Tensor, fake: Tensor, alpha: Tensor | None) -> Tensor:
         """½ (GAN(D(real), 1) + GAN(D(fake), 0)), plus the penalty of wgangp."""
         config = self.config
         if config.batched_calls:
@@ -339,7 +376,7 @@ class CycleGan(Task):
         else:
             on_real, on_fake = self._run[name](real), self._run[name](fake)
         loss = (gan_loss(on_real, True, config.gan_mode) + gan_loss(on_fake, False, config.gan_mode)) * 0.5
-        if config.gan_mode == "wgangp":
+        if alpha is not None:
             loss = loss + F.gradient_penalty(
                 self.networks[name],
                 real,
@@ -352,7 +389,9 @@ class CycleGan(Task):
 
     def _generate(self, name: str, images: Tensor) -> Tensor:
         if self.config.recompute:
-            result: Tensor = checkpoint(self._run[name], images, use_reentrant=False)
+            # Nothing but dropout is random in a generator, and no random state can be kept in a CUDA graph.
+            draws = not self.config.no_dropout
+            result: Tensor = checkpoint(self._run[name], images, use_reentrant=False, preserve_rng_state=draws)
         else:
             result = self._run[name](images)
         return result
@@ -470,14 +509,13 @@ class CycleGan(Task):
             rows = -(-config.batch_size // config.accumulate)
             real_A = torch.empty(rows, config.input_nc, side, side)
             real_B = torch.empty(rows, config.output_nc, side, side)
-            run, mean = self._run, self._epoch_l1
-            self._run, self._epoch_l1 = networks, _Mean()
+            run, self._run = self._run, networks
             try:
                 hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
                 with hooks, self._backend(), self.precision.autocast():
                     self._generator_losses(real_A, real_B, False)
             finally:
-                self._run, self._epoch_l1 = run, mean
+                self._run = run
         return sum(size for _, size in kept.values()) - own
 
     def close(self) -> None:
@@ -552,6 +590,22 @@ def check(config: CycleGanConfig) -> None:
         )
 
 
+def graphs(config: CycleGanConfig, device: torch.device) -> bool:
+    """Whether steps are to be recorded as CUDA graphs.
+
+    Raises:
+        ValueError: ``cuda_graph`` is on, and something else prevents it; the message says what.
+    """
+    return wants_graph(
+        config,
+        device,
+        {
+            f"preprocess {config.preprocess} leaves images their own sizes": "crop" not in config.preprocess,
+            "recompute with dropout keeps random states": config.recompute and not config.no_dropout,
+        },
+    )
+
+
 def _prepare(network: nn.Module, compiled: bool) -> nn.Module:
     run = torch.compile(network) if compiled else network
     return distributed.wrap(run)  # type: ignore[arg-type]
@@ -565,6 +619,7 @@ class _Mean:
         self._count = 0
 
     def add(self, value: Tensor) -> None:
+        value = value.detach()
         self._total = value.double() if self._total is None else self._total.to(value.device) + value
         self._count += 1
 

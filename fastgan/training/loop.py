@@ -223,6 +223,7 @@ def load_state(task: Task, saved: dict[str, Any], path: Path, keep_settings: boo
     for kind, named in parts.items():
         for name, part in named.items():
             _load(part, saved[kind][name], keep_settings, f"{path} does not fit {name}")
+    task.restored()
 
 
 def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:

@@ -51,6 +51,8 @@ class RunConfig:
     """Autocast: none, bf16, fp16 (with loss scaling); auto: bf16 on a GPU that has it, else none."""
     channels_last: Switch = "auto"
     """Memory format of networks and images; auto: channels last on a GPU and where fused operators keep it."""
+    cuda_graph: Switch = "auto"
+    """Record each training step as a CUDA graph and replay it; auto: on a GPU where nothing else prevents it."""
     print_freq: int = 100
     """Write the mean losses since the last time to the progress bar, stats.jsonl and TensorBoard."""
     display_freq: int = 400
@@ -79,7 +81,7 @@ class RunConfig:
         {
             "name", "checkpoints_dir", "continue_train", "allow_config_change", "max_steps", "device", "num_threads",
             "print_freq", "display_freq", "save_latest_freq", "save_epoch_freq", "eval_freq", "best_metric", "keep",
-            "nan", "tensorboard", "progress", "dry_run",
+            "nan", "tensorboard", "progress", "dry_run", "cuda_graph",
         }
     )  # fmt: skip
 
@@ -121,6 +123,9 @@ class Task(abc.ABC):
 
         It must not wait for the device.
         """
+
+    def restored(self) -> None:  # noqa: B027 -- most have nothing to do
+        """Called when the states of networks and parts were replaced by saved ones."""
 
     @property
     def epoch(self) -> int:

@@ -1,0 +1,246 @@
+"""Steps over static memory. What a CUDA graph requires of a step is tested here without one: it reads and writes the
+same storages each time, asks for no value, and computes what the plain step computes. The recording itself is in
+tests/training/test_graph_gpu.py."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastgan.training import cyclegan
+from fastgan.training.cyclegan import CycleGan
+from fastgan.training.graph import StepGraph, wants_graph
+from fastgan.training.pool import ImagePool, StaticPool
+from fastgan.training.task import RunConfig
+from tests.training.test_cyclegan_step import Pairs, tiny
+
+CPU = torch.device("cpu")
+SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "masked_select", "unique_consecutive")
+
+
+class Recorder(TorchDispatchMode):
+    """What a recording would hold: the storages from outside that operations touch, and any that ask for a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs: list[str] = []
+        self.outside: set[int] = set()
+        self._made: dict[int, Any] = {}  # kept alive, so that no address is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in SYNCS:
+            self.syncs.append(str(func))
+        for tensor in tree_leaves((args, kwargs or {})):
+            if isinstance(tensor, Tensor) and tensor.numel():
+                pointer = tensor.untyped_storage().data_ptr()
+                if pointer not in self._made:
+                    self.outside.add(pointer)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.outside:
+                self._made[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return result
+
+
+@contextlib.contextmanager
+def recorded(graph: StepGraph) -> Iterator[list[Recorder]]:
+    """Watches the calls of ``graph``'s step: not the copies of inputs into its buffers."""
+    watched: list[Recorder] = []
+    step = graph._step
+
+    def watch(inputs: Any) -> Any:
+        with Recorder() as recorder:
+            losses = step(inputs)
+        watched.append(recorder)
+        return losses
+
+    graph._step = watch
+    try:
+        yield watched
+    finally:
+        graph._step = step
+
+
+# --- the class ----------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A least-squares fit: a step in the way a graph needs it."""
+
+    def __init__(self, fused: bool = True) -> None:
+        torch.manual_seed(1)
+        self.net = nn.Linear(3, 1)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.1, fused=fused)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.3)
+        self.seen: list[dict[str, int]] = []
+
+    def step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.seen.append({name: value.data_ptr() for name, value in inputs.items()})
+        loss = (self.net(inputs["x"]) - inputs["y"]).square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_calls_use_one_set_of_buffers_and_follow_the_learning_rate(fused: bool) -> None:
+    plain, static = Line(fused), Line(fused)
+    graph = StepGraph(static.step, CPU, [static.optimizer])
+    for rows in (4, 4, 4, 3, 4, 4):  # one batch is short
+        inputs = {"x": torch.randn(rows, 3), "y": torch.randn(rows, 1)}
+        expected = plain.step(inputs)
+        assert torch.equal(graph(inputs)["loss"], expected["loss"])
+        for line in (plain, static):
+            line.schedule.step()
+        assert static.optimizer.param_groups[0]["lr"] == plain.optimizer.param_groups[0]["lr"]
+        assert isinstance(static.optimizer.param_groups[0]["lr"], float)
+    assert static.seen[0] == static.seen[1] == static.seen[2] == static.seen[4] == static.seen[5] != static.seen[3]
+    assert static.optimizer.state_dict()["param_groups"] == plain.optimizer.state_dict()["param_groups"]
+    for a, b in zip(static.net.parameters(), plain.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    graph.reset()
+    graph({"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
+    graph({"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
+    assert static.seen[-1] == static.seen[-2]
+
+
+def test_what_a_graph_cannot_hold_is_noticed() -> None:
+    """The tests below can fail: each way of breaking a recording is seen."""
+    line = Line()
+    graph, kept = StepGraph(line.step, CPU, [line.optimizer]), []
+    inputs = {"x": torch.randn(4, 3), "y": torch.randn(4, 1)}
+    with recorded(graph) as steps:
+        for _ in range(3):
+            graph(inputs)
+        assert steps[1].outside == steps[2].outside
+        assert not any(step.syncs for step in steps)
+
+    def asks(given: Any) -> dict[str, Tensor]:
+        return {"loss": line.step(given)["loss"] * float(given["x"].sum())}
+
+    def moves(given: Any) -> dict[str, Tensor]:
+        kept.append(torch.ones(4, 3) if not kept else kept[-1] + 1)
+        return line.step({**given, "x": given["x"] + kept[-1]})
+
+    for bad in (asks, moves):
+        graph = StepGraph(bad, CPU, [line.optimizer])
+        with recorded(graph) as steps:
+            for _ in range(3):
+                graph(inputs)
+        assert steps[2].syncs or steps[1].outside != steps[2].outside
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "obstacles", "message"),
+    [
+        ({}, "cpu", {}, "no CUDA graph on device cpu"),
+        ({"amp": "fp16", "fused": False}, "cuda", {}, "fp16 without fused"),
+        ({}, "cuda", {"the sky falls": True, "it does not": False}, "cannot be on: the sky falls$"),
+    ],
+)
+def test_impossible_graphs_are_refused(settings: Any, device: str, obstacles: Any, message: str) -> None:
+    where = torch.device(device)
+    with pytest.raises(ValueError, match=message):
+        wants_graph(RunConfig(cuda_graph="on", **settings), where, obstacles)
+    assert not wants_graph(RunConfig(**settings), where, obstacles)
+    assert not wants_graph(RunConfig(cuda_graph="off"), torch.device("cuda"), {})
+    assert wants_graph(RunConfig(), torch.device("cuda"), {})
+
+
+@pytest.mark.parametrize(("size", "batch"), [(1, 1), (3, 4), (5, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_static_pool_is_the_pool(size: int, batch: int, layout: torch.memory_format) -> None:
+    """Images, layouts and states, also over a save; with slots drawn twice in a batch."""
+    plain, static = ImagePool(size, seed=3), StaticPool(size, seed=3)
+    for k in range(24):
+        images = torch.randn(batch, 2, 3, 5).to(memory_format=layout)
+        expected, made = plain.query(images), static.query(images)
+        assert torch.equal(made, expected)
+        assert made.stride() == expected.stride()
+        theirs, ours = plain.state_dict(), static.state_dict()
+        assert len(theirs["images"]) == len(ours["images"]) == min(size, (k + 1) * batch, len(ours["images"]))
+        assert all(torch.equal(a, b) for a, b in zip(theirs["images"], ours["images"], strict=True))
+        assert torch.equal(theirs["generator"], ours["generator"])
+        if k in (1, 11):
+            copies = {**ours, "images": [image.clone() for image in ours["images"]]}
+            static = StaticPool(size, seed=99)
+            static.load_state_dict(copies)
+
+
+# --- the trainers -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets trainers take the static step on the CPU."""
+    monkeypatch.setattr(cyclegan, "graphs", lambda config, device: config.cuda_graph == "on")
+
+
+CYCLEGAN = {
+    "everything": {"ema": 0.9, "no_dropout": False, "norm": "batch", "batch_size": 2},
+    "penalty in parts": {"gan_mode": "wgangp", "accumulate": 2, "batched_calls": True},
+    "recompute, bf16": {"recompute": True, "amp": "bf16"},
+    "fp16": {"amp": "fp16", "gan_mode": "vanilla", "pool_size": 1},
+    "no pool": {"pool_size": 0, "lambda_identity": 0.0, "channels_last": "off"},
+}
+
+
+def static_state(task: CycleGan) -> dict[str, int]:
+    """Where everything that a step changes is."""
+    found = {f"{n}.{k}": v for n, net in task.networks.items() for k, v in net.state_dict(keep_vars=True).items()}
+    found |= {f"ema.{n}.{k}": v for n, ema in task.ema.items() for k, v in ema.state_dict().items()}
+    for name, optimizer in task.optimizers().items():
+        for i, values in enumerate(optimizer.state.values()):
+            found |= {f"{name}.{i}.{k}": v for k, v in values.items()}
+    found |= {name: pool._block for name, pool in task.pools.items() if pool.size}
+    found |= {k: v for k, v in vars(task.precision.scaler).items() if isinstance(v, Tensor)}
+    return {name: value.data_ptr() for name, value in found.items()}
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("case", CYCLEGAN)
+def test_static_step_of_cyclegan_is_the_plain_one_and_can_be_recorded(case: str) -> None:
+    """Bit for bit; and it asks for no value, and touches the same storages each time."""
+    settings = {"fused": True, "lr": 1e-3, **CYCLEGAN[case]}
+    plain, static = (CycleGan(tiny(**settings, cuda_graph=switch), Pairs()) for switch in ("off", "on"))
+    generator, state = torch.Generator().manual_seed(4), torch.get_rng_state()
+    places: list[dict[str, int]] = []
+    watching = contextlib.ExitStack()
+    steps: list[Recorder] = []
+    for k, rows in enumerate([2, 2, 2, 2, 2, 1] if settings.get("accumulate", 1) == 1 else [2] * 5):
+        A, B = (torch.rand(rows, 3, 16, 16, generator=generator) * 2 - 1 for _ in "AB")
+        A, B = static.precision.batch(A), static.precision.batch(B)
+        torch.set_rng_state(state)
+        expected = plain.update(A, B, apart=k == 3)
+        torch.set_rng_state(state)
+        losses = static.update(A, B, apart=k == 3)
+        state = torch.get_rng_state()
+        assert losses.keys() == expected.keys()
+        for name in losses:
+            assert torch.equal(losses[name], expected[name]), (k, name)
+        if k == 0:  # what a first call allocates is there
+            steps = watching.enter_context(recorded(static._graphs[False]))
+        else:
+            places.append(static_state(static))
+        if k == 2:
+            for task in (plain, static):
+                for group in (g for optimizer in task.optimizers().values() for g in optimizer.param_groups):
+                    group["lr"] *= 0.5
+    watching.close()
+    assert all(place == places[0] for place in places)
+    assert not any(step.syncs for step in steps)
+    assert steps[0].outside == steps[1].outside == steps[2].outside  # k = 1, 2, 4
+    assert all(p.grad is None for net in static.networks.values() for p in net.parameters())
+    for name in plain.networks:
+        for (key, a), b in zip(
+            plain.networks[name].state_dict().items(), static.networks[name].state_dict().values(), strict=True
+        ):
+            assert torch.equal(a, b), (name, key)
