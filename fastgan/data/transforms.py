@@ -115,7 +115,7 @@ class Preprocess:
             pixels = pixels[top : top + self.crop_size, left : left + self.crop_size]
         if self.flip and generator is not None and _draw(2, generator):
             pixels = pixels[:, ::-1]
-        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+        x = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float()
         x = x.div_(255).sub_(0.5).div_(0.5)  # in the official code's order, so that values are the same to the bit
         if x.size(0) == channels:
             return x

@@ -146,6 +146,7 @@ def dragan_penalty(
     target: float = 1.0,
     one_sided: bool = False,
     c: float = 0.5,
+    std: Tensor | None = None,
     noise: Tensor | None = None,
     alpha: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -163,13 +164,14 @@ def dragan_penalty(
     Args:
         noise: u, real's shape, or None to draw it.
         c: scale of the noise in standard deviations of the data.
+        std: std(x), a scalar, or None to take it of ``real``; for a batch that several processes share.
 
     The other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
     real = real.detach()
     if noise is None:
         noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
-    perturbed = real + (c * real.std(correction=0)) * noise
+    perturbed = real + (c * (real.std(correction=0) if std is None else std)) * noise
     return gradient_penalty(
         critic, perturbed, real,
         weight=weight, target=target, one_sided=one_sided, alpha=alpha,

@@ -108,11 +108,13 @@ class MinibatchDiscrimination(nn.Module):
         super().__init__()
         self.kernels, self.dims = kernels, dims
         self.tensor = nn.Parameter(torch.randn(features, kernels * dims) / math.sqrt(features))
+        self.all: Callable[[Tensor], Tensor] | None = None  # the rows of all processes, where several share a batch
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             m = (features.float() @ self.tensor.float()).unflatten(1, (self.kernels, self.dims))
-            closeness = (m.unsqueeze(0) - m.unsqueeze(1)).abs().sum(3).neg().exp().sum(1)
+            others = m if self.all is None else self.all(m)
+            closeness = (others.unsqueeze(0) - m.unsqueeze(1)).abs().sum(3).neg().exp().sum(1)
         return torch.cat([features, closeness.to(features.dtype)], 1)
 
 

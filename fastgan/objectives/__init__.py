@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fastgan.objectives.base import CriticSchedule, Defaults, Objective, Requirements, Terms
+from fastgan.objectives.base import Batch, CriticSchedule, Defaults, Objective, Requirements, Terms
 from fastgan.objectives.ct_gan import ConsistencyTerm
 from fastgan.objectives.dragan import RegretAnalytic
 from fastgan.objectives.ebgan import EnergyBased
@@ -24,7 +24,7 @@ from fastgan.objectives.lsgan import LeastSquares
 from fastgan.objectives.sliced import Sliced
 from fastgan.objectives.wgan import Wasserstein, WassersteinOneSided, WassersteinPenalty
 
-__all__ = ["OBJECTIVES", "CriticSchedule", "Defaults", "Objective", "Requirements", "Terms", "make", "options"]
+__all__ = ["OBJECTIVES", "Batch", "CriticSchedule", "Defaults", "Objective", "Requirements", "Terms", "make", "options"]
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "gan": Minimax,
@@ -63,5 +63,5 @@ def options(name: str) -> dict[str, Any]:
     if name not in OBJECTIVES:
         raise ValueError(f"objectives: name must be one of {', '.join(OBJECTIVES)}, got {name!r}")
     prototype = OBJECTIVES[name]()
-    fixed = {"divergence"}
+    fixed = {"divergence", "batch"}
     return {f.name: getattr(prototype, f.name) for f in dataclasses.fields(prototype) if f.name not in fixed}

@@ -15,9 +15,28 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+import fastgan.functional as F
+
 Critic = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
 Output = Literal["logit", "score", "energy", "none"]
+
+
+def _same(rows: Tensor) -> Tensor:
+    return rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the rows that an objective sees stand to a batch that several processes share; by default they are all.
+
+    Every process draws random numbers for the whole batch, from generators in one state, and keeps its ``own`` rows.
+    ``all`` gives the rows of all processes to terms that are no means over samples, and gradients to each.
+    """
+
+    size: int = 1
+    own: Callable[[Tensor], Tensor] = _same
+    all: Callable[[Tensor], Tensor] = _same
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,9 @@ class Objective:
     """Judge real and fake in one call of the critic: fewer, larger kernels and the same result, unless the critic
     mixes samples."""
 
+    batch: Batch = field(default=Batch())
+    """See :class:`Batch`; a trainer of several processes sets it."""
+
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
@@ -136,12 +158,18 @@ class Classifier(Objective):
         if not self.feature_matching:
             return self._generator_loss(critic, fake)
         with torch.no_grad():
-            target = full(forward_features(critic, real)[1]).mean(0)
-        matched = full(forward_features(critic, fake)[1]).mean(0)
+            target = self.batch.all(full(forward_features(critic, real)[1])).mean(0)
+        matched = self.batch.all(full(forward_features(critic, fake)[1])).mean(0)
         return {"feature_matching": (target - matched).square().sum()}
 
     def _generator_loss(self, critic: Critic, fake: Tensor) -> Terms:
         raise NotImplementedError
+
+
+def draw_alpha(batch: Batch, real: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The α of a gradient penalty, [N]: this process's of those that one process would draw for the whole batch."""
+    one = torch.ones(len(real) * batch.size, device=real.device)
+    return batch.own(F.interpolate(one, torch.zeros_like(one), generator=generator))
 
 
 def forward_features(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:

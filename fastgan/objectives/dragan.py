@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import fastgan.functional as F
-from fastgan.objectives.base import Critic, Defaults, Requirements, Terms
+from fastgan.objectives.base import Critic, Defaults, Requirements, Terms, draw_alpha
 from fastgan.objectives.gan import NonSaturating
 
 
@@ -34,7 +34,13 @@ class RegretAnalytic(NonSaturating):
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
         terms = super().critic_loss(critic, real, fake)
+        given: dict[str, Any] = {"generator": generator}
+        if self.batch.size > 1:
+            shape = (len(real) * self.batch.size, *real.shape[1:])
+            noise = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+            given = {"noise": self.batch.own(noise), "alpha": draw_alpha(self.batch, real, generator)}
+            given["std"] = self.batch.all(real).std(correction=0)
         terms["penalty"] = F.dragan_penalty(
-            critic, real, weight=self.weight, c=self.spread, generator=generator, grad_scale=self.grad_scale
+            critic, real, weight=self.weight, c=self.spread, grad_scale=self.grad_scale, **given
         )
         return terms

@@ -48,7 +48,7 @@ class EnergyBased(Objective):
         if not self.pulling_away:
             return {"adversarial": full(critic(fake)).mean()}
         energy, code = forward_features(critic, fake)
-        pulling = self.pulling_away * pulling_away(full(code))
+        pulling = self.pulling_away * pulling_away(self.batch.all(full(code)))
         return {"adversarial": full(energy).mean(), "pulling_away": pulling}
 
 

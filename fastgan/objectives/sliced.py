@@ -39,6 +39,10 @@ class Sliced(Objective):
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
         distance = F.sliced_wasserstein(
-            real.flatten(1), fake.flatten(1), n_projections=self.n_projections, p=self.p, generator=generator
+            self.batch.all(real).flatten(1),
+            self.batch.all(fake).flatten(1),
+            n_projections=self.n_projections,
+            p=self.p,
+            generator=generator,
         )
         return {"sliced_wasserstein": distance**self.p}

@@ -173,6 +173,7 @@ class CycleGan(Task):
             if config.fused:
                 fuse(network)
             self.precision.place(network)
+            distributed.join_batch_norms(network)
         self._run = {name: _prepare(network, config.compile) for name, network in self.networks.items()}
         betas = (config.beta1, 0.999)
         self.optimizer_G, self.optimizer_D = (
@@ -577,8 +578,13 @@ def check(config: CycleGanConfig) -> None:
         )
     if config.gan_mode == "wgangp" and config.norm == "batch":
         raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
-    if config.batched_calls and config.norm == "batch":
-        raise ValueError("batched_calls changes the result of norm batch; it needs norm instance or none")
+    for option, used in (
+        ("batched_calls", config.batched_calls),
+        ("accumulate", config.accumulate > 1),
+        ("recompute", config.recompute),
+    ):
+        if used and config.norm == "batch":
+            raise ValueError(f"{option} changes the result of norm batch; it needs norm instance or none")
     if not 1 <= config.accumulate <= config.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
     if config.preprocess == "none" and config.batch_size > 1:
@@ -640,7 +646,8 @@ class _Mean:
 
 
 def _l1(x: Tensor, y: Tensor, weight: float) -> Tensor:
-    return nnf.l1_loss(x.to(torch.float32), y.to(torch.float32)) * weight
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return nnf.l1_loss(x.to(dtype), y.to(dtype)) * weight
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

@@ -104,6 +104,79 @@ def joint_rows(own: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient. Differentiable to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(grads[0])  # type: ignore[no-untyped-call]
+        return total
+
+
+def differentiable_rows(own: Tensor) -> Tensor:
+    """The rows of all processes, like :func:`joint_rows`; a row's gradient is the sum of those of all processes.
+
+    Under DistributedDataParallel, which averages, that makes the gradients those of the mean of the processes' losses.
+    """
+    if size() == 1:
+        return own
+    before, after = (own.new_zeros(n * len(own), *own.shape[1:]) for n in (rank(), size() - 1 - rank()))
+    rows: Tensor = _Sum.apply(torch.cat([before, own, after]))  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the joint batch, of which every process has as many rows."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean: Tensor = _Sum.apply(x.mean(dims, keepdim=True)) / size()  # type: ignore[no-untyped-call]
+        centred = x - mean
+        variance: Tensor = _Sum.apply(centred.square().mean(dims, keepdim=True)) / size()  # type: ignore[no-untyped-call]
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            count = x.numel() // x.size(1) * size()
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean.flatten(), self.momentum)
+                self.running_var.lerp_(variance.flatten() * (count / max(count - 1, 1)), self.momentum)
+        y = centred * (variance + self.eps).rsqrt()
+        if self.affine:
+            shape = [1, -1, *[1] * (x.dim() - 2)]
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype, memory_format=torch.preserve_format)
+
+
+def join_batch_norms(module: nn.Module) -> None:
+    """Lets batch norms inside ``module`` take their statistics over the joint batch; their state keeps its names.
+
+    On GPUs this is torch's SyncBatchNorm, which does not run on CPUs.
+    """
+    if size() == 1:
+        return
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                on_gpu = any(t.is_cuda for t in [*child.parameters(), *child.buffers()])
+                if on_gpu:
+                    setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+                else:
+                    child.__class__ = _JointBatchNorm
+
+
 def mean(values: Tensor) -> Tensor:
     """The mean of ``values`` over all processes."""
     if size() > 1:

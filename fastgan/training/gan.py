@@ -35,6 +35,7 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.metrics import mode_coverage
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
 from fastgan.objectives import Defaults, Objective
+from fastgan.objectives.base import draw_alpha
 from fastgan.objectives.wgan import WassersteinPenalty
 from fastgan.training import distributed, random, sheet
 from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
@@ -199,10 +200,15 @@ class GanTask(Task):
         self.data = RealData(config)
         self.generator, self.critic = make_generator(config), make_critic(config, self.objective)
         self.precision.place(self.generator)
+        distributed.join_batch_norms(self.generator)
+        if distributed.size() > 1:
+            share = objectives.Batch(distributed.size(), distributed.own_rows, distributed.differentiable_rows)
+            self.objective = replace(self.objective, batch=share)
         self.networks: dict[str, nn.Module] = {"generator": self.generator}
         self.batches = self.data.batches(self.settings.batch_size, config, self.device)
-        # Every process draws z for the joint batch; dropout and what an objective draws are each one's own.
+        # Every process draws z, and what an objective draws, for the joint batch; dropout is each one's own.
         self._latent = random.Generator(config.seed + 1, self.device)
+        self._draws = random.Generator(config.seed + 2, self.device)
         self._clock = _Clock()
         self._trained_generator = distributed.wrap(self.generator)
         self.optimizer_g = _optimizer(self.generator, self.settings, self.settings.lr_generator, config.fused)
@@ -210,6 +216,7 @@ class GanTask(Task):
             "optimizer_g": self.optimizer_g,
             "batches": self.batches,
             "latent": self._latent,
+            "draws": self._draws,
             "clock": self._clock,
             "precision": self.precision,
         }
@@ -217,6 +224,10 @@ class GanTask(Task):
             if config.fused and not mixes_samples(self.critic):
                 self.objective = replace(self.objective, joint=True)
             self.precision.place(self.critic)
+            distributed.join_batch_norms(self.critic)
+            for module in self.critic.modules():
+                if isinstance(module, MinibatchDiscrimination) and distributed.size() > 1:
+                    module.all = distributed.differentiable_rows
             self.networks = {"critic": self.critic, **self.networks}
             self._trained_critic = distributed.wrap(self.critic)
             self.optimizer_d = _optimizer(self.critic, self.settings, self.settings.lr_critic, config.fused)
@@ -274,7 +285,7 @@ class GanTask(Task):
                 fake = self.generator(self._z(len(real)))
             if self._compiled is not None:
                 return self._compiled_critic_step(real, fake)
-            terms = self.objective.critic_loss(self._trained_critic, real, fake)
+            terms = self.objective.critic_loss(self._trained_critic, real, fake, generator=self._draws.generator)
             loss = _total(terms)
         self.optimizer_d.zero_grad(set_to_none=True)
         self.precision.backward(loss)
@@ -287,8 +298,7 @@ class GanTask(Task):
         assert self._compiled is not None
         objective = self.objective
         assert isinstance(objective, WassersteinPenalty)
-        one, zero = torch.ones(len(real), 1, device=self.device), torch.zeros(len(real), 1, device=self.device)
-        alpha = F.interpolate(one, zero)[:, 0]  # the α that the uncompiled step draws
+        alpha = draw_alpha(objective.batch, real, self._draws.generator)  # what the uncompiled step draws
         losses, gradients = self._compiled(
             self.critic, real, fake, alpha, weight=objective.weight, one_sided=objective.one_sided
         )
@@ -303,7 +313,7 @@ class GanTask(Task):
             real = torch.empty(0, device=self.device) if real is None else self.precision.batch(real)
             fake = self._trained_generator(self._z(len(real) or self.settings.batch_size))
             critic = self.critic if self.critic is not None else _no_critic
-            terms = self.objective.generator_loss(critic, real, fake)
+            terms = self.objective.generator_loss(critic, real, fake, generator=self._draws.generator)
             loss = _total(terms)
             self.optimizer_g.zero_grad(set_to_none=True)
         self.precision.backward(loss)

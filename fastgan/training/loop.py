@@ -36,6 +36,8 @@ from fastgan.training.log import Bar, Stats, TensorBoard, console
 from fastgan.training.task import RunConfig, Task
 from fastgan.training.watch import Bad, Meter, not_finite
 
+# Settings in which the processes of one run may differ.
+_OWN = ("dataroot", "pretrained", "cache", "device", "num_threads", "progress")
 _HIGHER_IS_BETTER = ("psnr", "ssim", "modes", "coverage", "inception", "accuracy", "high_quality")
 
 
@@ -142,6 +144,11 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
     config = task.config
     steps = checkpoints.steps()
     progress = _Progress()
+    shared = {name: value for name, value in config.to_dict().items() if name not in _OWN}
+    for rank, others in enumerate(distributed.gather(shared)):
+        if others != shared:
+            names = ", ".join(sorted(name for name in shared if others[name] != shared[name]))
+            raise RunError(f"process {rank} was started with another {names} than process {distributed.rank()}")
     if config.best_metric and not config.eval_freq:
         raise RunError(f"best_metric {config.best_metric!r} needs evaluations: set eval_freq")
     if steps and not config.continue_train:
@@ -177,7 +184,8 @@ def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
     Raises:
         RunError: with the differences.
     """
-    now = json.loads(json.dumps(config.to_dict()))
+    saved = {"processes": 1, **saved}
+    now = json.loads(json.dumps({**config.to_dict(), "processes": distributed.size()}))
     changed = [
         f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"
         for name in sorted(saved.keys() | now.keys())
@@ -261,7 +269,7 @@ def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
         "step": progress.step,
         "seconds": progress.seconds,
         "best": progress.best,
-        "config": task.config.to_dict(),
+        "config": {**task.config.to_dict(), "processes": distributed.size()},
         "state": state(task),  # by every process: a part may need the others'
         "random": distributed.gather(random.get_state()),
     }

@@ -226,9 +226,9 @@ def test_missing_data(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_joint_batch(tmp_path):
-    """The same weights as one process with twice the batch; the penalty, whose α each draws for itself, weighs 0."""
+    """From the command line: the weights of one process with twice the batch; the run refuses to go on alone."""
     settings = {
-        "objective": "wgan-gp", "hyper": ("weight=0",), "steps": 3, "print_freq": 1, "display_freq": 0, "width_g": 8,
+        "objective": "wgan-gp", "hyper": ("weight=10",), "steps": 3, "print_freq": 1, "display_freq": 0, "width_g": 8,
         "width_d": 8, "latent_dim": 3, "n_critic": 2, "device": "cpu", "checkpoints_dir": tmp_path,
     }  # fmt: skip
     gan.train(GanConfig(**settings, name="one", batch_size=32, tensorboard=False, progress=False))
@@ -244,7 +244,10 @@ def test_two_processes_train_on_the_joint_batch(tmp_path):
     assert (apart > 2e-5).double().mean() < 0.02  # where a gradient is rounding alone, Adam still takes a step
     assert apart.max() < 2e-3
     for single, double in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert double["critic"] == pytest.approx(single["critic"], rel=1e-3, abs=1e-4)
+        for name in ("critic", "critic_penalty"):
+            assert double[name] == pytest.approx(single[name], rel=1e-3, abs=1e-4)
+    with pytest.raises(RunError, match=r"batch_size: 16 -> 32\n  processes: 2 -> 1\n"):
+        gan.train(GanConfig(**settings, name="two", batch_size=32, continue_train=True, progress=False))
 
 
 # --- sheets, samples, evaluation, command line --------------------------------------------------------------------

@@ -44,13 +44,14 @@ def plain_wgan_gp_step(
     adam_g: torch.optim.Optimizer,
     batches: list[Tensor],
     latent: torch.Generator,
+    draws: torch.Generator,
     weight: float,
 ) -> dict[str, float]:
     """Gulrajani et al. 2017, algorithm 1: one iteration of its outer loop, without a line of this package but α."""
     for real in batches:
         fake = generator(torch.randn(len(real), 3, generator=latent)).detach()
         on_real, on_fake = critic(real), critic(fake)
-        alpha = draw_alpha(torch.randint(2**63 - 1, (1,)), len(real)).view(-1, *[1] * (real.dim() - 1))
+        alpha = draw_alpha(torch.randint(2**63 - 1, (1,), generator=draws), len(real)).view(-1, *[1] * (real.dim() - 1))
         x = (alpha * real + (1 - alpha) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
         penalty = weight * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
@@ -86,14 +87,12 @@ def test_wgan_gp_is_the_papers(data, fused):
     assert (settings.lr_critic, settings.betas, settings.schedule.n) == (1e-4, (0.5, 0.9), 5)
     adam_d = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.5, 0.9))
     adam_g = torch.optim.Adam(generator.parameters(), lr=1e-4, betas=(0.5, 0.9))
-    latent = torch.Generator().manual_seed(config.seed + 1)
+    latent, draws = (torch.Generator().manual_seed(config.seed + k) for k in (1, 2))
     weight = 10.0 if data else 0.1
     for _ in range(3):
         recorded.seen.clear()
-        state = torch.get_rng_state()
         losses = task.step()
-        torch.set_rng_state(state)
-        expected = plain_wgan_gp_step(critic, generator, adam_d, adam_g, recorded.seen, latent, weight)
+        expected = plain_wgan_gp_step(critic, generator, adam_d, adam_g, recorded.seen, latent, draws, weight)
         assert len(recorded.seen) == 5
         assert list(losses) == list(expected)
         for name, value in losses.items():
@@ -101,8 +100,8 @@ def test_wgan_gp_is_the_papers(data, fused):
             floor = 1e-5 if name in ("critic", "critic_penalty") else 15 * 1e-4
             assert value.item() == pytest.approx(expected[name], rel=1e-4, abs=floor), name
     for ours, plain, start in zip((task.critic, task.generator), (critic, generator), started, strict=True):
-        apart, moved = (
-            torch.cat([(a - b).flatten() for (name, a), b in pairs if name != "head.bias"]).norm().item()
+        apart, moved = (  # the bias of a unit that is on for every sample has gradient 0 up to rounding as well
+            torch.cat([(a - b).flatten() for (name, a), b in pairs if not name.endswith("bias")]).norm().item()
             for pairs in (
                 list(zip(ours.named_parameters(), plain.parameters(), strict=True)),
                 list(zip(plain.named_parameters(), start, strict=True)),
@@ -180,9 +179,7 @@ def test_the_step_that_compiles_computes_the_same(name, monkeypatch):
     plain, compiled = GanTask(tiny(objective=name)), GanTask(tiny(objective=name, compile=True))
     assert asked == [{"fullgraph": True}]
     for _ in range(3):
-        random_state = torch.get_rng_state()
         expected = plain.step()
-        torch.set_rng_state(random_state)
         losses = compiled.step()
         assert list(losses) == list(expected)
         for key, value in losses.items():
@@ -256,8 +253,9 @@ def test_a_penalised_critic_has_no_batch_norm(name):
 @pytest.mark.parametrize("name", ["wgan-gp", "dragan", "fgan-kl", "ebgan"])
 def test_mixed_precision_losses_are_computed_in_float32(name, amp):
     """The same first losses as in float32, to half precision; finite, and every weight moves."""
-    exact = GanTask(tiny(objective=name, data="digits", width_d=32)).step()
-    mixed = GanTask(tiny(objective=name, amp=amp, data="digits", width_d=32))
+    settings = {"objective": name, "data": "digits", "width_d": 32, "n_critic": 1}
+    exact = GanTask(tiny(**settings)).step()
+    mixed = GanTask(tiny(**settings, amp=amp))
     rounded = mixed.step()
     before = copy.deepcopy(mixed.critic.state_dict())
     for _ in range(16 if amp == "fp16" else 4):  # the loss scaler skips steps until its scale fits

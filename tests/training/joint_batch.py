@@ -1,0 +1,82 @@
+"""Steps of the trainers on batches that several processes share, in float64, so that only mistakes make a difference.
+
+``torchrun … -m tests.training.joint_batch FOLDER`` writes what :func:`run` gives for every case;
+tests/training/test_joint_batch.py compares it with one process on the joint batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.training import checkpoint, distributed
+from fastgan.training.cyclegan import CycleGan
+from fastgan.training.gan import GanTask
+from tests.training.test_cyclegan_step import Pairs
+from tests.training.test_cyclegan_step import tiny as tiny_cyclegan
+from tests.training.test_gan_step import tiny
+
+DIGITS = {"data": "digits", "architecture": "dcgan"}
+CASES: dict[str, dict[str, Any]] = {
+    "penalty": {"objective": "wgan-gp", "hyper": ("weight=3",), "n_critic": 2},
+    "penalty, plain": {"objective": "wgan-gp", "fused": False, "n_critic": 1},
+    "noise around real data": {"objective": "dragan"},
+    "codes of the batch": {"objective": "ebgan", "hyper": ("pulling_away=5", "margin=5")},
+    "mean features": {"objective": "lsgan", "hyper": ("feature_matching=true",)},
+    "samples beside each other": {"objective": "non-saturating", "minibatch": 3},
+    "projections": {"objective": "sliced", "hyper": ("n_projections=16",)},
+    "pairs of samples": {"objective": "loss-sensitive"},
+    "clipping": {"objective": "wgan", "boost_first": 0, "boost_every": 0, "n_critic": 2},
+    "power iteration": {"objective": "sngan", "data": "digits", "architecture": "sngan", "n_critic": 1},
+    "batch norm in both": {"objective": "gan", **DIGITS},
+    "batch norm in the generator": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "ema": 0.5},
+    "cyclegan": {"gan_mode": "wgangp", "pool_size": 3},
+    "cyclegan, batch norm": {"gan_mode": "vanilla", "norm": "batch", "netD": "pixel"},
+}
+ROWS = 8  # of the joint batch
+
+
+class _Doubles:
+    """Batches in float64."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __next__(self) -> Tensor:
+        batch: Tensor = next(self.batches).double()
+        return batch
+
+
+def run(case: str) -> dict[str, Any]:
+    """Three steps: the mean losses of all processes, and the state of the networks after them."""
+    settings = {**CASES[case], "batch_size": ROWS // distributed.size()}
+    losses = []
+    if case.startswith("cyclegan"):
+        cyclegan = CycleGan(tiny_cyclegan(**settings), Pairs())
+        generator = torch.Generator().manual_seed(9)
+        for _ in range(3):
+            batch = torch.rand(2, ROWS, 3, 16, 16, generator=generator) * 2 - 1
+            losses.append(cyclegan.update(*map(distributed.own_rows, batch)))
+        networks = cyclegan.networks
+    else:
+        gan = GanTask(tiny(**settings))
+        gan.batches = _Doubles(gan.batches)  # type: ignore[assignment]
+        losses = [gan.step() for _ in range(3)]
+        networks = gan.networks
+    return {
+        "losses": [{name: distributed.mean(value) for name, value in step.items()} for step in losses],
+        "networks": {name: network.state_dict() for name, network in networks.items()},
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    with distributed.session(torch.device("cpu")):
+        for case in CASES:
+            result = run(case)
+            checkpoint.write(Path(sys.argv[1]) / f"{case} {distributed.rank()}", result)

@@ -1,0 +1,47 @@
+"""Two processes compute what one does with the joint batch, whatever is random or looks at the whole batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan.training import checkpoint
+from tests.training.joint_batch import CASES, run
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two processes, by case and rank."""
+    folder = tmp_path_factory.mktemp("joint")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.training.joint_batch", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one_with_the_joint_batch(written: Path, case: str) -> None:
+    _, one = checkpoint.flatten(run(case))
+    first, second = (checkpoint.flatten(checkpoint.read(written / f"{case} {rank}"))[1] for rank in (0, 1))
+    assert one.keys() == first.keys()
+    for name, value in one.items():
+        # Adam makes up to 1e-8 of a gradient that is nothing but rounding, and 1e-4 of any other.
+        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=5e-8, msg=lambda m, name=name: f"{name}: {m}")
+        assert torch.equal(first[name], second[name]), name
