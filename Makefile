@@ -1,14 +1,15 @@
 # make demo   set everything up, train CycleGAN on emoji in a few minutes, leave a picture, a curve and a table
 # make test   set everything up, run the tests
 # make lint   ruff, mypy, clang-format
-# make bench  run the benchmarks, write a result file and a report
+# make bench  run the benchmarks, write a result file and a report (BENCH_FLAGS="--parts bench" for a part)
+# make readme put the figures of committed result files into README.md and docs/
 PYTHON ?= python3
 VENV := .venv
 TEST_FLAGS ?= -n 2 --dist worksteal
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench readme clean
 install: $(VENV)/.installed
 
 $(VENV)/bin/python:
@@ -38,6 +39,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks.report $(BENCH_FLAGS)
+
+readme: install
+	$(BIN)/python -m benchmarks.report --readme
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)

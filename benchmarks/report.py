@@ -1,8 +1,9 @@
 """``python -m benchmarks.report``: runs the benchmarks, writes a result file, a report and the README's figures.
 
 python -m benchmarks.report                       run everything, write benchmarks/results/<device>.json, .md and .svg
+python -m benchmarks.report --parts bench,scaling only some of bench, scaling, profile; others stay as the file has them
 python -m benchmarks.report --from FILE           only write the report of a result file
-python -m benchmarks.report --readme [--check]    write (or only compare) the README's figures from committed results
+python -m benchmarks.report --readme [--check]    write (or only compare) what README.md and docs/ show of the results
 """
 
 from __future__ import annotations
@@ -15,76 +16,93 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-_BEGIN, _END = "<!-- figures: {} -->", "<!-- end of figures -->"
+PARTS = ("bench", "scaling", "profile")
+Results = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="a result file: write its report, measure nothing")
-    parser.add_argument("--readme", action="store_true", help="write the README's figures from the committed results")
+    parser.add_argument("--readme", action="store_true", help="write the figures of README.md and docs/")
     parser.add_argument("--check", action="store_true", help="with --readme: write nothing, fail if they differ")
     parser.add_argument("--out", type=Path, help="the result file to write (default: benchmarks/results/<device>.json)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: all of %(default)s)")
     parser.add_argument("pytest_args", nargs="*", help="passed on to pytest, after --")
     arguments = parser.parse_args()
     if arguments.readme:
-        raise SystemExit(update_readme(check=arguments.check))
-    source = arguments.source or measure(arguments.out, arguments.pytest_args)
-    write_report(source)
+        raise SystemExit(update_pages(check=arguments.check))
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such parts: {', '.join(sorted(unknown))}")
+    write_report(arguments.source or measure(arguments.out, parts, arguments.pytest_args))
 
 
-def measure(out: Path | None, pytest_args: list[str]) -> Path:
-    """Runs the benchmarks and writes their results with what is needed to read them."""
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "raw.json"
-        code = subprocess.call(
-            [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--benchmark-save-data", "-q",
-             f"--benchmark-json={raw}", *pytest_args], cwd=ROOT,
-        )  # fmt: skip
-        if not raw.exists() or not raw.read_text().strip():
-            raise SystemExit(code or 1)
-        results = condense(json.loads(raw.read_text()))
-    name = re.sub(r"[^a-z0-9]+", "-", results["device"].lower()).strip("-")
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
+    """Runs ``parts``, each in a process of its own, and writes what each found as soon as it ends."""
+    from benchmarks.harness import device_name
+
+    name = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
     out = out or RESULTS / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {out}")
+    results: Results = json.loads(out.read_text()) if out.exists() else {}
+    for part in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            raw = Path(folder) / "raw.json"
+            module = ["benchmarks.scaling"] if part == "scaling" else ["benchmarks.profile_step"]
+            command = [*module, "--out", str(raw)]
+            if part == "bench":
+                command = ["pytest", "benchmarks", "--benchmark-only", "--benchmark-save-data", "-q",
+                           f"--benchmark-json={raw}", *pytest_args]  # fmt: skip
+            code = subprocess.call([sys.executable, "-m", *command], cwd=ROOT)
+            if not raw.exists() or not raw.read_text().strip():
+                raise SystemExit(f"{part} left no results (exit status {code})")
+            found = json.loads(raw.read_text())
+        results |= condense(found) if part == "bench" else {part: found | {"commit": commit()}}
+        out.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"wrote {part} to {out}")
     return out
 
 
-def condense(raw: dict[str, Any]) -> dict[str, Any]:
+def condense(raw: dict[str, Any]) -> Results:
     """The device, versions, commit, and of every case and contestant the 20th, 50th and 80th percentile in seconds."""
-    import torch
+    from benchmarks.harness import quantiles
 
-    from benchmarks.harness import MEMORY_KEPT, device_name
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     rows = []
     for entry in raw["benchmarks"]:
         info = dict(entry["extra_info"])
-        samples = sorted(entry["stats"].get("data") or [entry["stats"]["median"]])
-        quantile = lambda q, samples=samples: samples[round(q * (len(samples) - 1))]
+        samples = entry["stats"].get("data") or [entry["stats"]["median"]]
         row = {key: info.pop(key) for key in ("operator", "case", "contestant")}
-        row |= {"p20": quantile(0.2), "p50": quantile(0.5), "p80": quantile(0.8), "samples": len(samples)}
+        row |= quantiles(samples) | {"samples": len(samples)}
         if "device_p50" in info:
             row |= {f"p{q}": info.pop(f"device_p{q}") for q in (20, 50, 80)}
-        info.pop("device", None)
         rows.append(row | info)
-    return {
-        "device": device_name(),
-        "processor": raw["machine_info"].get("cpu", {}).get("brand_raw", platform.processor()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit.stdout.strip(),
-        "freed_memory_kept": MEMORY_KEPT,
-        "rows": rows,
-    }
+    processor = raw["machine_info"].get("cpu", {}).get("brand_raw", platform.processor())
+    return {**raw["environment"], "processor": processor, "commit": commit(),
+            "unsupported": raw["unsupported"], "rows": rows}  # fmt: skip
 
 
-def ratios(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def commit() -> str:
+    """The commit measured; with a mark if the working tree differs from it."""
+    run = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    changed = run("status", "--porcelain", "--untracked-files=no", "--", "fastgan", "csrc", "benchmarks/*.py").strip()
+    return run("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
+
+
+# --- reading results ----------------------------------------------------------------------------------------------
+
+
+def ratios(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     """operator -> case -> contestant -> how many times slower than fastgan it is (fastgan itself: seconds)."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for row in results["rows"]:
@@ -99,60 +117,28 @@ def ratios(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def write_report(source: Path) -> None:
-    """Writes ``source``'s report beside it: tables as Markdown and bars of the speed-ups as SVG."""
-    results = json.loads(source.read_text())
-    kept = results.get("freed_memory_kept")
-    lines = [
-        f"# Benchmarks on {results['device']}",
-        "",
-        f"{results['processor']}; torch {results['versions']['torch']}, Python {results['versions']['python']}; "
-        f"commit {results['commit'][:12]}. Medians; every case's result was checked before it was timed."
-        + (" Freed memory was kept (mallopt): outputs do not fault in new pages." if kept else ""),
-    ]
-    for operator, cases in ratios(results).items():
-        others = sorted({name for case in cases.values() for name in case} - {"fastgan"})
-        lines += ["", f"## {operator}", "", "| case | fastgan | " + " | ".join(f"{o} ÷ fastgan" for o in others) + " |"]
-        lines.append("|---|---:|" + "---:|" * len(others))
-        for case, contestants in cases.items():
-            cells = [f"{contestants[o]:.2f}×" if o in contestants else "" for o in others]
-            ours = _time(contestants["fastgan"]) if "fastgan" in contestants else ""
-            lines.append(f"| {case} | {ours} | " + " | ".join(cells) + " |")
-    source.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    _plot(results, source.with_suffix(".svg"))
-    print(f"wrote {source.with_suffix('.md')} and {source.with_suffix('.png')}")
+def weighted(results: Results) -> dict[str, dict[str, float]]:
+    """model's step -> contestant -> seconds in all its norms, losses and penalties, each as often as it is called."""
+    calls: dict[str, dict[str, dict[str, float]]] = {}
+    for row in results["rows"]:
+        if "calls" in row:
+            cases = calls.setdefault(row["step"], {})
+            cases.setdefault(row["case"], {})[row["contestant"]] = row["calls"] * row["p50"]
+    totals = {}
+    for step, cases in calls.items():
+        names = set.intersection(*(set(case) for case in cases.values()))
+        totals[step] = {name: sum(case[name] for case in cases.values()) for name in sorted(names)}
+    return totals
 
 
-def _plot(results: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    bars = [
-        (f"{operator}\n{case}", contestants["eager"])
-        for operator, cases in ratios(results).items()
-        for case, contestants in cases.items()
-        if "eager" in contestants and "fastgan" in contestants
-    ]
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(bars)), layout="constrained")
-    axes.barh([name.replace("\n", "  ") for name, _ in bars], [ratio for _, ratio in bars], color="#3b6ea5")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("times faster than eager PyTorch")
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=7)
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def summary(results: dict[str, Any]) -> list[str]:
+def summary(results: Results) -> list[str]:
     """One table: for each operator, the geometric mean over its cases against each contestant, and the range."""
     lines = ["| operator | cases | against | geometric mean | range |", "|---|---:|---|---:|---:|"]
+    counted = {row["operator"] for row in results["rows"] if "calls" in row}  # the headline has those
     for operator, cases in ratios(results).items():
-        names = {name for case in cases.values() for name in case}
+        names = {name for case in cases.values() for name in case} if operator not in counted else set()
         # Variants of our own and the copy are for the report; here are only competitors.
-        for other in sorted(name for name in names if not name.startswith("fastgan") and name != "copy"):
+        for other in sorted(name for name in names if not name.startswith("fastgan") and name not in ("copy", "floor")):
             values = [case[other] for case in cases.values() if other in case and "fastgan" in case]
             if values:
                 mean = math.exp(sum(map(math.log, values)) / len(values))
@@ -161,24 +147,197 @@ def summary(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def update_readme(*, check: bool) -> int:
-    """Rewrites every block of figures in README.md from its result file; 1 if ``check`` and a block differs."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+def headline(results: Results) -> list[str]:
+    """Time outside convolutions in a training step, from the model-weighted calls and from the profiles."""
+    lines = []
+    if totals := weighted(results):
+        lines += ["| norms, losses and penalties of a training step | eager | fastgan | |", "|---|---:|---:|---:|"]
+        for step, seconds in totals.items():
+            if {"eager", "fastgan"} <= seconds.keys():
+                ours, eager = seconds["fastgan"], seconds["eager"]
+                lines.append(f"| {step} | {_time(eager)} | {_time(ours)} | {eager / ours:.1f}× |")
+    if profiles := results.get("profile", {}).get("steps"):
+        lines += ["", "| time outside convolutions, profiled | eager | fastgan | |", "|---|---:|---:|---:|"]
+        for step, contestants in profiles.items():
+            ours, eager = (outside(contestants[name]) for name in ("fastgan", "eager"))
+            shares = [f"{100 * outside(contestants[n]) / contestants[n]['step']:.0f} %" for n in ("eager", "fastgan")]
+            lines.append(
+                f"| {step} | {_time(eager)} ({shares[0]} of the step) | {_time(ours)} ({shares[1]}) "
+                f"| {eager / ours:.1f}× |"
+            )
+    return lines
 
-    def figures(match: re.Match[str]) -> str:
-        source = match.group(1)
-        results = json.loads((RESULTS / source).read_text())
-        note = f"{results['processor']}, {results['device']}, torch {results['versions']['torch']}, " \
-               f"commit {results['commit'][:12]}"  # fmt: skip
-        return "\n".join([_BEGIN.format(source), *summary(results), "", note, _END])
 
-    pattern = re.escape(_BEGIN).replace(r"\{\}", r"([\w.-]+)") + r".*?" + re.escape(_END)
-    updated = re.sub(pattern, figures, text, flags=re.DOTALL)
-    if check:
-        return int(updated != text)
-    readme.write_text(updated)
-    return 0
+def outside(profile: dict[str, Any]) -> float:
+    """Seconds of a profiled step that are not in a convolution or matrix product."""
+    inside = ("convolution forward", "convolution backward", "matrix product")
+    return float(profile["step"] - sum(profile["parts"].get(name, 0.0) for name in inside))
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def write_report(source: Path) -> None:
+    """Writes ``source``'s report beside it: tables as Markdown; plots as SVG, and as PNG."""
+    results = json.loads(source.read_text())
+    drawn = plots.draw(results, ratios(results), source.with_suffix(""))
+    lines = [*_head(results), ""]
+    if found := headline(results):
+        lines += ["## Time outside convolutions", "", *_HEADLINE_NOTE, "", *found, ""]
+    lines += [f"![{path.stem}]({path.name})" for path in drawn if path.suffix == ".svg"]
+    for operator in ratios(results):
+        lines += ["", *_operator(results, operator)]
+    if "scaling" in results:
+        lines += ["", *_scaling(results["scaling"])]
+    if "profile" in results:
+        lines += ["", *_profile(results["profile"])]
+    source.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    for path in (source.with_suffix(".md"), *drawn):
+        print(f"wrote {path}")
+
+
+_HEADLINE_NOTE = (
+    "Every norm, loss and penalty that the models call in a training step, at the shapes and layouts at which they call"
+    " it, forward and backward (in a gradient penalty: double backward), times how often. The profile measures the same"
+    " from the other side: a whole step less its convolutions and matrix products.",
+)
+
+
+def _head(results: Results) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [
+        f"# Benchmarks on {results['device']}",
+        "",
+        f"{results['processor']}; {versions}; commit {results['commit'][:12]}. Medians (20th to 80th percentile of the"
+        " samples); every case's result was checked before it was timed."
+        + (" Freed memory was kept (mallopt): outputs do not fault in new pages." if kept(results) else ""),
+    ]
+    if "copy_bytes_per_s" in results:
+        lines += [
+            "",
+            f"A large copy moves {results['copy_bytes_per_s'] / 1e9:.1f} GB/s, read and written, and a large matrix"
+            f" product makes {results['operations_per_s'] / 1e9:.0f} Gop/s; the load average was {results['load']:.1f}"
+            " at the end. GB/s and % of copy: the bytes that the operation must at least read and write, over its time"
+            " and over that bandwidth; floor: the time those bytes take at that bandwidth. On a CPU, tensors that stay"
+            " in its caches go beyond 100 %. Peak memory: what PyTorch's allocator held at most beyond the inputs.",
+        ]
+    return lines
+
+
+def kept(results: Results) -> bool:
+    return bool(results.get("freed_memory_kept"))
+
+
+def _operator(results: Results, operator: str) -> list[str]:
+    cases = ratios(results)[operator]
+    rows = {(r["case"], r["contestant"]): r for r in results["rows"] if r["operator"] == operator}
+    refused = {
+        (r["case"], r["contestant"]): r["reason"] for r in results.get("unsupported", []) if r["operator"] == operator
+    }
+    others = sorted({contestant for _, contestant in (*rows, *refused)} - {"fastgan"})
+    ours = [rows[case, "fastgan"] for case in cases if (case, "fastgan") in rows]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {}
+    if any("calls" in row for row in ours):
+        columns["calls"] = lambda row: f"{row['calls']:g}"
+    columns["fastgan"] = lambda row: f"{_time(row['p50'])} ({_time(row['p20'])}–{_time(row['p80'])})"
+    if any("gb_per_s" in row for row in ours):
+        columns["GB/s"] = lambda row: f"{row['gb_per_s']:.1f}" if "gb_per_s" in row else ""
+        columns["% of copy"] = lambda row: f"{row['copy_percent']:.0f}" if "copy_percent" in row else ""
+        columns["floor"] = lambda row: _time(row["floor"]) if "floor" in row else ""
+    if any("peak_bytes" in row for row in ours):
+        columns["peak memory"] = lambda row: _bytes(row["peak_bytes"]) if "peak_bytes" in row else ""
+    lines = [f"## {operator}", ""]
+    lines.append("| case | " + " | ".join([*columns, *(f"{o} ÷ fastgan" for o in others)]) + " |")
+    lines.append("|---|" + "---:|" * (len(columns) + len(others)))
+    for case, contestants in cases.items():
+        row = rows.get((case, "fastgan"))
+        cells = ["" if row is None else column(row) for column in columns.values()]
+        for other in others:
+            if other in contestants:
+                mark = "×" if row is not None else ""
+                cell = f"{contestants[other]:.2f}{mark}" if mark else _time(contestants[other])
+                peaks = [r.get("peak_bytes") for r in (rows[case, other], row or {})]
+                if all(peaks) and peaks[0] >= 2**20:
+                    cell += f" (memory {peaks[0] / peaks[1]:.1f}×)"
+            else:
+                cell = "unsupported" if (case, other) in refused else ""
+            cells.append(cell)
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    reasons = sorted({f"{contestant}: {reason}" for (_, contestant), reason in refused.items()})
+    return lines + (["", f"Unsupported: {'; '.join(reasons)}."] if reasons else [])
+
+
+def _scaling(scaling: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Scaling",
+        "",
+        "Medians of interleaved samples.",
+        "",
+        "| operator | varied | value | fastgan | eager | |",
+    ]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for row in scaling["rows"]:
+        ours, eager = row["fastgan"]["p50"], row["eager"]["p50"]
+        lines.append(
+            f"| {row['operator']} | {row['varied']} | {row['value']} | {_time(ours)} | {_time(eager)} "
+            f"| {eager / ours:.2f}× |"
+        )
+    return lines
+
+
+def _profile(profile: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Where a training step's time goes",
+        "",
+        f"By torch.profiler, {profile['threads']} threads: self time of operators, scaled to the step's time without"
+        " the profiler. The rest is Python, autograd's engine and small operators that no row names.",
+    ]
+    for step, contestants in profile["steps"].items():
+        names = sorted({name for c in contestants.values() for name in c["parts"]}, key=_part_order(contestants))
+        lines += ["", f"### {step}", "", "| | eager | share | fastgan | share |", "|---|---:|---:|---:|---:|"]
+        for name in [*names, "outside convolutions and matrix products", "whole step"]:
+            cells = []
+            for contestant in ("eager", "fastgan"):
+                c = contestants[contestant]
+                whole = {"whole step": c["step"], "outside convolutions and matrix products": outside(c)}
+                seconds = whole.get(name, c["parts"].get(name, 0.0))
+                cells += [_time(seconds) if seconds else "", f"{100 * seconds / c['step']:.1f} %"]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _part_order(contestants: dict[str, Any]) -> Callable[[str], float]:
+    return lambda name: -contestants["eager"]["parts"].get(name, 0.0)
+
+
+# --- README and docs ----------------------------------------------------------------------------------------------
+
+
+def update_pages(*, check: bool) -> int:
+    """Rewrites every generated block of README.md and docs/ from its result file; 1 if ``check`` and one differs."""
+    differs = False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        updated = re.sub(_BLOCK, lambda match: "\n".join([match[1], *_block(match[2], match[3]), match[4]]), text)
+        differs |= updated != text
+        if not check:
+            page.write_text(updated)
+    return int(check and differs)
+
+
+_BLOCK = re.compile(r"(<!-- (figures|headline|registers): ([\w.-]+) -->)\n.*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def _block(kind: str, source: str) -> list[str]:
+    results = json.loads((RESULTS / source).read_text())
+    if kind == "registers":
+        from fastgan.kernels.triton import aot
+
+        table = aot.table([line for line in results["lines"] if line["arch"] == 90])
+        return [table, "", f"Triton {results['triton']}"]
+    note = f"{results['processor']}, {results['device']}, torch {results['versions']['torch']}, " \
+           f"commit {results['commit'][:12]}"  # fmt: skip
+    return [*(summary(results) if kind == "figures" else headline(results)), "", note]
 
 
 def _time(seconds: float) -> str:
@@ -186,6 +345,13 @@ def _time(seconds: float) -> str:
         if seconds * scale >= 1:
             return f"{seconds * scale:.2f} {unit}"
     return f"{seconds * 1e9:.0f} ns"
+
+
+def _bytes(count: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_python_blocks_run_in_order() -> None:
 
 
 def test_figures_come_from_result_files() -> None:
-    assert report.update_readme(check=True) == 0
+    assert report.update_pages(check=True) == 0
 
 
 def test_links_lead_somewhere() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
+import triton
+
 from fastgan.kernels.triton import aot
+
+SAVED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "aot.json").read_text())
 
 
 def _report(module: str, *args: str) -> list[dict[str, Any]]:
@@ -29,6 +35,37 @@ def test_every_kernel_is_within_its_budget() -> None:
         f"sm_{line['arch']} {line['case']} {line['kernel']}: {line['faults']}" for line in lines if line["faults"]
     ]
     assert not faults, "\n".join(faults)
+    if SAVED["triton"] == triton.__version__:  # another compiler may do otherwise
+        worse = aot.regressions(lines, SAVED["lines"])
+        again = "python -m fastgan.kernels.triton.aot --save benchmarks/results/aot.json"
+        assert not worse, "\n".join([*worse, f"if that is right: {again}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"registers": 255, "warps": 8}, "resident warps"),
+        ({"spills": 2}, "spills 0 -> 2"),
+        ({"stack": 16}, "stack 0 -> 16"),
+        ({"wide_loads": 0}, "loads were wide, now 0 of"),
+        ({"wide_stores": 0}, "stores were wide, now 0 of"),
+        ({"bytes": 1 << 40}, "bytes"),
+        ({"case": "new"}, "not among the saved"),
+    ],
+    ids=str,
+)
+def test_what_is_worse_than_saved_is_found(change: dict[str, Any], found: str) -> None:
+    lines = copy.deepcopy(SAVED["lines"])
+    assert aot.regressions(lines, SAVED["lines"]) == []
+    line = next(line for line in lines if line["wide_loads"] and line["wide_stores"] and line["warps"] > 8)
+    line.update(change)
+    assert found in "\n".join(aot.regressions(lines, SAVED["lines"]))
+
+
+def test_more_registers_at_the_same_occupancy_are_no_regression() -> None:
+    lines = copy.deepcopy(SAVED["lines"])
+    lines[0]["registers"] += 1
+    assert aot.regressions(lines, SAVED["lines"]) == []
 
 
 def test_the_gate_sees_spills_and_narrow_accesses_and_lost_occupancy() -> None:

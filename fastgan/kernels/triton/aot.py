@@ -1,9 +1,11 @@
 r"""Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
 
-``python -m fastgan.kernels.triton.aot [--json] [--arch 90] [--stem instance_norm]`` prints, for each setting that a
-launch table can choose, on each architecture: registers, shared memory, spills, the number of 128-bit loads and
-stores, resident warps per multiprocessor, waves of the grid, and the least time its bytes take. It must run in a
-process without TRITON_INTERPRET, which would define the kernels as Python.
+``python -m fastgan.kernels.triton.aot [--json] [--arch 90] [--stem instance_norm] [--save FILE]`` prints, for each
+setting that a launch table can choose, on each architecture: registers, shared memory, spills, the number of 128-bit
+loads and stores, resident warps per multiprocessor, occupancy, waves of the grid, and the least time its bytes take. It
+must run in a process without TRITON_INTERPRET, which would define the kernels as Python.
+
+``--save`` writes the lines and Triton's version to a file. :func:`regressions` holds new lines against it.
 
 **Registering kernels.** A module of :data:`STEMS` has a function ``aot_cases()`` that yields a :class:`Case` for each
 setting of its launch table. A case runs the stem's launchers on meta tensors; each launch they make (through
@@ -17,7 +19,7 @@ compiled, and held against its :class:`Budget`. For example::
             yield Case(f"copy {dtype}", lambda x=x: forward(x), (Budget(moved),))
 
 ``tests/kernels/test_triton_aot.py`` runs :func:`report` in one subprocess over all of them and fails on any line of
-:attr:`Line.faults`.
+:attr:`Line.faults`, and on what is worse than in ``benchmarks/results/aot.json``.
 """
 
 from __future__ import annotations
@@ -105,6 +107,7 @@ class Line:
     stores: int
     wide_stores: int
     warps: int  # resident per multiprocessor
+    occupancy: float  # of the warps that a multiprocessor can hold
     waves: float
     bytes: int
     floor_us: float
@@ -232,6 +235,7 @@ def _line(case: str, launch: Launch, budget: Budget, arch: int, done: dict[objec
         num_warps=launch.num_warps,
         programs=programs,
         warps=warps,
+        occupancy=round(warps / device.warps, 2),
         waves=round(programs * launch.num_warps / (warps * device.multiprocessors), 2) if warps else 0.0,
         bytes=budget.bytes,
         floor_us=round(budget.bytes / device.bandwidth * 1e6, 2),
@@ -247,17 +251,58 @@ def _tool(name: str, *args: str) -> str:
     return subprocess.run([str(tool), *args], check=True, capture_output=True, text=True).stdout
 
 
+def save(lines: list[Line], path: Path) -> None:
+    """Writes lines and the version of Triton that made them, one line of JSON for each."""
+    import triton
+
+    rows = ",\n".join(json.dumps(dataclasses.asdict(line)) for line in lines)
+    path.write_text(f'{{"triton": "{triton.__version__}", "lines": [\n{rows}\n]}}\n')
+
+
+def regressions(lines: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[str]:
+    """What is worse in ``lines`` than in ``saved``, both as JSON, by the same version of Triton.
+
+    Fewer resident warps (more registers or shared memory, beyond a step that matters), more spills, a smaller share
+    of wide loads or stores, more bytes to move; launches that only one of the two has.
+    """
+    new, old = _by_launch(lines), _by_launch(saved)
+    found = [f"{key}: not among the saved" for key in new.keys() - old.keys()]
+    found += [f"{key}: saved, but no longer there" for key in old.keys() - new.keys()]
+    for key in sorted(new.keys() & old.keys()):
+        now, then = new[key], old[key]
+        more = (name for name in ("spills", "stack", "bytes") if now[name] > then[name])
+        found += [f"{key}: {name} {then[name]} -> {now[name]}" for name in more]
+        if now["warps"] < then["warps"]:
+            causes = ", ".join(f"{name} {then[name]} -> {now[name]}" for name in ("registers", "shared"))
+            found.append(f"{key}: resident warps {then['warps']} -> {now['warps']} ({causes})")
+        for kind in ("loads", "stores"):
+            wide = f"wide_{kind}"
+            if now[wide] * then[kind] < then[wide] * now[kind]:
+                found.append(f"{key}: {then[wide]} of {then[kind]} {kind} were wide, now {now[wide]} of {now[kind]}")
+    return found
+
+
+def _by_launch(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By architecture, case and kernel, and the how-manieth of those."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        name = f"sm_{line['arch']} {line['case']} {line['kernel']}"
+        count = sum(key.startswith(f"{name} #") for key in found)
+        found[f"{name} #{count + 1}"] = line
+    return found
+
+
 _COLUMNS = {
     "case": "case", "kernel": "kernel", "arch": "sm", "num_warps": "warps/program", "registers": "registers",
     "shared": "shared B", "spills": "spills", "wide_loads": "128-bit loads", "loads": "loads",
-    "wide_stores": "128-bit stores", "stores": "stores", "warps": "resident warps", "waves": "waves",
-    "floor_us": "bytes' floor µs",
+    "wide_stores": "128-bit stores", "stores": "stores", "warps": "resident warps", "occupancy": "occupancy",
+    "waves": "waves", "floor_us": "predicted µs",
 }  # fmt: skip
 
 
-def table(lines: list[Line]) -> str:
-    """The report as a Markdown table."""
-    rows = [[str(getattr(line, name)) for name in _COLUMNS] for line in lines]
+def table(lines: list[dict[str, Any]]) -> str:
+    """The report as a Markdown table, from lines as JSON."""
+    rows = [[str(line[name]) for name in _COLUMNS] for line in lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(_COLUMNS.values()), ["---"] * len(_COLUMNS), *rows])
 
 
@@ -266,6 +311,7 @@ def main() -> int:
     parser.add_argument("--arch", type=int, action="append", choices=list(ARCHITECTURES), help="default: all")
     parser.add_argument("--stem", action="append", choices=list(STEMS), help="default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument("--save", type=Path, help="also write the lines and Triton's version to this file")
     args = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         parser.error("TRITON_INTERPRET=1 defines kernels as Python: unset it")
@@ -275,7 +321,9 @@ def main() -> int:
         if args.json:
             print(json.dumps(dataclasses.asdict(line)), flush=True)
     if not args.json:
-        print(table(lines))
+        print(table([dataclasses.asdict(line) for line in lines]))
+    if args.save:
+        save(lines, args.save)
     faulty = [line for line in lines if line.faults]
     for line in faulty:
         print(f"sm_{line.arch} {line.case} {line.kernel}: {'; '.join(line.faults)}", file=sys.stderr)

@@ -755,6 +755,8 @@ def setting(
         group = least
         while group * 2 <= most and 2 * group * width <= 4096 and planes >= 2 * group * 2 * processors:
             group *= 2
+        if operator == "double_backward" and channels_last and padded and group * width <= 1024:
+            per_thread = min(per_thread, 4)  # with 8, odd rows spill
         return Setting(group, width, 0, _warps(group * width, per_thread))
     group = min(triton.next_power_of_2(channels), 128 // itemsize) if channels_last else 1
     tile, per_thread = _SPLIT[operator][padded]
@@ -1020,6 +1022,8 @@ def aot_cases() -> Iterator[Case]:
                 archs = (80, 90, 100) if full and channels_last else (90,)
                 yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
         yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
+        yield _case(operator, "resident, odd", (64, 127, 9, 7), half, True, True, (80, 90, 100))
+        yield _case(operator, "resident, odd", (16, 127, 61), half, True, True, (80, 90, 100))
         yield _case(operator, "looped", (16, 64, 256, 256), wide, False, False)
         yield _case(operator, "looped", (16, 64, 256, 256), half, False, True)
         yield _case(operator, "split", (1, 1, 192, 192), wide, False, False)  # arguments of 1 are compiled in
@@ -1042,7 +1046,8 @@ def _case(
 
     x = tensor(shape)
     padded = tensor((*shape[:2], *(size + 2 * pad for size in shape[2:])))
-    residual = padded[..., 1:-1, 1:-1] if full else None
+    inner = (slice(1, -1),) * (len(shape) - 2)
+    residual = padded[(..., *inner)] if full else None
     weight = torch.empty(shape[1], device="meta") if full else None
     plane = torch.empty(shape[:2], device="meta")
 

@@ -1,0 +1,117 @@
+"""The report says what the result file says: ratios, weighted totals, unsupported cells, generated blocks."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+
+
+def row(case: str, contestant: str, p50: float, operator: str = "norm", **facts: Any) -> dict[str, Any]:
+    times = {"p20": 0.9 * p50, "p50": p50, "p80": 1.2 * p50}
+    return {"operator": operator, "case": case, "contestant": contestant, "samples": 5, **times, **facts}
+
+
+RESULTS: dict[str, Any] = {
+    "device": "cpu, 2 threads", "processor": "a processor", "commit": "0123456789abcdef", "threads": 2, "load": 0.1,
+    "versions": {"python": "3.12", "torch": "2.11"}, "freed_memory_kept": True,
+    "copy_bytes_per_s": 2e10, "operations_per_s": 1e11,
+    "unsupported": [{"operator": "norm", "case": "b", "contestant": "compile", "reason": "no double backward"}],
+    "rows": [
+        row("a", "fastgan", 1e-3, bytes=10**7, gb_per_s=10.0, copy_percent=50.0, floor=5e-4, operations=2e7,
+            peak_bytes=2**21),
+        row("a", "eager", 4e-3, bytes=10**7, gb_per_s=2.5, copy_percent=12.5, floor=5e-4, operations=2e7,
+            peak_bytes=3 * 2**21),
+        row("a", "compile", 2e-3),
+        row("b", "fastgan", 1e-3),
+        row("b", "eager", 9e-3),
+        *(row(f"call {i}", name, seconds, "calls of CycleGAN", step="CycleGAN", calls=calls)
+          for i, calls in ((1, 10), (2, 1)) for name, seconds in (("fastgan", 1e-3), ("eager", 5e-3 * i))),
+    ],
+    "scaling": {"threads": 2, "rows": [
+        {"operator": "norm", "varied": "batch", "value": n, "fastgan": {"p20": n, "p50": n, "p80": n},
+         "eager": {"p20": n, "p50": 3 * n, "p80": 4 * n}} for n in (1, 2)
+    ]},
+    "profile": {"threads": 2, "steps": {"CycleGAN": {
+        "eager": {"step": 2.0, "parts": {"convolution forward": 0.5, "convolution backward": 0.5, "norm": 0.8}},
+        "fastgan": {"step": 1.2, "parts": {"convolution forward": 0.5, "convolution backward": 0.5, "norm": 0.1}},
+    }}},
+}  # fmt: skip
+
+
+def test_the_report_has_every_figure(tmp_path: Path) -> None:
+    source = tmp_path / "result.json"
+    source.write_text(json.dumps(RESULTS))
+    report.write_report(source)
+    text = source.with_suffix(".md").read_text()
+    assert "| a | 1.00 ms (900.00 µs–1.20 ms) | 10.0 | 50 | 500.00 µs | 2.0 MiB | 2.00× | 4.00× (memory 3.0×) |" in text
+    assert "| b | 1.00 ms (900.00 µs–1.20 ms) |  |  |  |  | unsupported | 9.00× |" in text
+    assert "Unsupported: compile: no double backward." in text
+    assert "| CycleGAN | 60.00 ms | 11.00 ms | 5.5× |" in text  # 10 x 5 + 10 against 10 + 1
+    assert "| CycleGAN | 1.00 s (50 % of the step) | 200.00 ms (17 %) | 5.0× |" in text
+    assert "| norm | batch | 2 | 2.00 s | 6.00 s | 3.00× |" in text
+    assert "| norm | 800.00 ms | 40.0 % | 100.00 ms | 8.3 % |" in text
+    for name in ("result", "result-roofline", "result-scaling"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({name}.svg)" in text
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    report.write_report(source)
+    assert drawn == {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+
+
+def test_a_total_is_over_contestants_that_did_every_call() -> None:
+    results = copy.deepcopy(RESULTS)
+    results["rows"].append(row("call 1", "compile", 1.0, "calls of CycleGAN", step="CycleGAN", calls=10))
+    assert report.weighted(results) == {"CycleGAN": pytest.approx({"fastgan": 0.011, "eager": 0.06})}
+
+
+def test_the_summary_leaves_out_what_the_headline_has() -> None:
+    lines = report.summary(RESULTS)
+    assert lines[2:] == ["| norm | 1 | compile | 2.0× | 2.0–2.0× |", "| norm | 2 | eager | 6.0× | 4.0–9.0× |"]
+
+
+def test_condense_takes_device_times_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "commit", lambda: "abc")
+    info = {"operator": "norm", "case": "a", "contestant": "fastgan"}
+    device = {"device_p20": 1.0, "device_p50": 2.0, "device_p80": 3.0}
+    samples = [5.0, 1.0, 4.0, 2.0, 3.0, 6.0]
+    raw = {
+        "benchmarks": [
+            {"extra_info": info, "stats": {"data": samples, "median": 3.5}},
+            {"extra_info": info | device, "stats": {"data": samples, "median": 3.5}},
+        ],
+        "environment": {"device": "cpu, 2 threads"},
+        "machine_info": {},
+        "unsupported": [],
+    }
+    wall, on_device = report.condense(raw)["rows"]
+    assert (wall["p20"], wall["p50"], wall["p80"], wall["samples"]) == (2.0, 3.0, 5.0, 6)
+    assert (on_device["p20"], on_device["p50"], on_device["p80"]) == (1.0, 2.0, 3.0)
+
+
+def test_generated_blocks_are_rewritten_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (tmp_path / "docs").mkdir()
+    (results / "r.json").write_text(json.dumps(RESULTS))
+    page = "before\n<!-- {}: r.json -->\nstale\n<!-- end of figures -->\nafter\n"
+    (tmp_path / "README.md").write_text(page.format("figures"))
+    (tmp_path / "docs" / "page.md").write_text(page.format("headline"))
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", results)
+    assert report.update_pages(check=True) == 1
+    assert "stale" in (tmp_path / "README.md").read_text()
+    assert report.update_pages(check=False) == 0
+    assert report.update_pages(check=True) == 0
+    for path, figure in ((tmp_path / "README.md", "| 6.0× |"), (tmp_path / "docs" / "page.md", "| 5.5× |")):
+        text = path.read_text()
+        assert text.startswith("before\n<!-- ")
+        assert text.endswith("<!-- end of figures -->\nafter\n")
+        assert figure in text
+        assert "stale" not in text
+        assert "a processor, cpu, 2 threads, torch 2.11, commit 0123456789ab" in text
