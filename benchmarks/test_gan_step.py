@@ -7,7 +7,10 @@ which a penalty compiles).
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,14 +35,20 @@ GPU_CASES: dict[str, dict[str, Any]] = {
 CASES = CPU_CASES if harness.DEVICE == "cpu" else GPU_CASES
 
 
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory: pytest.TempPathFactory) -> str:
+@contextlib.contextmanager
+def pictures() -> Iterator[str]:
     """A folder of random pictures: what they show does not matter here."""
-    folder = tmp_path_factory.mktemp("noise")
-    for i in range(64):
-        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return str(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(64):
+            pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"{folder}/{i}.png")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def noise() -> Iterator[str]:
+    with pictures() as folder:
+        yield folder
 
 
 def task_of(case: str, noise: str, fused: bool = True) -> GanTask:

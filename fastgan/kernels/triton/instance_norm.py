@@ -1046,8 +1046,9 @@ def _case(
 
     x = tensor(shape)
     padded = tensor((*shape[:2], *(size + 2 * pad for size in shape[2:])))
-    inner = (slice(1, -1),) * (len(shape) - 2)
-    residual = padded[(..., *inner)] if full else None
+    residual = padded if full else None
+    for dim, size in enumerate(shape[2:], 2):
+        residual = None if residual is None else residual.narrow(dim, 1, size)
     weight = torch.empty(shape[1], device="meta") if full else None
     plane = torch.empty(shape[:2], device="meta")
 

@@ -1,0 +1,159 @@
+"""``python -m benchmarks.profile_step --out FILE``: where the time of a training step goes, ours beside eager.
+
+Steps of both contestants take turns; their medians are the steps' times. Then they take turns under torch.profiler:
+every operator's self time belongs to a part by the name of the operator, or to the optimizer if that called it, and
+the parts' shares (medians) are taken of the time without the profiler. On a GPU self times are those of the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import pkgutil
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+import fastgan.functional
+from benchmarks import harness
+from fastgan.kernels.library import RawOperator
+
+# The first pattern found in an operator's name says which part of the step it is.
+PARTS = {
+    "convolution backward": r"aten::\w*conv\w*backward\w*",
+    "convolution forward": r"aten::\w*conv",
+    "matrix product": r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmv|mv)$|mkldnn_linear",
+    "norm": r"fastgan::instance_norm|aten::\w*(batch|layer|group|instance)_norm",
+    "penalty": r"fastgan::(interpolate|gradient_norm)|aten::(linalg_vector_)?norm$",
+    "losses": r"fastgan::weighted_l1|aten::(\w*mse_loss|\w*l1_loss|binary_cross|mean|abs|sgn|sign)",
+    "padding": r"aten::\w*pad",
+    "activation": r"aten::(relu|leaky_relu|threshold|tanh|sigmoid)",
+    "copies": r"aten::(copy|clone|contiguous|cat|repeat|fill|zero|_to_copy|pow)",
+    "additions": r"aten::(add|sub|mul|sum|div|neg)",
+}
+OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    found = {}
+    for name, contestants in steps().items():
+        found[name] = compare(contestants)
+        print(name)
+        for contestant, result in found[name].items():
+            print(f"  {contestant}: {1e3 * result['step']:.1f} ms")
+            for part, seconds in sorted(result["parts"].items(), key=lambda item: -item[1]):
+                print(f"    {part:28s} {1e3 * seconds:9.2f} ms  {100 * seconds / result['step']:5.1f} %")
+    out.write_text(json.dumps({"threads": torch.get_num_threads(), "steps": found}))
+
+
+def steps() -> dict[str, dict[str, Callable[[], Any]]]:
+    """What is profiled: CycleGAN's step and the WGAN-GP critic's, on the largest of the benchmarks' own cases."""
+    from benchmarks import test_cyclegan_step, test_gan_step
+
+    cyclegan = list(test_cyclegan_step.CASES)[-1]
+    tasks = {name: test_cyclegan_step.trainer(cyclegan, name) for name in ("eager", "fastgan")}
+    found: dict[str, dict[str, Callable[[], Any]]] = {
+        f"CycleGAN, {cyclegan}": {name: task.step for name, task in tasks.items()}
+    }
+    with test_gan_step.pictures() as noise:
+        for case in test_gan_step.CASES:
+            task = test_gan_step.task_of(case, noise)
+            real = next(task.batches).to(harness.DEVICE)
+            plain = test_gan_step.Plain(test_gan_step.task_of(case, noise))
+            found[f"WGAN-GP critic, {case}"] = {
+                "eager": lambda plain=plain, real=real: plain.step(real),
+                "fastgan": lambda task=task, real=real: task.critic_step(real),
+            }
+    return found
+
+
+def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, Any]]:
+    """contestant -> "step": its median in seconds, and "parts": the seconds of each part of it."""
+    for step in contestants.values():
+        step()
+    single = max(_seconds(step) for step in contestants.values())
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    profiles: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    for _ in range(max(3, min(30, int(4 / single)))):
+        for name, step in contestants.items():
+            samples[name].append(_seconds(step))
+    for _ in range(max(2, min(10, int(4 / single)))):
+        for name, step in contestants.items():
+            profiles[name].append(breakdown(step))
+    found = {}
+    for name in contestants:
+        seconds = harness.quantiles(samples[name])["p50"]
+        names = sorted({part for shares in profiles[name] for part in shares})
+        shares = {part: statistics.median(each.get(part, 0.0) for each in profiles[name]) for part in names}
+        parts = {part: share * seconds for part, share in shares.items()}
+        found[name] = {"step": seconds, "parts": {**parts, REST: seconds - sum(parts.values())}}
+    return found
+
+
+def breakdown(step: Callable[[], Any]) -> dict[str, float]:
+    """Each part's share of a step. What the profiler costs it adds to every operator, and so to every share."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if harness.DEVICE == "cuda" else [])
+    with named_kernels(), profile(activities=activities) as profiled:
+        whole = _seconds(step)
+    shares: dict[str, float] = {}
+    for event in profiled.events():
+        part = part_of(event)
+        # A kernel's time on a GPU is its operator's.
+        if part is not None and event.device_type == torch.autograd.DeviceType.CPU:
+            own = event.self_device_time_total if harness.DEVICE == "cuda" else event.self_cpu_time_total
+            shares[part] = shares.get(part, 0.0) + own * 1e-6 / whole
+    return shares
+
+
+def part_of(event: Any) -> str | None:
+    """The part of a step that a profiled operator belongs to; None for the rest."""
+    above = event
+    while above is not None:
+        if above.name.startswith("Optimizer."):
+            return OPTIMIZER
+        above = above.cpu_parent
+    return next((part for part, pattern in PARTS.items() if re.match(pattern, event.name)), None)
+
+
+@contextlib.contextmanager
+def named_kernels() -> Iterator[None]:
+    """Lets the profiler see our operators, which eager tensors reach without PyTorch's dispatcher."""
+    with contextlib.ExitStack() as stack:
+        for module in pkgutil.iter_modules(fastgan.functional.__path__, "fastgan.functional."):
+            for operator in vars(importlib.import_module(module.name)).values():
+                if isinstance(operator, RawOperator):
+                    named = _named(f"fastgan::{operator.name}", operator.kernel)
+                    stack.enter_context(mock.patch.object(operator, "kernel", named))
+        yield
+
+
+def _named(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        with record_function(name):
+            return kernel(*args)
+
+    return run
+
+
+def _seconds(step: Callable[[], Any]) -> float:
+    def whole() -> None:
+        step()
+        if harness.DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    return harness.wall_seconds(whole)
+
+
+if __name__ == "__main__":
+    main()
