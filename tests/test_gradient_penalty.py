@@ -101,6 +101,29 @@ def test_zero_norm_has_zero_derivatives(backend: str, target: float, one_sided: 
     assert torch.equal(second[0], torch.full((3,), 1.0 if target == 0 else 0.0, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64, F16])
+@pytest.mark.parametrize("shape", [(5, 3, 41, 43), (2, 90_001), (3, 2)])
+def test_gradient_of_the_forward_pass_is_that_of_a_backward_pass(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Bitwise, however samples are shared out to threads; given away once; made anew for another incoming gradient."""
+    g, threads = tensor(shape, dtype), torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        value = F.gradient_norm_penalty(g)
+        (first,) = torch.autograd.grad(value, g, retain_graph=True)
+        kept = first.clone()
+        first.fill_(torch.nan)
+        assert torch.equal(torch.autograd.grad(value, g, retain_graph=True)[0], kept)
+        (doubled,) = torch.autograd.grad(2 * F.gradient_norm_penalty(g), g)
+        torch.testing.assert_close(doubled, 2 * kept)
+        penalty = F.gradient_penalty(lambda x: (x * g[:1]).flatten(1).sum(1), g.detach(), g.detach(), weight=0.1)
+        expected = 0.1 * F.gradient_norm_penalty(g[:1])
+        torch.testing.assert_close(penalty, expected)
+        if dtype != F16:  # there, the critic's own derivatives round
+            ours, theirs = (torch.autograd.grad(loss, g)[0][:1] for loss in (penalty, expected))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    torch.set_num_threads(threads)
+
+
 def test_float16_gradients_neither_overflow_nor_underflow() -> None:
     g = torch.stack([torch.full((64,), 300.0), torch.full((64,), 1e-4)]).half().requires_grad_()
     value = F.gradient_norm_penalty(g)
@@ -265,7 +288,7 @@ def test_detached_gradient_is_refused() -> None:
 
 def test_compiled_critic_does_not_train_without_a_penalty() -> None:
     critic, (real, fake, _) = small_critic(), batch()
-    with pytest.raises(RuntimeError, match=r"double backward|cut off"):
+    with pytest.raises(RuntimeError, match=r"double backward|cut off|create_graph=False"):
         F.gradient_penalty(torch.compile(critic, backend="aot_eager"), real, fake).backward()
 
 

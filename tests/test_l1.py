@@ -108,6 +108,26 @@ def test_gradcheck_twice_and_forward_mode(backend: str) -> None:
 
 
 @native
+@pytest.mark.parametrize("dtype", [F32, F16])
+def test_gradients_of_the_forward_pass_are_those_of_a_backward_pass(dtype: torch.dtype) -> None:
+    """Bitwise; given away once, since whoever gets them may write into them; made anew where 1 is not what comes in."""
+    a, b, c = (tensor((2, 3, 70, 31), dtype, "channels_last", seed=k) for k in range(3))
+    value = F.weighted_l1([(a, b, 3.0), (c, a.detach(), -1.5)])
+    first = torch.autograd.grad(value, (a, b, c), retain_graph=True)
+    kept = [grad.clone() for grad in first]
+    for grad, leaf in zip(first, (a, b, c), strict=True):
+        assert grad.stride() == leaf.stride()
+        grad.fill_(torch.nan)
+    for k in range(2):
+        assert all(map(torch.equal, torch.autograd.grad(value, (a, b, c), retain_graph=True), kept)), k
+    doubled = torch.autograd.grad(2 * F.weighted_l1([(a, b, 3.0), (c, a.detach(), -1.5)]), (a, b, c))
+    for grad, unit in zip(doubled, kept, strict=True):
+        torch.testing.assert_close(grad, 2 * unit)
+    only = torch.autograd.grad(F.weighted_l1([(a, b, 3.0)]), b)[0]
+    assert torch.equal(only, kept[1])
+
+
+@native
 def test_third_derivative_raises() -> None:
     a, b = tensor((4,), F64), tensor((4,), F64, seed=1)
     scale = torch.ones((), dtype=F64, requires_grad=True)

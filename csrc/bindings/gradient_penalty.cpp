@@ -8,10 +8,11 @@ namespace py = pybind11;
 void bind_gradient_penalty(py::module_& m) {
   m.def(
       "gradient_penalty_forward",
-      [](int dtype, uintptr_t grads, uintptr_t norms, double target, bool one_sided, int64_t samples, int64_t size,
-         int threads) {
+      [](int dtype, uintptr_t grads, uintptr_t norms, double grad, uintptr_t out, double target, bool one_sided,
+         int64_t samples, int64_t size, int threads) {
         return FASTGAN_CALL(gradient_penalty_forward, dtype, reinterpret_cast<const void*>(grads),
-                            reinterpret_cast<void*>(norms), target, one_sided, samples, size, threads);
+                            reinterpret_cast<void*>(norms), grad, reinterpret_cast<void*>(out), target, one_sided,
+                            samples, size, threads);
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(

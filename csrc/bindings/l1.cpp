@@ -11,16 +11,15 @@ using fastgan::L1Pair;
 
 namespace {
 
-// [(address of a or 0, of b or 0, of the signs or 0, n, scale, dtype of a, dtype of b), ...]
+// [(addresses of a, b, their gradients and the signs, or 0; n, scale, dtype of a, dtype of b), ...]
 std::vector<L1Pair> parse(const py::list& items) {
   std::vector<L1Pair> pairs;
   pairs.reserve(items.size());
   for (const py::handle& item : items) {
     const auto t = py::reinterpret_borrow<py::tuple>(item);
-    pairs.push_back({reinterpret_cast<const void*>(t[0].cast<uintptr_t>()),
-                     reinterpret_cast<const void*>(t[1].cast<uintptr_t>()),
-                     reinterpret_cast<uint8_t*>(t[2].cast<uintptr_t>()), t[3].cast<int64_t>(), t[4].cast<double>(),
-                     t[5].cast<int>(), t[6].cast<int>()});
+    const auto address = [&](size_t i) { return reinterpret_cast<uint8_t*>(t[i].cast<uintptr_t>()); };
+    pairs.push_back({address(0), address(1), address(2), address(3), address(4), t[5].cast<int64_t>(),
+                     t[6].cast<double>(), t[7].cast<int>(), t[8].cast<int>()});
   }
   return pairs;
 }

@@ -12,7 +12,11 @@ void forward(const T* real, const T* fake, acc_t<T>* alpha, bool draw, uint64_t 
              int64_t size, int threads) {
   using A = acc_t<T>;
   if (draw) {
-    for (int64_t n = 0; n < samples; ++n) alpha[n] = uniform(philox(seed, static_cast<uint64_t>(n)));
+    parallel(team_for(samples, threads), [&](int thread, int team) {
+      const Range range = part(samples, thread, team);
+#pragma omp simd
+      for (int64_t n = range.begin; n < range.end; ++n) alpha[n] = uniform(philox(seed, static_cast<uint64_t>(n)));
+    });
   }
   each_piece(samples, size, threads, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
     const Vec<A> a = broadcast(alpha[n]), b = broadcast(1 - alpha[n]);

@@ -12,13 +12,19 @@ namespace fastgan::FASTGAN_ISA {
 constexpr int64_t kPiece = 4096;
 constexpr int64_t kGrain = 32 * 1024;  // elements worth a thread
 
+// How many of `threads` threads so many elements are worth.
+FASTGAN_INLINE int team_for(int64_t elements, int threads) {
+  const int64_t worth = elements / kGrain + 1;
+  return worth < threads ? static_cast<int>(worth) : threads;
+}
+
 FASTGAN_INLINE int64_t pieces_of(int64_t size) { return ceil_div(size, kPiece); }
 
 // Calls body(sample, piece of the sample, first element, end) for every piece of every sample.
 template <typename Body>
 FASTGAN_INLINE void each_piece(int64_t samples, int64_t size, int threads, const Body& body) {
-  const int64_t pieces = pieces_of(size), worth = samples * size / kGrain + 1;
-  parallel(worth < threads ? static_cast<int>(worth) : threads, [&](int thread, int team) {
+  const int64_t pieces = pieces_of(size);
+  parallel(team_for(samples * size, threads), [&](int thread, int team) {
     const Range range = part(samples * pieces, thread, team);
     int64_t n = pieces == 0 ? 0 : range.begin / pieces, piece = range.begin - n * pieces;
     for (int64_t i = range.begin; i < range.end; ++i) {
@@ -44,6 +50,52 @@ FASTGAN_INLINE double sum_partials(const double* partials, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += partials[i];
   return sum;
+}
+
+// Sums term(vector index, lanes) -> vector over each sample into partials [samples, pieces_of(size)], then calls
+// write(sample, sum, first element, end) for the pieces of the samples, if kWrite. A sample that one thread has whole
+// is written while it is still in that thread's cache; the others wait for their sums.
+template <typename A, bool kWrite, typename Term, typename Write>
+FASTGAN_INLINE void sum_then(int64_t samples, int64_t size, int threads, double* partials, const Term& term,
+                             const Write& write) {
+  const int64_t pieces = pieces_of(size);
+  const auto sum_piece = [&](int64_t begin, int64_t end) {
+    Vec<A> sum[4] = {};
+    int64_t i = begin;
+    for (; i + 4 * kLanes<A> <= end; i += 4 * kLanes<A>) {
+      for (int k = 0; k < 4; ++k) sum[k] += term(i + k * kLanes<A>, Whole{});
+    }
+    each_vector<A>(i, end, [&](int64_t j, auto lanes) { sum[0] += term(j, lanes); });
+    return static_cast<double>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])));
+  };
+  parallel(team_for(samples * size, threads), [&](int thread, int team) {
+    const Range range = part(samples * pieces, thread, team);
+    // Calls body(sample, its first piece in the range, the end) for the samples that are in the range whole, or not.
+    const auto each_sample = [&](auto&& body) {
+      for (int64_t begin = range.begin, end; begin < range.end; begin = end) {
+        const int64_t n = begin / pieces, next = (n + 1) * pieces;
+        end = next < range.end ? next : range.end;
+        body(n, begin, end);
+      }
+    };
+    const auto write_sample = [&](int64_t n, int64_t begin, int64_t end) {
+      const int64_t last = n * size + (end - n * pieces) * kPiece, whole = (n + 1) * size;
+      write(n, sum_partials(partials + n * pieces, pieces), n * size + (begin - n * pieces) * kPiece,
+            last < whole ? last : whole);
+    };
+    each_sample([&](int64_t n, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = n * size + (i - n * pieces) * kPiece, whole = (n + 1) * size;
+        partials[i] = sum_piece(first, first + kPiece < whole ? first + kPiece : whole);
+      }
+      if (kWrite && end - begin == pieces) write_sample(n, begin, end);
+    });
+    if (!kWrite) return;
+    barrier(team);
+    each_sample([&](int64_t n, int64_t begin, int64_t end) {
+      if (end - begin < pieces) write_sample(n, begin, end);
+    });
+  });
 }
 
 // Calls body(element of that type).

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of
 
 _NAME = "weighted_l1"
 # Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
@@ -66,7 +66,10 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         # Packed signs of whole chunks, two bits each, where there will be a backward pass.
         wanted = recording and (a.requires_grad or b.requires_grad)
         sign_bytes.append(-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if wanted else 0)
-    value: Tensor = apply(_Forward, (numels, weights, sign_bytes, dtype, backend), *tensors)[0]
+    # Where the C++ kernels run as they are called, the gradients cost one more write here and no pass of their own.
+    now = recording and backend == "native" and is_eager(tensors)
+    early = [now and t.requires_grad for t in tensors]
+    value: Tensor = apply(_Forward, (numels, weights, sign_bytes, dtype, backend), early, *tensors)[0]
     return value
 
 
@@ -130,32 +133,46 @@ _Setting = tuple[list[int], list[float], list[int], torch.dtype, str]
 
 
 class _Forward(torch.autograd.Function):
-    """tensors: a and b of each pair in turn."""
+    """tensors: a and b of each pair in turn. early: for which of them the gradient is computed in the forward pass.
+
+    Early gradients are those for an incoming gradient of 1, which the terms of a loss usually get. The first backward
+    pass takes them; for any other incoming gradient, and for ``create_graph``, the signs serve.
+    """
 
     @staticmethod
-    def forward(setting: _Setting, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(setting: _Setting, early: list[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
         _, weights, sign_bytes, dtype, backend = setting
-        value, signs = _forward(list(tensors), weights, sign_bytes, dtype, backend)
-        return value, signs
+        if any(early):
+            kernel = dispatch.kernels(backend, "l1").forward_with_gradients
+            return tuple(kernel(tensors, weights, sign_bytes, dtype, early))
+        result: tuple[Tensor, ...] = _forward(list(tensors), weights, sign_bytes, dtype, backend)
+        return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.setting, *tensors = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.setting, early, *tensors = inputs
+        _, signs, *gradients = output
         ctx.layouts = [(t.shape, layout.is_channels_last(t), t.dtype) for t in tensors]
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(signs, *gradients)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(signs)
+        waiting = iter(gradients)
+        ctx.early = [next(waiting) if is_early else None for is_early in early] if gradients else None
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * (1 + len(ctx.layouts))
-        return None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, ctx.needs_input_grad[1:], ctx.setting)
+            return (None,) * (2 + len(ctx.layouts))
+        need = ctx.needs_input_grad[2:]
+        early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of them
+        if early is not None and not torch.is_grad_enabled() and is_eager((grad,)) and float(grad) == 1.0:
+            return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)]
+        return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
         _, weights, _, dtype, _ = ctx.setting
         tensors = ctx.saved_tensors
         pairs = list(zip(tensors[::2], tensors[1::2], weights, strict=True))

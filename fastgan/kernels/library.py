@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -43,10 +43,7 @@ class RawOperator:
         self.overload = getattr(torch.ops.fastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        plain = _PLAIN.issuperset(map(type, args)) or all(map(_is_plain, args))
-        if plain and torch._C._len_torch_dispatch_stack() == 0:
-            return self.kernel(*args)
-        return self.overload(*args)
+        return self.kernel(*args) if _runs_plain(args) else self.overload(*args)
 
 
 def kernel_of(stem: str, function: str) -> Callable[..., Any]:
@@ -61,6 +58,17 @@ def kernel_of(stem: str, function: str) -> Callable[..., Any]:
         return found[backend](*args[:-1])
 
     return run
+
+
+def is_eager(tensors: Iterable[Any]) -> bool:
+    """Whether a kernel may be called on these as they are: no transform, no tracing, no subclass of tensors."""
+    return _runs_plain(tensors) and not _transforms_active() and forward_ad._current_level < 0
+
+
+def _runs_plain(args: Iterable[Any]) -> bool:
+    return torch._C._len_torch_dispatch_stack() == 0 and (
+        _PLAIN.issuperset(map(type, args)) or all(map(_is_plain, args))
+    )
 
 
 def _is_plain(argument: Any) -> bool:

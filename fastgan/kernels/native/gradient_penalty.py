@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, threads
+from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -19,11 +19,23 @@ def supports(call: Call) -> str | None:
 
 def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
     """The penalty, and the norms [N]. grads: [N, ...], dense."""
+    return _forward(grads, target, one_sided, 1.0, None)
+
+
+def forward_with_gradient(grads: Tensor, target: float, one_sided: bool, grad: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`forward` gives and, while a sample is in cache, ``grad`` times the gradient for ``grads``."""
+    gradient = torch.empty_like(grads)
+    return *_forward(grads, target, one_sided, grad, gradient), gradient
+
+
+def _forward(
+    grads: Tensor, target: float, one_sided: bool, grad: float, gradient: Tensor | None
+) -> tuple[Tensor, Tensor]:
     samples, dtype = grads.size(0), statistics_dtype(grads.dtype)
     norms = torch.empty(samples, dtype=dtype)
     penalty = _C.gradient_penalty_forward(
-        DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), target, one_sided, samples, grads.numel() // samples,
-        threads(),
+        DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), grad, address(gradient), target, one_sided, samples,
+        grads.numel() // samples, threads(),
     )  # fmt: skip
     return torch.scalar_tensor(penalty, dtype=dtype), norms
 

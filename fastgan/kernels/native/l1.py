@@ -22,14 +22,33 @@ def forward(
 
     tensors: a and b of each pair in turn, dense in one layout.
     """
+    value, signs, *_ = forward_with_gradients(tensors, weights, sign_bytes, dtype, [False] * len(tensors))
+    return value, signs
+
+
+def forward_with_gradients(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    sign_bytes: Sequence[int],
+    dtype: torch.dtype,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """What :func:`forward` gives and, from the same pass, the sum's gradients for those tensors that are wanted."""
     signs = torch.empty(sum(sign_bytes), dtype=torch.uint8)
+    grads = [torch.empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)]
     pairs, at = [], signs.data_ptr()
     for k, (weight, size) in enumerate(zip(weights, sign_bytes, strict=True)):
         a, b = tensors[2 * k], tensors[2 * k + 1]
         n = a.numel()
-        pairs.append((a.data_ptr(), b.data_ptr(), at if size else 0, n, weight / n, DTYPES[a.dtype], DTYPES[b.dtype]))
+        pairs.append(
+            (
+                a.data_ptr(), b.data_ptr(), address(grads[2 * k]), address(grads[2 * k + 1]), at if size else 0,
+                n, weight / n, DTYPES[a.dtype], DTYPES[b.dtype],
+            )
+        )  # fmt: skip
         at += size
-    return torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype), signs
+    value = torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype)
+    return [value, signs, *[grad for grad in grads if grad is not None]]
 
 
 def backward(
@@ -47,7 +66,7 @@ def backward(
         if size:
             sides = [None if dtype is None else torch.empty(n, dtype=dtype) for dtype in dtypes[2 * k : 2 * k + 2]]
             grads += [side for side in sides if side is not None]
-            pairs.append(_pair(sides, at, n, weight))
+            pairs.append(_pair((None, None, *sides), at, n, weight))
         at += size
     _C.l1_backward(float(grad), pairs, threads())
     return grads
@@ -65,14 +84,12 @@ def directional(
     pairs, at = [], signs.data_ptr()
     for k, (n, weight, size) in enumerate(zip(numels, weights, sign_bytes, strict=True)):
         if size:
-            pairs.append(_pair(directions[2 * k : 2 * k + 2], at, n, weight))
+            pairs.append(_pair((*directions[2 * k : 2 * k + 2], None, None), at, n, weight))
         at += size
     return torch.scalar_tensor(_C.l1_directional(pairs, threads()), dtype=dtype)
 
 
-def _pair(
-    sides: Sequence[Tensor | None], signs: int, n: int, weight: float
-) -> tuple[int, int, int, int, float, int, int]:
-    a, b = sides
-    codes = [0 if side is None else DTYPES[side.dtype] for side in sides]
-    return address(a), address(b), signs, n, weight / n, codes[0], codes[1]
+def _pair(tensors: Sequence[Tensor | None], signs: int, n: int, weight: float) -> tuple[int | float, ...]:
+    """tensors: a, b and their gradients, those that are there."""
+    codes = [max([DTYPES[t.dtype] for t in tensors[k::2] if t is not None], default=0) for k in (0, 1)]
+    return *map(address, tensors), signs, n, weight / n, *codes
