@@ -72,12 +72,12 @@ class Shuffled:
     def __next__(self) -> Tensor:
         if self._order is None:
             generator = torch.Generator().manual_seed(self._seed + 7919 * self.epoch)
-            self._order = torch.randperm(len(self._pixels), generator=generator)
+            self._order = torch.randperm(len(self._pixels), generator=generator).to(self._pixels.device)
         rows = self._order[self._position : self._position + self._joint]
         self._position += self._joint
         if self._position + self._joint > len(self._pixels):
             self.epoch, self._position, self._order = self.epoch + 1, 0, None
-        pixels = self._pixels[distributed.own_rows(rows).to(self._pixels.device)]
+        pixels = self._pixels[distributed.own_rows(rows)]
         return pixels.float() * (2 / self._top) - 1
 
     def state_dict(self) -> dict[str, Any]:

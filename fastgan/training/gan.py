@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -41,6 +41,7 @@ from fastgan.training import distributed, random, sheet
 from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
 from fastgan.training.critic_step import CriticLosses, assign_gradients, critic_gradients
 from fastgan.training.ema import Ema
+from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.precision import Precision
 from fastgan.training.task import RunConfig, Stateful, Task
@@ -248,6 +249,8 @@ class GanTask(Task):
         fixed = torch.Generator(self.device).manual_seed(config.seed + 3)
         count = config.n_samples if self.data.points is None else 16 * config.n_samples
         self._fixed_z = self.generator.latent(count, generator=fixed)
+        self._graphed = graphs(config, self.settings, self.device)
+        self._graphs: dict[str, StepGraph] = {}
         if distributed.size() > 1:
             random.seed_all(config.seed + 100 + distributed.rank())
 
@@ -274,12 +277,37 @@ class GanTask(Task):
 
     def critic_step(self, real: Tensor) -> dict[str, Tensor]:
         """One critic step on a real batch; returns its losses. The generator gets no gradient."""
+        return self._run("critic", self._update_critic, {"real": self.precision.batch(real)})
+
+    def _run(
+        self, side: str, update: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A step of one side, through its CUDA graph if there is one."""
+        if not self._graphed:
+            return update(inputs)
+        if side not in self._graphs:
+            optimizer = self.optimizer_g if side == "generator" else self.optimizer_d
+            generators = [self._latent.generator]
+            share = next(iter(self._graphs.values()), None)
+            self._graphs[side] = StepGraph(update, self.device, [optimizer], generators=generators, share=share)
+        return self._graphs[side](inputs)
+
+    def restored(self) -> None:
+        for graph in self._graphs.values():
+            graph.reset()
+
+    def _spend(self, optimizer: Optimizer) -> None:
+        """Frees gradients that are used, in a graph, whose memory serves the other steps then."""
+        if self._graphed:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _update_critic(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert self.critic is not None
+        real = inputs["real"]
         if self.settings.clip:
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(self.critic.parameters()), -self.settings.clip)
                 torch._foreach_clamp_max_(list(self.critic.parameters()), self.settings.clip)
-        real = self.precision.batch(real)
         with self.precision.autocast():
             with torch.no_grad():
                 fake = self.generator(self._z(len(real)))
@@ -290,6 +318,7 @@ class GanTask(Task):
         self.optimizer_d.zero_grad(set_to_none=True)
         self.precision.backward(loss)
         self.precision.step(self.optimizer_d)
+        self._spend(self.optimizer_d)
         self.precision.update()
         return _named("critic", terms, loss)
 
@@ -304,13 +333,18 @@ class GanTask(Task):
         )
         assign_gradients(self.critic, gradients)
         self.optimizer_d.step()
+        self._spend(self.optimizer_d)
         terms = {"real": -losses.real, "fake": losses.fake, "penalty": losses.penalty}
         return _named("critic", terms, losses.loss)
 
     def generator_step(self, real: Tensor | None) -> dict[str, Tensor]:
         """One generator step through the frozen critic; ``real`` for the objectives that look at it."""
+        inputs = {} if real is None else {"real": self.precision.batch(real)}
+        return self._run("generator", self._update_generator, inputs)
+
+    def _update_generator(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        real = inputs.get("real", torch.empty(0, device=self.device))
         with self._frozen_critic(), self.precision.autocast():
-            real = torch.empty(0, device=self.device) if real is None else self.precision.batch(real)
             fake = self._trained_generator(self._z(len(real) or self.settings.batch_size))
             critic = self.critic if self.critic is not None else _no_critic
             terms = self.objective.generator_loss(critic, real, fake, generator=self._draws.generator)
@@ -318,6 +352,7 @@ class GanTask(Task):
             self.optimizer_g.zero_grad(set_to_none=True)
         self.precision.backward(loss)
         self.precision.step(self.optimizer_g)
+        self._spend(self.optimizer_g)
         self.precision.update()
         if self.average is not None:
             self.average.update()
@@ -551,6 +586,16 @@ def _compiled(config: GanConfig) -> Callable[..., tuple[CriticLosses, dict[str, 
     if config.amp == "fp16" or distributed.size() > 1:
         raise ValueError("compile serves one process without fp16's loss scaling")
     return torch.compile(critic_gradients, fullgraph=True)
+
+
+def graphs(config: GanConfig, settings: Defaults, device: torch.device) -> bool:
+    """Whether steps are to be recorded as CUDA graphs.
+
+    Raises:
+        ValueError: ``cuda_graph`` is on, and something else prevents it; the message says what.
+    """
+    asks = config.amp == "fp16" and settings.optimizer == "rmsprop"
+    return wants_graph(config, device, {"fp16 with rmsprop asks the device whether to step": asks})
 
 
 def _optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -> Optimizer:

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastgan.training import cyclegan
+from fastgan import objectives
+from fastgan.training import cyclegan, gan
 from fastgan.training.cyclegan import CycleGan
+from fastgan.training.gan import GanTask
 from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.task import RunConfig
 from tests.training.test_cyclegan_step import Pairs, tiny
+from tests.training.test_gan_step import tiny as gan_tiny
 
 CPU = torch.device("cpu")
 SYNCS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "masked_select", "unique_consecutive")
@@ -182,6 +185,7 @@ def test_static_pool_is_the_pool(size: int, batch: int, layout: torch.memory_for
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets trainers take the static step on the CPU."""
     monkeypatch.setattr(cyclegan, "graphs", lambda config, device: config.cuda_graph == "on")
+    monkeypatch.setattr(gan, "graphs", lambda config, settings, device: config.cuda_graph == "on")
 
 
 CYCLEGAN = {
@@ -243,4 +247,47 @@ def test_static_step_of_cyclegan_is_the_plain_one_and_can_be_recorded(case: str)
         for (key, a), b in zip(
             plain.networks[name].state_dict().items(), static.networks[name].state_dict().values(), strict=True
         ):
+            assert torch.equal(a, b), (name, key)
+
+
+GAN: dict[str, dict[str, Any]] = {
+    **{name: {"objective": name} for name in objectives.OBJECTIVES},
+    "wgan-gp, bf16, average, decay": {"amp": "bf16", "ema": 0.9, "lr_decay": "linear", "data": "digits"},
+    "wgan-gp, fp16, conv": {"amp": "fp16", "data": "digits", "architecture": "wgan-gp"},
+    "hinge, sngan": {"objective": "hinge", "data": "digits", "architecture": "sngan"},
+    "feature matching, batch norm": {
+        "objective": "lsgan", "hyper": ("feature_matching=true",), "data": "digits", "architecture": "dcgan",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("case", GAN)
+def test_static_steps_of_gans_are_the_plain_ones_and_can_be_recorded(case: str) -> None:
+    """Critic steps and generator steps of every objective: bit for bit, no value asked for, the same storages."""
+    settings = {"n_critic": 2, "boost": 3, "boost_first": 1, "boost_every": 0, "steps": 8, **GAN[case]}
+    plain, static = (GanTask(gan_tiny(**settings, cuda_graph=switch)) for switch in ("off", "on"))
+    state = torch.get_rng_state()
+    watching = contextlib.ExitStack()
+    steps: dict[str, list[Recorder]] = {}
+    for k in range(4):
+        torch.set_rng_state(state)
+        expected = plain.step()
+        torch.set_rng_state(state)
+        losses = static.step()
+        state = torch.get_rng_state()
+        assert list(losses) == list(expected)
+        for name in losses:
+            assert torch.equal(losses[name], expected[name]), (k, name)
+        if k == 0:
+            assert set(static._graphs) == ({"critic", "generator"} if static.critic is not None else {"generator"})
+            steps = {side: watching.enter_context(recorded(graph)) for side, graph in static._graphs.items()}
+    watching.close()
+    assert [len(steps[side]) for side in sorted(steps)] == [6, 3][2 - len(steps) :]
+    for taken in steps.values():
+        # An optimizer that is not fused reads its learning rate and step count on the host, on the CPU.
+        assert not any(step.syncs for step in taken) or static.settings.optimizer == "rmsprop"
+        assert all(step.outside == taken[0].outside for step in taken)
+    for name, network in plain.networks.items():
+        for (key, a), b in zip(network.state_dict().items(), static.networks[name].state_dict().values(), strict=True):
             assert torch.equal(a, b), (name, key)
