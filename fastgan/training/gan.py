@@ -287,7 +287,7 @@ class GanTask(Task):
             return update(inputs)
         if side not in self._graphs:
             optimizer = self.optimizer_g if side == "generator" else self.optimizer_d
-            generators = [self._latent.generator]
+            generators = [self._latent.generator, self._draws.generator]
             share = next(iter(self._graphs.values()), None)
             self._graphs[side] = StepGraph(update, self.device, [optimizer], generators=generators, share=share)
         return self._graphs[side](inputs)
