@@ -324,18 +324,25 @@ def official_flags(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: a flag asks for something that is not CycleGAN on unaligned data.
     """
-    fixed = {"model": "cycle_gan", "dataset_mode": "unaligned", "phase": "train"}
-    ignored = {"no_html": 0, "verbose": 0, "use_wandb": 0, "display_id": 1, "display_winsize": 1, "display_ncols": 1}
+    fixed = {
+        "model": "cycle_gan", "dataset_mode": "unaligned", "phase": "train",
+        "epoch": "latest", "load_iter": "0", "suffix": "",
+    }  # fmt: skip
+    bare = ("no_html", "verbose", "use_wandb", "save_by_iter")
+    valued = ("display_id", "display_winsize", "display_ncols", "display_server", "display_env", "display_port")
+    ignored = {**dict.fromkeys(bare, 0), **dict.fromkeys((*valued, "update_html_freq", "wandb_project_name"), 1)}
     result: list[str] = []
     waiting = list(arguments)
     while waiting:
         flag, equals, value = waiting.pop(0).partition("=")
         name = flag.lstrip("-").replace("-", "_") if flag.startswith("--") else ""
-        if name in fixed or name == "gpu_ids" or ignored.get(name):
+        if name in fixed or name in ("gpu_ids", "max_dataset_size") or ignored.get(name):
             value = value if equals else (waiting.pop(0) if waiting else "")
         if name in fixed:
             if value != fixed[name]:
-                raise ValueError(f"--{name} must be {fixed[name]} (this trains CycleGAN), got {value!r}")
+                raise ValueError(f"--{name} must be {fixed[name] or 'left out'} for `train cyclegan`, got {value!r}")
+        elif name == "max_dataset_size":
+            result += [] if value == "inf" else [flag, value]
         elif name == "gpu_ids":
             first = value.split(",")[0]
             result += ["--device", "cpu" if first in ("-1", "") else f"cuda:{first}"]

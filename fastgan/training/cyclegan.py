@@ -9,7 +9,7 @@ One step on images A and B::
     loss_D_A = ½ (GAN(D_A(B), 1) + GAN(D_A(pool(fake_B)), 0)), loss_D_B likewise
     one Adam step of both D
 
-GAN is least squares, cross-entropy, or Wasserstein with a gradient penalty (which the authors' option lacks).
+GAN is least squares, cross-entropy, hinge, or Wasserstein with a gradient penalty (which the authors' option lacks).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from fastgan.training.task import RunConfig, Stateful, Task
 if TYPE_CHECKING:
     from PIL import Image
 
-GanMode = Literal["lsgan", "vanilla", "wgangp"]
+GanMode = Literal["lsgan", "vanilla", "wgangp", "hinge"]
 PreprocessMode = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 
 
@@ -85,7 +85,7 @@ class CycleGanConfig(RunConfig):
     pretrained: Path | None = None
     """Begin with the weights of an official run: a folder with latest_net_G_A.pth and so on."""
     gan_mode: GanMode = "lsgan"
-    """lsgan: least squares; vanilla: cross-entropy; wgangp: Wasserstein with a gradient penalty."""
+    """lsgan: least squares; vanilla: cross-entropy; wgangp: Wasserstein with a gradient penalty; hinge."""
     lambda_A: float = 10.0
     """Weight of the cycle loss A -> B -> A."""
     lambda_B: float = 10.0
@@ -94,6 +94,8 @@ class CycleGanConfig(RunConfig):
     """Weight of the identity loss, in units of lambda_A and lambda_B; 0: none."""
     lambda_gp: float = 10.0
     """Weight of the gradient penalty of wgangp."""
+    gp_one_sided: bool = False
+    """wgangp: penalise gradient norms above 1 only."""
     pool_size: int = 50
     """Generated images that the discriminators' pools hold; 0: none."""
     n_epochs: int = 100
@@ -376,13 +378,15 @@ class CycleGan(Task):
             on_real, on_fake = self._run[name](torch.cat([real, fake.to(real.dtype)])).chunk(2)
         else:
             on_real, on_fake = self._run[name](real), self._run[name](fake)
-        loss = (gan_loss(on_real, True, config.gan_mode) + gan_loss(on_fake, False, config.gan_mode)) * 0.5
+        mode = config.gan_mode
+        loss = (gan_loss(on_real, True, mode, judging=True) + gan_loss(on_fake, False, mode, judging=True)) * 0.5
         if alpha is not None:
             loss = loss + F.gradient_penalty(
                 self.networks[name],
                 real,
                 fake.to(real.dtype),
                 weight=config.lambda_gp,
+                one_sided=config.gp_one_sided,
                 alpha=alpha.to(real.device, non_blocking=True),
                 grad_scale=1024.0 if self.precision.amp == "fp16" else 1.0,
             )
@@ -526,12 +530,15 @@ class CycleGan(Task):
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def gan_loss(scores: Tensor, real: bool, mode: GanMode) -> Tensor:
-    """The loss of scores that should say "real" (or not): the authors' GANLoss.
+def gan_loss(scores: Tensor, real: bool, mode: GanMode, *, judging: bool = False) -> Tensor:
+    """The loss of scores that should say "real" (or not): the authors' GANLoss, and the hinge.
 
-    ``lsgan``: mean (D − t)², ``vanilla``: mean cross-entropy of logits with t, t = 1 for real; ``wgangp``: ∓ mean D.
+    ``lsgan``: mean (D − t)², ``vanilla``: mean cross-entropy of logits with t, t = 1 for real; ``wgangp``: ∓ mean D;
+    ``hinge``: mean max(0, 1 ∓ D) for the discriminators (``judging``), ∓ mean D for the generators.
     """
-    if mode == "wgangp":
+    if mode == "hinge" and judging:
+        return (1 - scores if real else 1 + scores).relu().mean()
+    if mode in ("wgangp", "hinge"):
         return -scores.mean() if real else scores.mean()
     target = torch.full_like(scores, float(real))
     if mode == "lsgan":
@@ -570,12 +577,37 @@ def build_networks(config: CycleGanConfig) -> dict[str, nn.Module]:
 
 
 def check(config: CycleGanConfig) -> None:
-    """Raises ValueError if settings contradict each other."""
+    """Raises ValueError if settings are out of their range or contradict each other."""
+    least = {
+        "batch_size": 1, "accumulate": 1, "lr_decay_iters": 1, "epoch_count": 1, "n_epochs": 0, "n_epochs_decay": 0,
+        "lr": 0, "lambda_A": 0, "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0,
+    }  # fmt: skip
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
+    if not 0 <= config.beta1 < 1:
+        raise ValueError(f"beta1 must be in [0, 1), got {config.beta1}")
+    side = config.crop_size if "crop" in config.preprocess else config.load_size
+    layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
+    if layers and config.preprocess != "none" and side >> layers < 3:
+        raise ValueError(
+            f"netD {config.netD} of {layers} layers needs images of at least {3 << layers} pixels, got {side}; "
+            "use a smaller n_layers_D with netD n_layers"
+        )
     if config.lambda_identity > 0 and config.input_nc != config.output_nc:
         raise ValueError(
             "the identity loss needs as many input as output channels "
             f"(got input_nc {config.input_nc}, output_nc {config.output_nc}); set lambda_identity 0"
         )
+    if config.lr_policy == "cosine" and config.n_epochs < 1:
+        raise ValueError("lr_policy cosine takes n_epochs to reach 0: n_epochs must be at least 1, got 0")
+    if config.gan_mode == "wgangp" and config.preprocess in ("none", "scale_width"):
+        raise ValueError(
+            "gan_mode wgangp interpolates between images of both domains, which needs one size: preprocess must be "
+            f"resize_and_crop, crop or scale_width_and_crop, got {config.preprocess}"
+        )
+    if config.gp_one_sided and config.gan_mode != "wgangp":
+        raise ValueError(f"gp_one_sided is for gan_mode wgangp, got {config.gan_mode}")
     if config.gan_mode == "wgangp" and config.norm == "batch":
         raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
     for option, used in (

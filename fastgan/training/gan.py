@@ -512,6 +512,11 @@ def _check(config: GanConfig, settings: Defaults) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    not_negative = {"boost": settings.schedule.boosted - 1, "lr_d": settings.lr_critic, "clip": settings.clip or 0}
+    not_negative |= {"boost_first": settings.schedule.first, "boost_every": settings.schedule.every}
+    for name, value in not_negative.items():
+        if value < 0:
+            raise ValueError(f"{name} must be {'positive' if name == 'boost' else 'at least 0'}, got {value}")
     if not 0.0 <= config.ema < 1.0:
         raise ValueError(f"ema must be in [0, 1), got {config.ema}")
     if settings.optimizer == "rmsprop" and (config.beta1 is not None or config.beta2 is not None):

@@ -35,10 +35,16 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Image.Imag
 
 
 def table(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], gap: int = 2, scale: int = 1) -> Image.Image:
-    """Rows of single images [C, H, W] under column titles; each image is enlarged ``scale`` times."""
+    """Rows of single images [C, H, W] under column titles; each image is enlarged ``scale`` times.
+
+    Smaller images stand in the upper left of white cells of the largest height and width.
+    """
     from PIL import Image, ImageDraw
 
-    flat = torch.stack([image.expand(3, -1, -1) if image.size(0) == 1 else image for row in rows for image in row])
+    images = [image.expand(3, -1, -1) if image.size(0) == 1 else image[:3] for row in rows for image in row]
+    flat = images[0].new_ones(len(images), 3, *(max(image.size(d) for image in images) for d in (1, 2)))
+    for cell, image in zip(flat, images, strict=True):
+        cell[:, : image.size(1), : image.size(2)] = image
     flat = flat.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     body = grid(flat, columns=len(titles), gap=gap)
     header = 16

@@ -61,7 +61,9 @@ class Published:
         }
         self.alphas = torch.Generator().manual_seed(config.seed + 2)
 
-    def criterion(self, prediction: Tensor, real: bool) -> Tensor:
+    def criterion(self, prediction: Tensor, real: bool, judging: bool = False) -> Tensor:
+        if self.c.gan_mode == "hinge" and judging:
+            return torch.clamp(1 - prediction if real else 1 + prediction, min=0).mean()
         if self.c.gan_mode == "lsgan":
             return nn.MSELoss()(prediction, torch.full_like(prediction, 1.0 if real else 0.0))
         if self.c.gan_mode == "vanilla":
@@ -88,7 +90,8 @@ class Published:
         alpha = torch.rand(len(real), generator=self.alphas)[:, None, None, None]
         points = (alpha * real + (1 - alpha) * fake).requires_grad_()
         (gradient,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
-        return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean() * self.c.lambda_gp
+        slope = gradient.flatten(1).norm(dim=1) - 1
+        return (slope.clamp(min=0) if self.c.gp_one_sided else slope).square().mean() * self.c.lambda_gp
 
     def step(self, A: Tensor, B: Tensor) -> dict[str, Tensor]:
         G_A, G_B, D_A, D_B = (self.nets[k] for k in ("G_A", "G_B", "D_A", "D_B"))
@@ -114,7 +117,7 @@ class Published:
         self.adam_D.zero_grad()
         for name, net, real, made in (("D_A", D_A, B, fake_B), ("D_B", D_B, A, fake_A)):
             fake = self.pool(name, made)
-            loss = (self.criterion(net(real), True) + self.criterion(net(fake.detach()), False)) * 0.5
+            loss = (self.criterion(net(real), True, True) + self.criterion(net(fake.detach()), False, True)) * 0.5
             if self.c.gan_mode == "wgangp":
                 loss = loss + self.penalty(net, real, fake)
             loss.backward()
@@ -150,7 +153,7 @@ def weights(nets: dict[str, nn.Module]) -> dict[str, Tensor]:
     [
         {},
         {"gan_mode": "vanilla", "netD": "basic", "norm": "batch"},
-        {"lambda_identity": 0.0, "netD": "pixel", "lambda_A": 7.0},
+        {"lambda_identity": 0.0, "netD": "pixel", "lambda_A": 7.0, "gan_mode": "hinge"},
         {"netG": "unet_32", "norm": "none", "lambda_B": 3.0, "pool_size": 0, "ngf": 2},
     ],
     ids=["lsgan", "vanilla", "no-identity", "unet"],
@@ -175,6 +178,7 @@ def test_plain_step_is_the_published_one_bit_for_bit(settings: dict[str, Any]) -
     [
         {"fused": True},
         {"fused": True, "gan_mode": "wgangp"},
+        {"fused": True, "gan_mode": "wgangp", "gp_one_sided": True, "ndf": 16},
         {"fused": True, "gan_mode": "vanilla", "netG": "unet_32", "ngf": 2},
         {"fused": False, "gan_mode": "wgangp"},
     ],
@@ -279,6 +283,16 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
         ({"device": "cuda:9"}, "cuda:9"),
         ({"netG": "resnet"}, "got 'resnet'"),
         ({"ema": 1.5}, r"in \[0, 1\), got 1.5"),
+        ({"accumulate": 2, "norm": "batch"}, "accumulate changes the result of norm batch"),
+        ({"recompute": True, "norm": "batch"}, "recompute changes the result of norm batch"),
+        ({"gan_mode": "wgangp", "preprocess": "scale_width"}, "needs one size: .* got scale_width"),
+        ({"gp_one_sided": True}, "gp_one_sided is for gan_mode wgangp, got lsgan"),
+        ({"n_layers_D": 7}, "netD n_layers of 7 layers needs images of at least 384 pixels, got 256"),
+        ({"epoch_count": 0}, "epoch_count must be at least 1, got 0"),
+        ({"lambda_A": -1.0}, "lambda_A must be at least 0, got -1"),
+        ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, got 0"),
+        ({"lr_policy": "cosine", "n_epochs": 0}, "n_epochs must be at least 1, got 0"),
+        ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
         ({"pool_size": -1}, "pool_size must be at least 0, got -1"),
     ],
 )
