@@ -1,7 +1,12 @@
-"""Contestants of a case run one after another, and the result file says what it depends on."""
+"""Contestants of a case run one after another, and the result file says what it depends on.
+
+FASTGAN_BENCH_UNTIL, in Unix time, is when the last benchmark may begin.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Hashable
 from typing import Any
 
@@ -20,6 +25,11 @@ def _case(item: pytest.Item) -> Hashable:
     parameters = getattr(item, "callspec", None)
     case = {} if parameters is None else {k: v for k, v in parameters.params.items() if k != "contestant"}
     return item.path, item.name.partition("[")[0], repr(case)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.time() > float(os.environ.get("FASTGAN_BENCH_UNTIL", "inf")):
+        pytest.skip("no time left (FASTGAN_BENCH_UNTIL)")
 
 
 @pytest.hookimpl(optionalhook=True)

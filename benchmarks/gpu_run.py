@@ -1,16 +1,26 @@
-"""Everything that needs a GPU, in one call that can be stopped at any time.
+"""Everything that needs a GPU, in calls that can be stopped at any time.
 
-``python benchmarks/gpu_run.py OUT [--parts build,test,sanitize,sweep,bench] [--scale 1.0]``
+``python benchmarks/gpu_run.py OUT [--parts build,test,…] [--seconds 570] [--commit SHA] [--dry-run]``
 
-Needs torch, Triton and pytest, nvcc, CMake, Ninja and pybind11; no network, and fastgan need not be installed. Each
-part runs in a process of its own within its own time limit, and leaves OUT/<part>.log; OUT/summary.json says how each
-ended and is rewritten after each. Parts:
+Needs torch, Triton, NumPy, pytest, nvcc, CMake, Ninja and pybind11; no network, and fastgan need not be installed.
+``bench`` also needs pytest-benchmark, SciPy, Pillow, safetensors and matplotlib; POT is left out where it is missing.
+Each part runs in a process group of its own, within its own limit and what is left of ``--seconds``; the whole ends in
+that time whatever its parts do. After each part OUT/results.tar.gz is written anew: how every part ended, what it
+printed (the last 512 KiB) and what it found, in one archive far under 16 MiB. Parts:
 
-    build     the extension in place, with FASTGAN_CUDA=1
-    test      pytest -m gpu                                       -> OUT/test.xml
-    sanitize  compute-sanitizer over one test of each regime, where the tool is found
-    sweep     launch settings of the instance norm's kernels      -> OUT/sweep.jsonl
-    bench     every benchmark against eager and torch.compile     -> OUT/bench.json and its report
+    build      the extension in place, with FASTGAN_CUDA=1, for the machine's own architecture
+    test       the tests marked gpu                              -> test.xml
+    memcheck   compute-sanitizer over a test of each regime of the extension's and of Triton's kernels
+    racecheck  the same for races in shared memory, over fewer
+    sweep      launch settings of the instance norm's kernels    -> sweep.jsonl, and the launch table that follows
+    bench      every benchmark against eager and torch.compile   -> bench.json, its report and plots
+    scaling    time over size and batch                          -> into bench.json
+    profile    where a training step's time goes                 -> into bench.json
+
+A machine that forgets between calls of ten minutes gets, say, ``--parts build,test,memcheck,racecheck``, then
+``--parts build,sweep``, then ``--parts build,bench`` and ``--parts build,scaling,profile``. ``--dry-run`` goes through
+all of it without a GPU: the extension is built with whatever compilers are there, tests marked gpu are skipped,
+settings are enumerated on meta tensors, one benchmark runs.
 
 Nothing here has been run on a GPU yet.
 """
@@ -18,90 +28,152 @@ Nothing here has been run on a GPU yet.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {"build": 300, "test": 300, "sanitize": 120, "sweep": 300, "bench": 600}  # seconds
+LIMITS = {  # seconds
+    "build": 240, "test": 240, "memcheck": 150, "racecheck": 120, "sweep": 400, "bench": 540, "scaling": 150,
+    "profile": 150,
+}  # fmt: skip
+LOG_TAIL = 512 * 1024
+MEMCHECK = "(test_real_sizes and (7x7 or 4x4 or 250x254)) or test_device_weighted or test_device_double_backward"
+RACECHECK = "(test_real_sizes and 4x4) or test_device_double_backward"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="a folder: results.tar.gz is written there")
     parser.add_argument("--parts", default=",".join(LIMITS), help="comma-separated, in the order to run")
-    parser.add_argument("--scale", type=float, default=1.0, help="of every time limit")
+    parser.add_argument("--seconds", type=float, default=570, help="when all of it must have ended")
+    parser.add_argument("--commit", help="what is measured, where there is no git repository")
+    parser.add_argument("--dry-run", action="store_true", help="go through the parts on a machine without a GPU")
     args = parser.parse_args()
-    out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     parts = args.parts.split(",")
     if unknown := set(parts) - set(LIMITS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
-    summary: dict[str, object] = {"commit": _commit(), "python": sys.version.split()[0]}
-    for part in parts:
-        limit = LIMITS[part] * args.scale
-        command = _command(part, out, limit)
-        if isinstance(command, str):
-            summary[part] = {"skipped": command}
-        else:
-            summary[part] = _run(part, command, out, limit)
-        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        print(part, summary[part], flush=True)
-        if summary[part] == {"ended": "interrupted"}:
-            return 130
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    end = time.monotonic() + args.seconds
+    summary: dict[str, object] = {"commit": args.commit or _commit(), "python": sys.version.split()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for part in parts:
+            left = min(LIMITS[part], end - time.monotonic() - 10)
+            command = _command(part, work, left, args.dry_run)
+            if left < 10:
+                summary[part] = {"skipped": "no time left"}
+            elif isinstance(command, str):
+                summary[part] = {"skipped": command}
+            else:
+                summary[part] = _run(part, command, work, left, str(summary["commit"]))
+            (work / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+            _pack(work, out / "results.tar.gz")
+            print(part, summary[part], flush=True)
+            if summary[part] == {"ended": "interrupted"}:
+                return 130
     return int(any(isinstance(r, dict) and r.get("code", 0) for r in summary.values()))
 
 
-def _command(part: str, out: Path, limit: float) -> list[str] | str:
+def _command(part: str, work: Path, limit: float, dry: bool) -> list[str] | str:
     """What to run, or why not."""
-    tests = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    marked = sorted(
+        str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()
+    )
+    tests = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *marked]
+    report = [sys.executable, "-m", "benchmarks.report", "--out", str(work / "bench.json"), "--parts", part]
     if part == "build":
         return [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if part == "test":
-        return [sys.executable, *tests, f"--junitxml={out / 'test.xml'}", "tests"]
-    if part == "sanitize":
-        tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        return [sys.executable, *tests, f"--junitxml={work / 'test.xml'}"]
+    if part in ("memcheck", "racecheck"):
+        places = (os.environ.get("PATH", ""), "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+        tool = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
         if tool is None:
             return "compute-sanitizer was not found"
-        chosen = "test_real_sizes and (7x7 or 4x4 or 250x254)"
-        file = "tests/kernels/test_triton_instance_norm.py"
-        return [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, *tests, file, "-k", chosen]
+        chosen = ["-k", MEMCHECK if part == "memcheck" else RACECHECK]
+        return [tool, "--tool", part, "--error-exitcode", "9", sys.executable, *tests, *chosen]
     if part == "sweep":
-        return [sys.executable, "-m", "benchmarks.sweep_instance_norm", "--out", str(out / "sweep.jsonl"),
-                "--seconds", str(0.9 * limit)]  # fmt: skip
-    return [sys.executable, "-m", "benchmarks.report", "--out", str(out / "bench.json")]
+        sweep = [sys.executable, "-m", "benchmarks.sweep_instance_norm", "--out", str(work / "sweep.jsonl")]
+        return [*sweep, "--table", "--seconds", str(0.9 * limit), *(["--dry-run"] if dry else [])]
+    if part == "bench":
+        needed = ("pytest_benchmark", "scipy", "PIL", "safetensors", "matplotlib")
+        if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+            return f"missing: {', '.join(missing)}"
+        return [*report, "--", "-k", "interpolate_and_penalty and 256 and eager"] if dry else report
+    return "takes too long for a dry run" if dry else report
 
 
-def _run(part: str, command: list[str], out: Path, limit: float) -> dict[str, object]:
+def _run(part: str, command: list[str], work: Path, limit: float, commit: str) -> dict[str, object]:
     """Runs one part in a process group of its own, which ends with it."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "FASTGAN_CUDA": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "FASTGAN_COMMIT": commit}
     environment.pop("TRITON_INTERPRET", None)
+    if architecture := _architecture():
+        environment |= {"FASTGAN_CUDA": "1", "FASTGAN_CUDA_ARCHITECTURES": architecture}
     # An allocator's cache would hide reads out of bounds from the sanitizer.
-    if part == "sanitize":
+    if part in ("memcheck", "racecheck"):
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    # Benchmarks that have not begun by then are left out, so that the others' results are written.
+    environment["FASTGAN_BENCH_UNTIL"] = str(time.time() + 0.85 * limit)
     start = time.monotonic()
-    with (out / f"{part}.log").open("w") as log:
+    with (work / f"{part}.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(limit)
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(process)
             if isinstance(stop, KeyboardInterrupt):
                 return {"ended": "interrupted"}
-            return {"ended": f"stopped after its {limit:.0f} s", "code": 124}
+            return {"ended": f"stopped after {limit:.0f} s", "code": 124}
     return {"code": code, "seconds": round(time.monotonic() - start, 1)}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks the part to end, and then ends it and whatever it started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _pack(work: Path, archive: Path) -> None:
+    """Writes the archive anew, and only then puts it in the place of the last one."""
+    for log in work.glob("*.log"):
+        text = log.read_bytes()
+        if len(text) > LOG_TAIL:
+            log.write_bytes(b"...\n" + text[-LOG_TAIL:])
+    fresh = archive.with_suffix(".part")
+    with tarfile.open(fresh, "w:gz") as packed:
+        for path in sorted(work.iterdir()):
+            packed.add(path, arcname=path.name)
+    fresh.replace(archive)
+
+
+def _architecture() -> str | None:
+    """The compute capability of the first GPU, as CMake has it; None without one."""
+    code = "import torch; c = torch.cuda.is_available() and torch.cuda.get_device_capability(); c and print(*c, sep='')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def _commit() -> str:

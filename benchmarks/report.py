@@ -2,7 +2,7 @@
 
 python -m benchmarks.report                       run everything, write benchmarks/results/<device>.json, .md and .svg
 python -m benchmarks.report --parts bench,scaling only some of bench, scaling, profile; others stay as the file has them
-python -m benchmarks.report --from FILE           only write the report of a result file
+python -m benchmarks.report --from FILE [FILE…]   only write the report of a result file, after adding the others to it
 python -m benchmarks.report --readme [--check]    write (or only compare) what README.md and docs/ show of the results
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import re
 import subprocess
@@ -30,7 +31,9 @@ Results = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, help="a result file: write its report, measure nothing")
+    parser.add_argument(
+        "--from", dest="sources", type=Path, nargs="+", metavar="FILE", help="result files: report, measure nothing"
+    )
     parser.add_argument("--readme", action="store_true", help="write the figures of README.md and docs/")
     parser.add_argument("--check", action="store_true", help="with --readme: write nothing, fail if they differ")
     parser.add_argument("--out", type=Path, help="the result file to write (default: benchmarks/results/<device>.json)")
@@ -42,7 +45,22 @@ def main() -> None:
     parts = arguments.parts.split(",")
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
-    write_report(arguments.source or measure(arguments.out, parts, arguments.pytest_args))
+    source = merge(arguments.sources) if arguments.sources else measure(arguments.out, parts, arguments.pytest_args)
+    if "rows" in json.loads(source.read_text()):
+        write_report(source)
+    else:
+        print("no report: the result file has no benchmarks yet")
+
+
+def merge(sources: list[Path]) -> Path:
+    """Adds the parts of the later result files to the first."""
+    first, *others = sources
+    if others:
+        results: Results = {}
+        for source in sources:
+            results |= json.loads(source.read_text())
+        first.write_text(json.dumps(results, indent=1) + "\n")
+    return first
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -93,7 +111,9 @@ def condense(raw: dict[str, Any]) -> Results:
 
 
 def commit() -> str:
-    """The commit measured; with a mark if the working tree differs from it."""
+    """The commit measured (FASTGAN_COMMIT where there is no repository), marked if the working tree differs from it."""
+    if given := os.environ.get("FASTGAN_COMMIT"):
+        return given
     run = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     changed = run("status", "--porcelain", "--untracked-files=no", "--", "fastgan", "csrc", "benchmarks/*.py").strip()
     return run("rev-parse", "HEAD").strip() + ("+changes" if changed else "")

@@ -1,9 +1,14 @@
 """Times the launch settings of the Triton instance norm around the table's choice, on a GPU.
 
-``python -m benchmarks.sweep_instance_norm --out FILE [--seconds 240] [--only forward]`` writes one JSON line for each
-setting as it is measured, so an interrupted run loses nothing, and prints the best of each workload beside the
+``python -m benchmarks.sweep_instance_norm --out FILE [--seconds 240] [--only forward] [--table]`` writes one JSON line
+for each setting as it is measured, so an interrupted run loses nothing, and prints the best of each workload beside the
 table's choice. A setting is checked against plain PyTorch first. It is timed as the replay of a CUDA graph whose
 calls take turns over buffers of three times the L2 cache, so that inputs are cold and launches cost nothing.
+
+``--table`` derives the launch table from what was measured (``--from FILE``: from an earlier sweep, without a GPU):
+for each of its constants it takes, from half, once and twice today's, what makes the workloads it governs fastest
+(geometric mean), and prints the constants as they stand in ``fastgan/kernels/triton/instance_norm.py``. Constants for
+which a workload's setting was not measured stay. ``--dry-run`` makes the launches of every setting on meta tensors.
 
 The launch table's numbers come from register counts and byte models; this sweep has not been run on a GPU yet.
 """
@@ -11,17 +16,21 @@ The launch table's numbers come from register counts and byte models; this sweep
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.triton import instance_norm as kernels
+from fastgan.kernels.triton._launch import record
 from fastgan.kernels.triton.instance_norm import Setting
 from fastgan.reference import instance_norm as reference
 
@@ -48,22 +57,36 @@ WORKLOADS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="the file to write")
+    parser.add_argument("--from", dest="source", type=Path, help="with --table: an earlier sweep; measure nothing")
     parser.add_argument("--seconds", type=float, default=240, help="stop after this long, after the current setting")
     parser.add_argument("--only", choices=list(kernels._RESIDENT), action="append", help="operators; default: all")
+    parser.add_argument("--table", action="store_true", help="print the launch table that follows")
+    parser.add_argument("--dry-run", action="store_true", help="launch everything on meta tensors, without a GPU")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if args.source is None and args.out is None:
+        parser.error("give --out, or --from with --table")
+    if args.source is None and not args.dry_run and not torch.cuda.is_available():
         raise SystemExit("a sweep needs a CUDA device")
-    end = time.monotonic() + args.seconds
-    copy = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}: a copy moves {copy / 1e12:.2f} TB/s")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w") as out:
-        for operator in args.only or kernels._RESIDENT:
-            for shape, channels_last, pad in WORKLOADS:
-                for dtype in (torch.bfloat16, torch.float32):
+    if args.source is None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        measure(args.out, args.only or list(kernels._RESIDENT), args.seconds, args.dry_run)
+    if args.table and not args.dry_run:
+        print(table([json.loads(line) for line in (args.source or args.out).read_text().splitlines()]))
+
+
+def measure(path: Path, operators: list[str], seconds: float, dry: bool) -> None:
+    end = time.monotonic() + seconds
+    copy = 1.0 if dry else copy_bandwidth()
+    if not dry:
+        print(f"{torch.cuda.get_device_name()}: a copy moves {copy / 1e12:.2f} TB/s")
+    with path.open("w") as out:
+        # Workloads outside: a sweep that ends early has all operators on the first of them.
+        for shape, channels_last, pad in WORKLOADS:
+            for dtype in (torch.bfloat16, torch.float32):
+                for operator in operators:
                     rows = []
-                    for row in sweep(operator, shape, channels_last, pad, dtype, copy):
+                    for row in (dry_sweep if dry else sweep)(operator, shape, channels_last, pad, dtype, copy):
                         rows.append(row)
                         out.write(json.dumps(row) + "\n")
                         out.flush()
@@ -75,15 +98,45 @@ def main() -> None:
                         return
 
 
+def facts(operator: str, shape: tuple[int, ...], channels_last: bool, pad: int, itemsize: int, processors: int) -> Any:
+    """The arguments of :func:`fastgan.kernels.triton.instance_norm.setting`."""
+    n, c, *spatial = shape
+    elements = torch.Size(spatial).numel()
+    return operator, n * c, c, elements, itemsize, channels_last, pad > 0, len(shape) == 5, processors
+
+
+def dry_sweep(
+    operator: str, shape: tuple[int, ...], channels_last: bool, pad: int, dtype: torch.dtype, copy: float
+) -> Iterator[dict[str, Any]]:
+    """One row for each setting, whose launches are made on meta tensors."""
+    n, c, *spatial = shape
+    x = tensor(shape, channels_last, dtype, "meta")
+    padded = tensor((n, c, *(size + 2 * pad for size in spatial)), channels_last, dtype, "meta")
+    for setting in candidates(facts(operator, shape, channels_last, pad, dtype.itemsize, 132)):
+        with using(setting), record(132) as launches:
+            call(operator, x, padded, pad)()
+        yield {"operator": operator, "shape": shape, "setting": setting, "launches": len(launches)}
+
+
+@contextlib.contextmanager
+def using(setting: Setting) -> Iterator[None]:
+    """Lets the launch table choose ``setting``, whatever the call."""
+    try:
+        with mock.patch.object(kernels, "setting", return_value=setting):
+            kernels._plan.cache_clear()
+            yield
+    finally:
+        kernels._plan.cache_clear()
+
+
 def sweep(
     operator: str, shape: tuple[int, ...], channels_last: bool, pad: int, dtype: torch.dtype, copy: float
 ) -> Iterator[dict[str, Any]]:
     """One row for the table's choice, then one for each of its neighbours."""
     n, c, *spatial = shape
-    elements = torch.Size(spatial).numel()
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    table = kernels.setting
-    chosen = table(operator, n * c, c, elements, dtype.itemsize, channels_last, pad > 0, len(shape) == 5, processors)
+    key = facts(operator, shape, channels_last, pad, dtype.itemsize, processors)
+    chosen = kernels.setting(*key)
     x = tensor(shape, channels_last, dtype)
     padded = tensor((n, c, *(size + 2 * pad for size in spatial)), channels_last, dtype)
     _, least = kernels.traffic(operator, x.nbytes, padded.nbytes)
@@ -93,15 +146,14 @@ def sweep(
     inputs = [(x, padded), *fresh]
     calls = [call(operator, *pair, pad) for pair in inputs]
     expected = call(operator, x.double(), padded.double(), pad, module=reference)()
-    try:
-        for setting in [chosen, *neighbours(chosen, elements, channels_last)]:
-            row = {
-                "operator": operator, "shape": shape, "channels_last": channels_last, "pad": pad,
-                "dtype": str(dtype).removeprefix("torch."), "setting": setting, "chosen": setting == chosen,
-            }  # fmt: skip
-            kernels.setting = lambda *_, setting=setting: setting  # type: ignore[assignment]
-            kernels._plan.cache_clear()
-            try:
+    for setting in candidates(key):
+        row = {
+            "operator": operator, "shape": shape, "channels_last": channels_last, "pad": pad,
+            "dtype": str(dtype).removeprefix("torch."), "processors": processors, "setting": setting,
+            "chosen": setting == chosen,
+        }  # fmt: skip
+        try:
+            with using(setting):
                 got = calls[0]()
                 error = max(
                     ((g.double() - e).norm() / e.norm().clamp_min(1e-30)).item()
@@ -111,33 +163,28 @@ def sweep(
                     yield row | {"error": error}
                     continue
                 seconds = replay(calls)
-            except Exception as problem:  # a setting that the device refuses is a result too
-                yield row | {"failed": repr(problem)[:200]}
-                continue
-            yield row | {
-                "us": seconds * 1e6, "gb_per_s": least / seconds / 1e9, "copy_percent": 100 * least / seconds / copy,
-                "error": error,
-            }  # fmt: skip
-    finally:
-        kernels.setting = table
-        kernels._plan.cache_clear()
+        except Exception as problem:  # a setting that the device refuses is a result too
+            yield row | {"failed": repr(problem)[:200]}
+            continue
+        yield row | {
+            "us": seconds * 1e6, "gb_per_s": least / seconds / 1e9, "copy_percent": 100 * least / seconds / copy,
+            "error": error,
+        }  # fmt: skip
 
 
-def neighbours(chosen: Setting, elements: int, channels_last: bool) -> list[Setting]:
-    """Half and twice as many warps, planes, elements and pieces, one at a time, and the other regime."""
-    planes, tile, splits, warps = chosen
-    found = [Setting(planes, tile, splits, w) for w in (warps // 2, warps * 2, warps * 4)]
-    if splits:
-        found += [Setting(planes, tile, s, warps) for s in (splits // 2, splits * 2, splits * 4) if s]
-        if not channels_last:
-            found += [Setting(1, t, 1, 32) for t in (4096, 8192, 16384)]
-        found += [Setting(planes, t, splits, warps) for t in (tile // 2, tile * 2, tile * 4)]
-        if channels_last:
-            found += [Setting(p, tile * planes // p, splits, warps) for p in (planes // 2, planes * 2) if p]
-    else:
-        found += [Setting(p, tile, 0, warps) for p in (planes // 2, planes * 2)]
-        found += [Setting(planes, max(tile // s, 16), s, max(warps // s, 4)) for s in (2, 4, 8) if elements >= 64 * s]
-    return [s for s in dict.fromkeys(found) if s.planes and s.elements and 1 <= s.num_warps <= 32 and s != chosen]
+def candidates(key: tuple[Any, ...]) -> list[Setting]:
+    """What the table chooses; what it would choose with one of its numbers half or twice as large; other regimes."""
+    constants: Constants = {name: dict(getattr(kernels, name)) for name in NAMES}
+    found = [kernels.setting(*key), *(choice(changed, key) for changed in _neighbouring(constants, key[0]))]
+    planes, tile, splits, warps = found[0]
+    elements, channels_last = key[3], key[5]
+    if not splits and elements >= 256:
+        found += [Setting(planes, max(tile // s, 16), s, max(warps // s, 4)) for s in (2, 8)]
+    elif splits and not channels_last:
+        found += [Setting(1, t, 1, 32) for t in (4096, 16384)]
+    elif splits:
+        found += [Setting(planes, tile, s, warps) for s in (splits // 2, splits * 2) if s]
+    return [s for s in dict.fromkeys(found) if s.planes and s.elements and 1 <= s.num_warps <= 32]
 
 
 def call(operator: str, x: Tensor, padded: Tensor, pad: int, module: Any = kernels) -> Callable[[], tuple[Tensor, ...]]:
@@ -182,8 +229,8 @@ def replay(calls: list[Callable[[], Any]]) -> float:
     return sorted(samples[2:])[10]
 
 
-def tensor(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> Tensor:
-    return layout.empty(shape, channels_last, dtype=dtype, device=torch.device("cuda")).normal_(0.5)
+def tensor(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, device: str = "cuda") -> Tensor:
+    return layout.empty(shape, channels_last, dtype=dtype, device=torch.device(device)).normal_(0.5)
 
 
 def copy_bandwidth() -> float:
@@ -191,6 +238,90 @@ def copy_bandwidth() -> float:
     source = torch.randn(2**28, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / replay([lambda: target.copy_(source)])
+
+
+# --- deriving the table -------------------------------------------------------------------------------------------
+
+Constants = dict[str, dict[str, tuple[Any, ...]]]
+NAMES = ("_RESIDENT", "_SPLIT", "_LOOPED")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The launch table's constants that make the measured workloads fastest, as Python, and what they gain."""
+    measured: dict[tuple[Any, ...], dict[Setting, float]] = {}
+    for row in rows:
+        if "us" in row:
+            itemsize = getattr(torch, row["dtype"]).itemsize
+            key = facts(row["operator"], row["shape"], row["channels_last"], row["pad"], itemsize, row["processors"])
+            measured.setdefault(key, {})[Setting(*row["setting"])] = row["us"]
+    constants: Constants = {name: dict(getattr(kernels, name)) for name in NAMES}
+    lines = []
+    for operator in kernels._RESIDENT:
+        workloads = {key: times for key, times in measured.items() if key[0] == operator}
+        before = _score(constants, workloads)
+        if before is None:
+            lines.append(f"# {operator}: the table's own choice was not measured on every workload; as it was")
+            continue
+        best, score = constants, before
+        improved = True
+        while improved:
+            improved = False
+            for candidate in _neighbouring(best, operator):
+                found = _score(candidate, workloads)
+                if found is not None and found < 0.99 * score:  # less is noise
+                    best, score, improved = candidate, found, True
+        constants = best
+        fastest = math.exp(sum(math.log(min(times.values())) for times in workloads.values()) / len(workloads))
+        lines.append(
+            f"# {operator}: {len(workloads)} workloads, geometric mean {before:.2f} us -> {score:.2f} us; "
+            f"{fastest:.2f} us with the best setting of each"
+        )
+    return "\n".join([*lines, *(f"{name} = {json.dumps(constants[name])}" for name in NAMES)]).translate(_AS_TUPLES)
+
+
+_AS_TUPLES = str.maketrans("[]", "()")
+
+
+def _neighbouring(constants: Constants, operator: str) -> Iterator[Constants]:
+    """The tables in which one number that governs ``operator`` is half or twice as large."""
+    for name in NAMES:
+        entry = constants[name][operator]
+        for path in _paths(entry):
+            for factor in (0.5, 2):
+                changed = _replaced(entry, path, factor)
+                if changed is not None:
+                    yield {**constants, name: {**constants[name], operator: changed}}
+
+
+def _paths(entry: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
+    for i, value in enumerate(entry):
+        if isinstance(value, tuple):
+            yield from ((i, *rest) for rest in _paths(value))
+        else:
+            yield (i,)
+
+
+def _replaced(entry: tuple[Any, ...], path: tuple[int, ...], factor: float) -> tuple[Any, ...] | None:
+    i, *rest = path
+    value = _replaced(entry[i], tuple(rest), factor) if rest else int(entry[i] * factor)
+    return (*entry[:i], value, *entry[i + 1 :]) if value else None
+
+
+def choice(constants: Constants, key: tuple[Any, ...]) -> Setting:
+    """What a table with these constants chooses."""
+    with contextlib.ExitStack() as stack:
+        for name, value in constants.items():
+            stack.enter_context(mock.patch.object(kernels, name, value))
+        found: Setting = kernels.setting.__wrapped__(*key)  # without its cache
+    return found
+
+
+def _score(constants: Constants, workloads: dict[tuple[Any, ...], dict[Setting, float]]) -> float | None:
+    """The geometric mean, in microseconds, of what the table would choose; None where that was not measured."""
+    times = [found.get(choice(constants, key)) for key, found in workloads.items()]
+    if not times or None in times:
+        return None
+    return math.exp(sum(math.log(time) for time in times if time is not None) / len(times))
 
 
 def show(rows: list[dict[str, Any]]) -> None:

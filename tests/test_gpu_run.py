@@ -1,0 +1,123 @@
+"""The GPU run bounds and packs its parts, whatever they do; its commands name tests and options that exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_run
+
+
+def packed(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as opened:
+        files = {member.name: opened.extractfile(member) for member in opened.getmembers()}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Python code, or a reason, for each part's name."""
+    commands: dict[str, Any] = {}
+
+    def command(part: str, work: Path, limit: float, dry: bool) -> Any:
+        code = commands[part]
+        return code.removeprefix("skip: ") if code.startswith("skip: ") else [sys.executable, "-c", code, str(work)]
+
+    monkeypatch.setattr(gpu_run, "_command", command)
+    monkeypatch.setattr(gpu_run, "_architecture", lambda: None)
+    return commands
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", *words])
+    return gpu_run.main()
+
+
+def test_every_part_is_packed_and_a_failure_is_told(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts["build"] = "print('built')"
+    parts["test"] = "import sys; open(sys.argv[1] + '/test.xml', 'w').write('<x/>'); print('y' * 2**20); sys.exit(3)"
+    parts["sweep"] = "skip: no such tool"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", "/carried")
+    parts["bench"] = (
+        "import os; print({k: os.environ.get(k) for k in ('PYTHONPATH', 'TRITON_INTERPRET', 'FASTGAN_COMMIT')})"
+    )
+    assert run(monkeypatch, str(tmp_path), "--parts", "build,test,sweep,bench", "--commit", "abc") == 1
+    files = packed(tmp_path / "results.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.tar.gz"]
+    summary = json.loads(files["summary.json"])
+    assert summary["commit"] == "abc"
+    assert summary["build"]["code"] == 0
+    assert summary["test"]["code"] == 3
+    assert summary["sweep"] == {"skipped": "no such tool"}
+    assert files["build.log"] == b"built\n"
+    assert files["test.xml"] == b"<x/>"
+    assert len(files["test.log"]) <= gpu_run.LOG_TAIL + 10
+    seen = eval(files["bench.log"])
+    assert seen == {
+        "PYTHONPATH": f"{gpu_run.ROOT}{os.pathsep}/carried", "TRITON_INTERPRET": None, "FASTGAN_COMMIT": "abc",
+    }  # fmt: skip
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    stubborn = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {stubborn!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(600)"
+    )
+    result = gpu_run._run("sweep", [sys.executable, "-c", code], tmp_path, 4.0, "abc")
+    assert result == {"ended": "stopped after 4 s", "code": 124}
+    state = Path(f"/proc/{int((tmp_path / 'sweep.log').read_text())}/status")
+    for _ in range(100):  # the kernel takes a moment
+        if not state.exists() or re.search(r"State:\s+[ZX]", state.read_text()):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the part's child is still running")
+
+
+def test_an_interrupted_run_leaves_what_it_had(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts["build"] = "print('built')"
+    parts["test"] = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    parts["sweep"] = "print('never')"
+    assert run(monkeypatch, str(tmp_path), "--parts", "build,test,sweep") == 130
+    files = packed(tmp_path / "results.tar.gz")
+    summary = json.loads(files["summary.json"])
+    assert summary["test"] == {"ended": "interrupted"}
+    assert files["build.log"] == b"built\n"
+    assert "sweep" not in summary
+
+
+def test_parts_end_within_the_whole_time(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts["build"] = "print('never')"
+    assert run(monkeypatch, str(tmp_path), "--parts", "build", "--seconds", "5") == 0
+    assert json.loads(packed(tmp_path / "results.tar.gz")["summary.json"])["build"] == {"skipped": "no time left"}
+    assert max(gpu_run.LIMITS.values()) < 570
+
+
+def test_the_sanitizers_run_tests_that_exist() -> None:
+    command = gpu_run._command("test", Path("work"), 60, False)
+    assert isinstance(command, list)
+    files = [word for word in command if word.endswith(".py")]
+    assert "tests/kernels/test_wasserstein_cuda.py" in files
+    for chosen in (gpu_run.MEMCHECK, gpu_run.RACECHECK):
+        words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--collect-only", *files[:3], "-k", chosen]
+        found = subprocess.run(words, cwd=gpu_run.ROOT, capture_output=True, text=True).stdout
+        assert "test_triton_instance_norm.py::test_real_sizes" in found
+        assert "test_wasserstein_cuda.py::test_device" in found

@@ -1,0 +1,81 @@
+"""The launch table that follows from a sweep: on a made-up device whose fastest settings are known."""
+
+from __future__ import annotations
+
+import ast
+import json
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks import sweep_instance_norm as sweep
+from fastgan.kernels.triton import instance_norm as kernels
+from fastgan.kernels.triton.instance_norm import Setting
+
+
+def measured(time_of: Any, workloads: list[Any], processors: int = 132) -> list[dict[str, Any]]:
+    rows = []
+    for operator in kernels._RESIDENT:
+        for shape, channels_last, pad in workloads:
+            for dtype in (torch.bfloat16, torch.float32):
+                key = sweep.facts(operator, shape, channels_last, pad, dtype.itemsize, processors)
+                for setting in sweep.candidates(key):
+                    row = {
+                        "operator": operator, "shape": shape, "channels_last": channels_last, "pad": pad,
+                        "dtype": str(dtype).removeprefix("torch."), "processors": processors, "setting": setting,
+                        "us": time_of(operator, setting), "chosen": setting == kernels.setting(*key),
+                    }  # fmt: skip
+                    rows.append(json.loads(json.dumps(row)))  # as it comes back from a file
+    return rows
+
+
+def constants(text: str) -> dict[str, Any]:
+    return {
+        line.split(" = ")[0]: ast.literal_eval(line.split(" = ")[1]) for line in text.splitlines() if line[0] == "_"
+    }
+
+
+def today() -> dict[str, Any]:
+    return {name: getattr(kernels, name) for name in sweep.NAMES}
+
+
+def test_the_table_stays_where_it_is_fastest() -> None:
+    chosen = {kernels.setting(*sweep.facts(op, *w, 2, 132)) for op in kernels._RESIDENT for w in sweep.WORKLOADS}
+    chosen |= {kernels.setting(*sweep.facts(op, *w, 4, 132)) for op in kernels._RESIDENT for w in sweep.WORKLOADS}
+    text = sweep.table(measured(lambda _, setting: 1.0 if setting in chosen else 2.0, sweep.WORKLOADS))
+    assert constants(text) == today()
+    assert "1.00 us -> 1.00 us" in text
+
+
+def test_a_device_that_likes_twice_the_warps_gets_half_the_elements_a_thread() -> None:
+    """Resident forward tiles in NCHW run faster the more warps they have, up to 32; nothing else matters."""
+    workloads = [w for w in sweep.WORKLOADS if not w[1] and not w[2]]
+
+    def time_of(operator: str, setting: Setting) -> float:
+        return 100.0 / setting.num_warps if operator == "forward" and not setting.splits else 10.0
+
+    found = constants(sweep.table(measured(time_of, workloads)))
+    assert found["_RESIDENT"]["forward"][0][1] < today()["_RESIDENT"]["forward"][0][1]
+    assert found["_RESIDENT"]["forward"][1:] == today()["_RESIDENT"]["forward"][1:]
+    assert found["_RESIDENT"]["backward"] == today()["_RESIDENT"]["backward"]
+
+
+def test_what_was_not_measured_is_not_chosen() -> None:
+    rows = [row for row in measured(lambda *_: 1.0, sweep.WORKLOADS) if row["chosen"]]
+    assert constants(sweep.table(rows)) == today()
+    text = sweep.table(
+        [row for row in rows if row["operator"] != "backward"] + [{"operator": "backward", "failed": ""}]
+    )
+    assert "backward: the table's own choice was not measured" in text
+    assert constants(text) == today()
+
+
+def test_using_a_setting_ends() -> None:
+    key = sweep.facts("forward", (1, 256, 64, 64), False, 0, 4, 132)
+    before, other = kernels.setting(*key), Setting(1, 128, 2, 4)
+    with sweep.using(other):
+        assert kernels.setting(*key) == other
+    assert kernels.setting(*key) == before
