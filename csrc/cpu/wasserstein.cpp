@@ -106,6 +106,11 @@ void fill(S* to, int64_t n, acc_t<S> value) {
   }
 }
 
+template <typename S>
+bool has_nan(const Side<S>& side) {  // they are sorted before or after the numbers
+  return std::isnan(side.sorted[0]) || std::isnan(side.sorted[side.n - 1]);
+}
+
 // Cumulative weights in sorted order; false if they are no weights.
 template <typename S>
 bool cumulate(Side<S>& side) {
@@ -364,7 +369,7 @@ void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, S
 template <typename S>
 void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, int threads) {
   using T = acc_t<S>;
-  bool good = !std::isnan(x.sorted[x.n - 1]) && !std::isnan(y.sorted[y.n - 1]);
+  bool good = !has_nan(x) && !has_nan(y);
   const bool weighted = x.weights != nullptr || y.weights != nullptr;
   if (good && weighted) {
     bool fits[2];
@@ -471,12 +476,14 @@ FASTGAN_INLINE Lanes lane_slope(Lanes d) {
   }
   return d + d;
 }
-FASTGAN_INLINE Lanes lane_difference(Lanes x, Lanes y) { return x == y ? Lanes{} : x - y; }
-
 struct Group {
-  const Lanes *x, *y;          // sorted values [n], [m]
+  const network::Keys *x, *y;  // of the sorted values [n], [m]
   Lanes *x_slopes, *y_slopes;  // [n], [m]: unit gradients in sorted order; null where not wanted
   int64_t n, m;
+  FASTGAN_INLINE Lanes difference(int64_t i, int64_t j) const {
+    const Lanes a = network::signed_values(x[i]), b = network::signed_values(y[j]);
+    return a == b ? Lanes{} : a - b;
+  }
 };
 
 // Cost of every lane, and slopes; uniform weights.
@@ -488,7 +495,7 @@ void solve_lanes(const Group& g, double* costs) {
       const int64_t end = begin + 16 < g.n ? begin + 16 : g.n;
       Lanes part = {};
       for (int64_t k = begin; k < end; ++k) {
-        const Lanes d = lane_difference(g.x[k], g.y[k]);
+        const Lanes d = g.difference(k, k);
         part += lane_cost<kOrder>(d);
         const Lanes slope = lane_slope<kOrder>(d);
         if (g.x_slopes != nullptr) g.x_slopes[k] = slope;
@@ -505,7 +512,7 @@ void solve_lanes(const Group& g, double* costs) {
   int64_t cells = 0;
   Lanes part = {};
   walk(0, g.n, UniformCuts{g.m}, UniformCuts{g.n}, g.m, 0, [&](int64_t i, int64_t j, double overlap) {
-    const Lanes d = lane_difference(g.x[i], g.y[j]);
+    const Lanes d = g.difference(i, j);
     const float mass = static_cast<float>(overlap);
     part += lane_cost<kOrder>(d) * mass;
     if (++cells % 16 == 0) {
@@ -522,51 +529,86 @@ void solve_lanes(const Group& g, double* costs) {
 }
 
 template <typename S>
-void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n, const double* costs, S* grad) {
+void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n, S* grad) {
   const float* from = reinterpret_cast<const float*>(slopes);
-  if (rows == kGroup) {
-    for (int64_t k = 0; k < n; ++k) {
-      for (int l = 0; l < kGroup; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
-    }
-  } else {
-    for (int64_t k = 0; k < n; ++k) {
-      for (int64_t l = 0; l < rows; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
-    }
-  }
-  for (int64_t l = 0; l < rows; ++l) {
-    if (std::isnan(costs[l])) fill(grad + l * n, n, std::numeric_limits<float>::quiet_NaN());
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t l = 0; l < rows; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
   }
 }
 
+// Whether equal values have different slopes, so that it matters which of them comes first.
+FASTGAN_INLINE bool order_matters(const network::Keys* keys, const Lanes* slopes, int64_t n) {
+  network::Keys found = {};
+  for (int64_t k = 1; k < n; ++k) found |= (keys[k] == keys[k - 1]) & (slopes[k] != slopes[k - 1]);
+  int32_t any = 0;
+  for (int l = 0; l < kGroup; ++l) any |= found[l];
+  return any != 0;
+}
+
+// Sorts a group of rows. Its slopes go back through the network; only where that, which is not stable, would not give
+// equal values their gradients in index order, is the group sorted again with indices.
 template <typename S>
 class GroupSorter {
  public:
-  GroupSorter(const WassersteinProblem& problem, const WassersteinSide& side)
+  GroupSorter(const WassersteinProblem& problem, const WassersteinSide& side, bool in_lanes)
       : side_(side),
-        indexed_(needs_order(problem, side)),
-        values_(padded_size(side.n) * kGroup),
-        order_(indexed_ ? padded_size(side.n) * kGroup : 0),
-        pairs_(indexed_ ? padded_size(side.n) * kWide : 0) {}
+        indexed_(!in_lanes && needs_order(problem, side)),
+        with_slopes_(in_lanes && side.grad != nullptr),
+        keys_(padded_size(side.n)),
+        slopes_(with_slopes_ ? padded_size(side.n) : 0),
+        decisions_(with_slopes_ ? network::comparators(side.n) : 0),
+        order_(indexed_ || with_slopes_ ? padded_size(side.n) * kGroup : 0),
+        pairs_(indexed_ || with_slopes_ ? padded_size(side.n) * kWide : 0) {}
   void sort(int64_t row, int64_t rows) {
-    sort_group(static_cast<const S*>(side_.values) + row * side_.values_stride, side_.values_stride, rows, side_.n,
-               static_cast<float*>(values_), indexed_ ? static_cast<uint32_t*>(order_) : nullptr,
-               static_cast<double*>(pairs_));
+    if (indexed_ || ties_) {
+      sort_indexed(row, rows);
+    } else {
+      decisions_end_ = sort_group<S>(values_of(row), side_.values_stride, rows, side_.n, keys_,
+                                     with_slopes_ ? static_cast<network::Decision*>(decisions_) : nullptr);
+    }
   }
-  Sorted<float> sorted(int64_t lane) const { return {values_ + lane, order_ + lane, kGroup}; }
-  const Lanes* values() const { return reinterpret_cast<const Lanes*>(static_cast<float*>(values_)); }
-  // After the sort the pairs are free.
-  Lanes* slopes() const {
-    return side_.grad == nullptr ? nullptr : reinterpret_cast<Lanes*>(static_cast<double*>(pairs_));
+  const network::Keys* keys() const { return keys_; }
+  Lanes* slopes() const { return with_slopes_ ? static_cast<Lanes*>(slopes_) : nullptr; }
+  // The slopes become the rows' gradients.
+  void finish(int64_t row, int64_t rows, const double* costs) {
+    if (!with_slopes_) return;
+    S* const grad = static_cast<S*>(side_.grad) + row * side_.n;
+    const bool matters = order_matters(keys_, slopes_, side_.n);
+    if (matters && !ties_) sort_indexed(row, rows);
+    if (matters || ties_) {
+      scatter(slopes_, order_, rows, side_.n, grad);
+    } else {
+      network::Undo step = {decisions_end_};
+      sort_columns(step, network::RowValues<S>{grad, rows, side_.n}, static_cast<Lanes*>(slopes_), 0,
+                   padded_size(side_.n));
+    }
+    ties_ = matters;  // a good guess of the next group's
+    for (int64_t l = 0; l < rows; ++l) {
+      if (std::isnan(costs[l])) fill(grad + l * side_.n, side_.n, std::numeric_limits<float>::quiet_NaN());
+    }
   }
-  void scatter_rows(int64_t row, int64_t rows, const double* costs) const {
-    if (side_.grad == nullptr) return;
-    scatter(slopes(), order_, rows, side_.n, costs, static_cast<S*>(side_.grad) + row * side_.n);
+  // Turns the keys into values.
+  void to_values() const {
+    for (int64_t k = 0; k < side_.n; ++k) keys_[k] = (network::Keys)network::signed_values(keys_[k]);
+  }
+  Sorted<float> sorted(int64_t lane) const {
+    const float* values = reinterpret_cast<const float*>(static_cast<network::Keys*>(keys_));
+    return {values + lane, order_ + lane, kGroup};
   }
 
  private:
+  const S* values_of(int64_t row) const { return static_cast<const S*>(side_.values) + row * side_.values_stride; }
+  void sort_indexed(int64_t row, int64_t rows) {
+    sort_group_indexed<S>(values_of(row), side_.values_stride, rows, side_.n, keys_, order_, pairs_);
+  }
+
   const WassersteinSide& side_;
-  const bool indexed_;
-  Scratch<float> values_;
+  const bool indexed_, with_slopes_;
+  bool ties_ = false;
+  Scratch<network::Keys> keys_;
+  Scratch<Lanes> slopes_;
+  Scratch<network::Decision> decisions_;
+  network::Decision* decisions_end_ = nullptr;
   Scratch<uint32_t> order_;
   Scratch<double> pairs_;
 };
@@ -579,7 +621,7 @@ void run_groups(const WassersteinProblem& problem, int threads) {
   const bool alike = problem.x.n <= 32 * problem.y.n && problem.y.n <= 32 * problem.x.n;
   const bool in_lanes = !weighted && alike && problem.grad == nullptr && (problem.p == 1 || problem.p == 2);
   parallel(threads, [&](int thread, int of) {
-    GroupSorter<S> x(problem, problem.x), y(problem, problem.y);
+    GroupSorter<S> x(problem, problem.x, in_lanes), y(problem, problem.y, in_lanes);
     Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
     const Range range = part(groups, thread, of);
     for (int64_t group = range.begin; group < range.end; ++group) {
@@ -588,6 +630,8 @@ void run_groups(const WassersteinProblem& problem, int threads) {
       x.sort(row, rows);
       y.sort(row, rows);
       if (!in_lanes) {
+        x.to_values();
+        y.to_values();
         for (int64_t l = 0; l < rows; ++l) {
           Side<S> a = side_of_row<S>(problem.x, row + l, x.sorted(l), cuts);
           Side<S> b = side_of_row<S>(problem.y, row + l, y.sorted(l), cuts + problem.x.n);
@@ -595,7 +639,7 @@ void run_groups(const WassersteinProblem& problem, int threads) {
         }
         continue;
       }
-      const Group g = {x.values(), y.values(), x.slopes(), y.slopes(), problem.x.n, problem.y.n};
+      const Group g = {x.keys(), y.keys(), x.slopes(), y.slopes(), problem.x.n, problem.y.n};
       double costs[kGroup];
       if (problem.p == 1) {
         solve_lanes<Order::one>(g, costs);
@@ -606,8 +650,8 @@ void run_groups(const WassersteinProblem& problem, int threads) {
         problem.cost[row + l] = costs[l];
         problem.scale[row + l] = 1;
       }
-      x.scatter_rows(row, rows, costs);
-      y.scatter_rows(row, rows, costs);
+      x.finish(row, rows, costs);
+      y.finish(row, rows, costs);
     }
   });
 }
@@ -622,7 +666,7 @@ void run(const WassersteinProblem& problem) {
   if constexpr (!std::is_same_v<S, double>) {
     // Measured: where a network that sorts kGroup rows at once beats a radix sort of each.
     const bool indexed = needs_order(problem, problem.x) || needs_order(problem, problem.y);
-    if (longest <= 64 || (longest <= (indexed ? 8192 : 16384) && problem.rows >= kGroup / 2)) {
+    if (longest <= 64 || (longest <= (indexed ? 8192 : 32768) && problem.rows >= kGroup / 2)) {
       const int64_t groups = ceil_div(problem.rows, kGroup);
       run_groups<S>(problem, threads < groups ? threads : static_cast<int>(groups));
       return;
