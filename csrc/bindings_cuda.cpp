@@ -1,18 +1,14 @@
 // fastgan._cuda: the CUDA kernels, as functions of addresses, sizes and a stream. Loaded only where there is a device.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
-#include <cmath>
 #include <cstdint>
 
+#include "bindings/wasserstein_problem.h"
 #include "cuda/check.h"
 #include "cuda/wasserstein.h"
 
 namespace py = pybind11;
-using fastgan::cuda::WassersteinProblem;
-using fastgan::cuda::WassersteinSide;
 
 namespace {
 
@@ -35,32 +31,6 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// (values, weights, weights' row stride, n, grad, grad_weights, cotangent); addresses, 0 for none.
-using Side = std::array<int64_t, 7>;
-
-template <typename T>
-T* pointer(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
-WassersteinSide side_of(const py::tuple& tuple) {
-  const Side s = tuple.cast<Side>();
-  return {pointer<const void>(s[0]), pointer<const double>(s[1]), s[2], s[3], pointer<void>(s[4]),
-          pointer<double>(s[5]),     pointer<const void>(s[6])};
-}
-
-WassersteinProblem problem_of(const py::tuple& x, const py::tuple& y, int64_t rows, int dtype, double p, int64_t cost,
-                              int64_t scale, int64_t grad) {
-  return {side_of(x),
-          side_of(y),
-          rows,
-          static_cast<fastgan::DType>(dtype),
-          p,
-          pointer<double>(cost),
-          pointer<double>(scale),
-          pointer<const double>(grad)};
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -76,15 +46,15 @@ PYBIND11_MODULE(_cuda, m) {
     return fastgan::cuda::why_no_kernels();
   });
   m.def("wasserstein_workspace",
-        [](int device, const py::tuple& x, const py::tuple& y, int64_t rows, int dtype, double p, int64_t grad) {
+        [](int device, const py::tuple& x, const py::tuple& y, int64_t rows, int dtype, double p, uintptr_t grad) {
           const OnDevice guard(device);
-          return fastgan::cuda::wasserstein_workspace(problem_of(x, y, rows, dtype, p, 0, 0, grad));
+          return fastgan::cuda::wasserstein_workspace(fastgan::problem_of(x, y, rows, dtype, p, 0, 0, grad));
         });
-  m.def("wasserstein", [](int device, int64_t stream, const py::tuple& x, const py::tuple& y, int64_t rows, int dtype,
-                          double p, int64_t cost, int64_t scale, int64_t grad, int64_t workspace) {
-    const WassersteinProblem problem = problem_of(x, y, rows, dtype, p, cost, scale, grad);
+  m.def("wasserstein", [](int device, uintptr_t stream, const py::tuple& x, const py::tuple& y, int64_t rows, int dtype,
+                          double p, uintptr_t cost, uintptr_t scale, uintptr_t grad, uintptr_t workspace) {
+    const fastgan::WassersteinProblem problem = fastgan::problem_of(x, y, rows, dtype, p, cost, scale, grad);
     const py::gil_scoped_release release;
     const OnDevice guard(device);
-    fastgan::cuda::wasserstein(problem, pointer<void>(workspace), pointer<CUstream_st>(stream));
+    fastgan::cuda::wasserstein(problem, reinterpret_cast<void*>(workspace), reinterpret_cast<cudaStream_t>(stream));
   });
 }

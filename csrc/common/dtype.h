@@ -45,6 +45,8 @@ FASTGAN_HOST_DEVICE float load(const bf16_t& x) {
 
 FASTGAN_HOST_DEVICE void store(float& to, float x) { to = x; }
 FASTGAN_HOST_DEVICE void store(double& to, double x) { to = x; }
+FASTGAN_HOST_DEVICE void store(int8_t& to, float x) { to = static_cast<int8_t>(x); }
+FASTGAN_HOST_DEVICE void store(int8_t& to, double x) { to = static_cast<int8_t>(x); }
 FASTGAN_HOST_DEVICE void store(f16_t& to, float x) { to = static_cast<f16_t>(x); }
 FASTGAN_HOST_DEVICE void store(bf16_t& to, float x) {  // round to nearest even; NaN stays NaN
   uint32_t bits;

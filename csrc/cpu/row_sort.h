@@ -262,8 +262,8 @@ FASTGAN_INLINE void merge_pass(Step& step, V* a, int wires, int64_t d, int64_t n
 // Merges sorted a[0, half) and a[half, n): passes of up to log2(kBlock) steps each, the last within blocks.
 template <typename Step, typename V>
 void merge(Step& step, V* a, int64_t half, int64_t n) {
-  int wires[32], passes = 0;
-  int64_t distances[32];
+  int wires[32] = {}, passes = 0;
+  int64_t distances[32] = {};
   for (int64_t span = 2 * half; span > kBlock;) {
     wires[passes] = span / kBlock < kBlock ? static_cast<int>(span / kBlock) : kBlock;
     distances[passes] = span / wires[passes];
@@ -397,8 +397,8 @@ struct RowKeys {
   }
 };
 
-// Half the lanes of sorted keys and their indices, packed into the 52 bits of a double's mantissa: with one exponent for
-// all, doubles order as they do, and every instruction set has their minimum and maximum.
+// Half the lanes of sorted keys and their indices, packed into the 52 bits of a double's mantissa: with one exponent
+// for all, doubles order as they do, and every instruction set has their minimum and maximum.
 struct HalfPairs {
   typedef int32_t HalfKeys __attribute__((vector_size(sizeof(Keys) / 2)));
   typedef uint64_t Bits __attribute__((vector_size(sizeof(Keys))));
@@ -414,6 +414,24 @@ struct HalfPairs {
   }
 };
 
+typedef int8_t Signs __attribute__((vector_size(kRows)));
+FASTGAN_INLINE void store_lanes(int8_t* to, Vec<float> v, int64_t count) {
+  const Signs signs = __builtin_convertvector(__builtin_convertvector(v, Keys), Signs);
+  if (count >= kRows) {
+    std::memcpy(to, &signs, sizeof signs);
+  } else {
+    std::memcpy(to, &signs, count);
+  }
+}
+template <typename S>
+FASTGAN_INLINE void store_lanes(S* to, Vec<float> v, int64_t count) {
+  if (count >= kRows) {
+    store_vector(to, v);
+  } else {
+    store_vector(to, v, count);
+  }
+}
+
 // Stores columns [first, first + kBlock) of `rows` rows of n values.
 template <typename S>
 struct RowValues {
@@ -426,12 +444,7 @@ struct RowValues {
       for (int l = 0; l < kRows; ++l) square[l] = (Keys)wires[i + l];
       transpose_step<kRows / 2>(square);
       for (int64_t l = 0; l < rows; ++l) {
-        S* const to = values + l * n + first + i;
-        if (count >= kRows) {
-          store_vector(to, (Vec<float>)square[l]);
-        } else {
-          store_vector(to, (Vec<float>)square[l], count);
-        }
+        store_lanes(values + l * n + first + i, (Vec<float>)square[l], count);
       }
     }
   }

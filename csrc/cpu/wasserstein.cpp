@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "common/quantile.h"
@@ -95,6 +96,7 @@ struct Side {
   double* cuts;           // [n], if either side is weighted
   double total, unit;     // the sum of the weights, scaled by the power of two `unit`
   S* grad;                // of this row, or null
+  int8_t* signs;
   double* grad_weights;
   const S* cotangent;
 };
@@ -221,6 +223,13 @@ void both_sides(const Side<S>& x, const Side<S>& y, const Coupling<Cuts>& c, con
   for (int64_t j = 0; j < y.n; ++j) store(y.grad[ys.from(j)], static_cast<acc_t<S>>(y_sums[j] * y_factor));
 }
 
+// Sends sorted slopes to where their atoms came from.
+template <typename T, typename G>
+FASTGAN_INLINE void spread(const Sorted<T>& sorted, int64_t begin, int64_t count, const T* slopes, T sign, G* to) {
+  if (to == nullptr) return;
+  for (int64_t k = 0; k < count; ++k) store(to[sorted.from(begin + k)], sign * slopes[k]);
+}
+
 // The same for n = m with uniform weights, where atom k meets atom k: both sides at once.
 template <typename S, Order kOrder>
 void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
@@ -258,12 +267,10 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
         slopes[k] = power.slope(d[k]);
       }
       sum += part;
-      if (x.grad != nullptr) {
-        for (int64_t k = 0; k < count; ++k) store(x.grad[x.sorted.from(begin + k)], slopes[k]);
-      }
-      if (y.grad != nullptr) {
-        for (int64_t k = 0; k < count; ++k) store(y.grad[y.sorted.from(begin + k)], -slopes[k]);
-      }
+      spread(x.sorted, begin, count, slopes, T(1), x.grad);
+      spread(y.sorted, begin, count, slopes, T(-1), y.grad);
+      spread(x.sorted, begin, count, slopes, T(1), x.signs);
+      spread(y.sorted, begin, count, slopes, T(-1), y.signs);
     }
     parts[chunk] = sum;
   });
@@ -380,10 +387,11 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     if (problem.grad == nullptr) {
       problem.cost[row] = nan;
-      problem.scale[row] = 1;
+      problem.scale[row] = x.signs != nullptr || y.signs != nullptr ? nan : 1;
     }
     for (Side<S>* side : {&x, &y}) {
       fill(side->grad, side->n, static_cast<T>(nan));
+      if (side->signs != nullptr) std::memset(side->signs, 0, side->n);
       for (int64_t i = 0; side->grad_weights != nullptr && i < side->n; ++i) side->grad_weights[i] = nan;
     }
   } else if (!weighted) {
@@ -401,7 +409,8 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
 // --- rows ----------------------------------------------------------------------------------------------------------
 
 bool needs_order(const WassersteinProblem& problem, const WassersteinSide& side) {
-  return side.grad != nullptr || side.grad_weights != nullptr || side.weights != nullptr || problem.grad != nullptr;
+  return side.grad != nullptr || side.signs != nullptr || side.grad_weights != nullptr || side.weights != nullptr ||
+         problem.grad != nullptr;
 }
 
 template <typename S>
@@ -413,6 +422,7 @@ Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> s
   s.cuts = cuts;
   s.total = s.unit = 1;
   s.grad = side.grad == nullptr ? nullptr : static_cast<S*>(side.grad) + row * side.n;
+  s.signs = side.signs == nullptr ? nullptr : side.signs + row * side.n;
   s.grad_weights = side.grad_weights == nullptr ? nullptr : side.grad_weights + row * side.n;
   s.cotangent = side.cotangent == nullptr ? nullptr : static_cast<const S*>(side.cotangent) + row * side.n;
   return s;
@@ -528,8 +538,8 @@ void solve_lanes(const Group& g, double* costs) {
   for (int l = 0; l < kGroup; ++l) costs[l] *= mass;
 }
 
-template <typename S>
-void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n, S* grad) {
+template <typename G>
+void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n, G* grad) {
   const float* from = reinterpret_cast<const float*>(slopes);
   for (int64_t k = 0; k < n; ++k) {
     for (int64_t l = 0; l < rows; ++l) store(grad[l * n + order[k * kGroup + l]], from[k * kGroup + l]);
@@ -553,7 +563,7 @@ class GroupSorter {
   GroupSorter(const WassersteinProblem& problem, const WassersteinSide& side, bool in_lanes)
       : side_(side),
         indexed_(!in_lanes && needs_order(problem, side)),
-        with_slopes_(in_lanes && side.grad != nullptr),
+        with_slopes_(in_lanes && (side.grad != nullptr || side.signs != nullptr)),
         keys_(padded_size(side.n)),
         slopes_(with_slopes_ ? padded_size(side.n) : 0),
         decisions_(with_slopes_ ? network::comparators(side.n) : 0),
@@ -571,20 +581,14 @@ class GroupSorter {
   Lanes* slopes() const { return with_slopes_ ? static_cast<Lanes*>(slopes_) : nullptr; }
   // The slopes become the rows' gradients.
   void finish(int64_t row, int64_t rows, const double* costs) {
-    if (!with_slopes_) return;
-    S* const grad = static_cast<S*>(side_.grad) + row * side_.n;
-    const bool matters = order_matters(keys_, slopes_, side_.n);
-    if (matters && !ties_) sort_indexed(row, rows);
-    if (matters || ties_) {
-      scatter(slopes_, order_, rows, side_.n, grad);
-    } else {
-      network::Undo step = {decisions_end_};
-      sort_columns(step, network::RowValues<S>{grad, rows, side_.n}, static_cast<Lanes*>(slopes_), 0,
-                   padded_size(side_.n));
-    }
-    ties_ = matters;  // a good guess of the next group's
-    for (int64_t l = 0; l < rows; ++l) {
-      if (std::isnan(costs[l])) fill(grad + l * side_.n, side_.n, std::numeric_limits<float>::quiet_NaN());
+    if (side_.signs != nullptr) {
+      take_back(row, rows, side_.signs + row * side_.n);
+    } else if (side_.grad != nullptr) {
+      S* const grad = static_cast<S*>(side_.grad) + row * side_.n;
+      take_back(row, rows, grad);
+      for (int64_t l = 0; l < rows; ++l) {
+        if (std::isnan(costs[l])) fill(grad + l * side_.n, side_.n, std::numeric_limits<float>::quiet_NaN());
+      }
     }
   }
   // Turns the keys into values.
@@ -598,6 +602,19 @@ class GroupSorter {
 
  private:
   const S* values_of(int64_t row) const { return static_cast<const S*>(side_.values) + row * side_.values_stride; }
+  template <typename G>
+  void take_back(int64_t row, int64_t rows, G* grad) {
+    const bool matters = order_matters(keys_, slopes_, side_.n);
+    if (matters && !ties_) sort_indexed(row, rows);
+    if (matters || ties_) {
+      scatter(slopes_, order_, rows, side_.n, grad);
+    } else {
+      network::Undo step = {decisions_end_};
+      sort_columns(step, network::RowValues<G>{grad, rows, side_.n}, static_cast<Lanes*>(slopes_), 0,
+                   padded_size(side_.n));
+    }
+    ties_ = matters;  // a good guess of the next group's
+  }
   void sort_indexed(int64_t row, int64_t rows) {
     sort_group_indexed<S>(values_of(row), side_.values_stride, rows, side_.n, keys_, order_, pairs_);
   }
@@ -620,6 +637,7 @@ void run_groups(const WassersteinProblem& problem, int threads) {
   // An atom's float sum in a lane has few terms; others are summed in double.
   const bool alike = problem.x.n <= 32 * problem.y.n && problem.y.n <= 32 * problem.x.n;
   const bool in_lanes = !weighted && alike && problem.grad == nullptr && (problem.p == 1 || problem.p == 2);
+  const bool signs = problem.x.signs != nullptr || problem.y.signs != nullptr;
   parallel(threads, [&](int thread, int of) {
     GroupSorter<S> x(problem, problem.x, in_lanes), y(problem, problem.y, in_lanes);
     Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
@@ -648,7 +666,7 @@ void run_groups(const WassersteinProblem& problem, int threads) {
       }
       for (int64_t l = 0; l < rows; ++l) {
         problem.cost[row + l] = costs[l];
-        problem.scale[row + l] = 1;
+        problem.scale[row + l] = signs && std::isnan(costs[l]) ? costs[l] : 1;
       }
       x.finish(row, rows, costs);
       y.finish(row, rows, costs);
@@ -656,13 +674,30 @@ void run_groups(const WassersteinProblem& problem, int threads) {
   });
 }
 
+int useful_threads(int64_t samples, int most) {
+  const int64_t threads = samples / kSamplesPerThread < most ? samples / kSamplesPerThread : most;
+  return threads < 1 ? 1 : static_cast<int>(threads);
+}
+
 template <typename S>
-void run(const WassersteinProblem& problem) {
+void scale_rows(const int8_t* signs, const double* factors, int64_t rows, int64_t n, S* grad, int threads) {
+  parallel(useful_threads(rows * n, threads), [&](int thread, int of) {
+    const Range range = part(rows * n, thread, of);
+    for (int64_t row = range.begin / n; row * n < range.end; ++row) {
+      const int64_t begin = row * n > range.begin ? row * n : range.begin;
+      const int64_t end = (row + 1) * n < range.end ? (row + 1) * n : range.end;
+      const acc_t<S> factor = static_cast<acc_t<S>>(factors[row]);
+#pragma omp simd
+      for (int64_t k = begin; k < end; ++k) store(grad[k], static_cast<acc_t<S>>(signs[k]) * factor);
+    }
+  });
+}
+
+template <typename S>
+void run(const WassersteinProblem& problem, int most) {
   const int64_t longest = problem.x.n > problem.y.n ? problem.x.n : problem.y.n;
   const int64_t samples = problem.rows * (problem.x.n + problem.y.n);
-  int threads =
-      static_cast<int>(samples / kSamplesPerThread < problem.threads ? samples / kSamplesPerThread : problem.threads);
-  if (threads < 1) threads = 1;
+  const int threads = useful_threads(samples, most);
   if constexpr (!std::is_same_v<S, double>) {
     // Measured: where a network that sorts kGroup rows at once beats a radix sort of each.
     const bool indexed = needs_order(problem, problem.x) || needs_order(problem, problem.y);
@@ -681,12 +716,22 @@ void run(const WassersteinProblem& problem) {
 
 }  // namespace
 
-void wasserstein(const WassersteinProblem& problem) {
+void wasserstein(const WassersteinProblem& problem, int threads) {
   switch (problem.dtype) {
-    case DType::f32: return run<float>(problem);
-    case DType::f64: return run<double>(problem);
-    case DType::f16: return run<f16_t>(problem);
-    case DType::bf16: return run<bf16_t>(problem);
+    case DType::f32: return run<float>(problem, threads);
+    case DType::f64: return run<double>(problem, threads);
+    case DType::f16: return run<f16_t>(problem, threads);
+    case DType::bf16: return run<bf16_t>(problem, threads);
+  }
+}
+
+void scale_signs(const int8_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype, void* grad,
+                 int threads) {
+  switch (dtype) {
+    case DType::f32: return scale_rows(signs, factors, rows, n, static_cast<float*>(grad), threads);
+    case DType::f64: return scale_rows(signs, factors, rows, n, static_cast<double*>(grad), threads);
+    case DType::f16: return scale_rows(signs, factors, rows, n, static_cast<f16_t*>(grad), threads);
+    case DType::bf16: return scale_rows(signs, factors, rows, n, static_cast<bf16_t*>(grad), threads);
   }
 }
 

@@ -305,7 +305,7 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, want, backend)
         return tuple(
-            None if unit is None or like is None else _scaled(unit, factor).to(like.dtype)
+            None if unit is None or like is None else _scaled(unit, factor, like.dtype, backend)
             for unit, factor, like in zip(units, _factors(grad, x, y, scale), (x, y, a, b), strict=True)
         )
 
@@ -396,10 +396,13 @@ def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor,
     return per_scale / x.size(-1), per_scale / y.size(-1), grad, grad
 
 
-def _scaled(unit: Tensor, factor: Tensor) -> Tensor:
+def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    if unit.dtype == torch.int8:
+        scaled: Tensor = _scale_signs(unit, factor, dtype, backend)
+        return scaled
     # A factor of 1 / n may be subnormal in half precision: multiply in float32.
     wide = unit if unit.dtype in (torch.float32, torch.float64) else unit.float()
-    return wide * factor.to(wide.dtype).unsqueeze(-1)
+    return (wide * factor.to(wide.dtype).unsqueeze(-1)).to(dtype)
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------
@@ -410,8 +413,9 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     rows = x.shape[:-1]
     per_row = x.new_empty(rows, dtype=torch.float64)
+    samples = dispatch.kernels(backend, "wasserstein").unit_dtype(x, y, a, b, p)
     units = [
-        x.new_empty((*rows, t.size(-1) if need >> i & 1 else 0), dtype=x.dtype if i < 2 else torch.float64)
+        x.new_empty((*rows, t.size(-1) if need >> i & 1 else 0), dtype=samples if i < 2 else torch.float64)
         for i, t in enumerate((x, y, x, y))
     ]
     return per_row, torch.empty_like(per_row), *units
@@ -432,4 +436,9 @@ _second = RawOperator(
     "Tensor? y_weights, Tensor scale, float p, str backend) -> (Tensor, Tensor)",
     kernel_of("wasserstein", "second"),
     _second_fake,
+)
+_scale_signs = RawOperator(
+    "wasserstein_1d_scale_signs(Tensor signs, Tensor factor, ScalarType dtype, str backend) -> Tensor",
+    kernel_of("wasserstein", "scale_signs"),
+    lambda signs, factor, dtype, backend: signs.new_empty(signs.shape, dtype=dtype),
 )

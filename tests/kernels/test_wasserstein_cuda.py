@@ -18,7 +18,7 @@ import fastgan
 import fastgan.functional as F
 from fastgan import _C
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native import _cuda_module, _wasserstein_cuda
+from fastgan.kernels.native import _cuda_module, _wasserstein_call, _wasserstein_cuda
 from fastgan.reference import wasserstein as reference
 from tests.kernels import cuda_emulation
 
@@ -161,7 +161,7 @@ def test_emulated_second_derivative(n: int, m: int, weighted: bool, p: float) ->
     _, (hx, hy, *_) = reference.double_backward((vx, vy, None, None), grad, (x, y, a, None), p)
     same = ((reference_scale / scale) ** p).unsqueeze(-1)
     for given_x, given_y, want in ((vx, vy, (hx, hy)),):
-        got = _wasserstein_cuda.second(given_x, given_y, grad, x, y, a, None, scale, p)
+        got = _wasserstein_call.second(_wasserstein_cuda.run, given_x, given_y, grad, x, y, a, None, scale, p)
         for mine, theirs in zip(got, want, strict=True):
             close(mine, theirs * same, 1e-9)
 
@@ -175,8 +175,8 @@ def test_emulated_results_stay_in_their_place(emulated: ModuleType) -> None:
     guarded = {name: torch.full((t.numel() + 64,), -7.0, dtype=t.dtype) for name, t in (("x", x), ("y", y), ("a", a))}
     address = {name: t[32:].data_ptr() for name, t in guarded.items()}
     sides = (
-        (x.data_ptr(), a.data_ptr(), 37, 37, address["x"], address["a"], 0),
-        (y.data_ptr(), 0, 0, 53, address["y"], 0, 0),
+        (x.data_ptr(), 37, a.data_ptr(), 37, 37, address["x"], 0, address["a"], 0),
+        (y.data_ptr(), 53, 0, 0, 53, address["y"], 0, 0, 0),
     )
     needed = emulated.wasserstein_workspace(0, *sides, 3, 0, 1.5, 0)
     workspace = torch.full((needed + 1024,), 0x5A, dtype=torch.uint8)

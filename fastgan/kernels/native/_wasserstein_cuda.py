@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native import _cuda_module
+from fastgan.kernels.native import _cuda_module, _wasserstein_call
 from fastgan.kernels.native._tensor import DTYPES, address
+from fastgan.kernels.native._wasserstein_call import rows_of, side
 
 _LARGEST_HALF = 65504
 
@@ -36,38 +37,10 @@ def forward(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, need: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(cost, scale, unit gradients of x, y, x_weights, y_weights)."""
-    rows = x.shape[:-1]
-    cost, scale = (torch.empty(rows, dtype=torch.float64, device=x.device) for _ in range(2))
-    ux, uy, ua, ub = (
-        torch.empty(
-            (*rows, t.size(-1) if need >> i & 1 else 0), dtype=x.dtype if i < 2 else torch.float64, device=x.device
-        )
-        for i, t in enumerate((x, y, x, y))
-    )
-    _run(x, y, x_weights, y_weights, p, (ux, ua, None), (uy, ub, None), cost, scale, None)
-    return cost, scale, ux, uy, ua, ub
+    return _wasserstein_call.forward(run, x, y, x_weights, y_weights, p, need, x.dtype)
 
 
-def second(
-    vx: Tensor | None,
-    vy: Tensor | None,
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    scale: Tensor,
-    p: float,
-) -> tuple[Tensor, Tensor]:
-    """Gradients for x and y of <vx, gradient of x> + <vy, gradient of y>, where grad is the cost's cotangent."""
-    hx, hy = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, y))
-    vx, vy = (None if v is None else v.to(x.dtype).contiguous() for v in (vx, vy))
-    grad = grad.double().contiguous()
-    _run(x, y, x_weights, y_weights, p, (hx, None, vx), (hy, None, vy), None, scale.contiguous(), grad)
-    return hx, hy
-
-
-def _run(
+def run(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -79,35 +52,19 @@ def _run(
     scale: Tensor,
     grad: Tensor | None,
 ) -> None:
+    """Fills in the results, or with ``grad`` the second derivative."""
     module = _cuda_module.load()
     if isinstance(module, str):
         raise RuntimeError(f"wasserstein_1d: {module}")
     # The rows must live until the kernels are enqueued: they may be copies. torch reuses their memory in stream order.
-    x, y = _rows(x), _rows(y)
-    a = None if x_weights is None else _rows(x_weights.double())
-    b = None if y_weights is None else _rows(y_weights.double())
-    sides = (_side(x, a, *x_results), _side(y, b, *y_results))
+    x, y = rows_of(x).contiguous(), rows_of(y).contiguous()
+    a = None if x_weights is None else rows_of(x_weights.double()).contiguous()
+    b = None if y_weights is None else rows_of(y_weights.double()).contiguous()
+    sides = (side(x, a, *x_results), side(y, b, *y_results))
     device, rows, dtype = x.get_device(), x.size(0), DTYPES[x.dtype]
     needed = module.wasserstein_workspace(device, *sides, rows, dtype, p, address(grad))
     workspace = torch.empty(needed, dtype=torch.uint8, device=x.device)
     module.wasserstein(
         device, _cuda_module.stream(x.device), *sides, rows, dtype, p,
         address(cost), scale.data_ptr(), address(grad), workspace.data_ptr(),
-    )  # fmt: skip
-
-
-def _rows(t: Tensor) -> Tensor:
-    """t [..., n] as dense [rows, n]."""
-    return t.reshape(t.shape[:-1].numel(), t.size(-1)).contiguous()
-
-
-def _side(
-    values: Tensor, weights: Tensor | None, grad: Tensor, grad_weights: Tensor | None, cotangent: Tensor | None
-) -> tuple[int, ...]:
-    """What the binding calls a side; a result without elements is not wanted."""
-    return (
-        values.data_ptr(), address(weights), values.size(1), values.size(1),
-        grad.data_ptr() if grad.size(-1) else 0,
-        0 if weights is None or grad_weights is None or grad_weights.size(-1) == 0 else grad_weights.data_ptr(),
-        address(cotangent),
     )  # fmt: skip

@@ -1,0 +1,78 @@
+"""What the launchers of both devices share: results are allocated, and sides become what the bindings take.
+
+``run`` is a device's launcher: it takes samples, weights, p, (gradient, weights' gradient, cotangent) of each side, cost,
+scale and the cost's cotangent. csrc/bindings/wasserstein_problem.h has the other end of :func:`side`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastgan.kernels.native._tensor import address
+
+_Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def forward(
+    run: Callable[..., None],
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    p: float,
+    need: int,
+    samples: torch.dtype,
+) -> _Six:
+    """(cost, scale, unit gradients of x, y, x_weights, y_weights); those of the samples are of dtype ``samples``."""
+    rows, n, m, device = x.shape[:-1], x.size(-1), y.size(-1), x.device
+    cost = torch.empty(rows, dtype=torch.float64, device=device)
+    scale = torch.empty(rows, dtype=torch.float64, device=device)
+    ux, uy, ua, ub = (
+        torch.empty((*rows, size if need >> i & 1 else 0), dtype=dtype, device=device)
+        for i, (size, dtype) in enumerate(((n, samples), (m, samples), (n, torch.float64), (m, torch.float64)))
+    )
+    run(x, y, x_weights, y_weights, p, (ux, ua, None), (uy, ub, None), cost, scale, None)
+    return cost, scale, ux, uy, ua, ub
+
+
+def second(
+    run: Callable[..., None],
+    vx: Tensor | None,
+    vy: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    scale: Tensor,
+    p: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for x and y of <vx, gradient of x> + <vy, gradient of y>, where grad is the cost's cotangent."""
+    hx, hy = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, y))
+    vx, vy = (None if v is None else v.to(x.dtype).contiguous() for v in (vx, vy))
+    grad = grad.double().contiguous()
+    run(x, y, x_weights, y_weights, p, (hx, None, vx), (hy, None, vy), None, scale.contiguous(), grad)
+    return hx, hy
+
+
+def rows_of(t: Tensor) -> Tensor:
+    """t [..., n] as [rows, n] with neighbouring elements next to each other; rows may overlap (stride 0)."""
+    if t.dim() != 2:
+        t = t.reshape(t.shape[:-1].numel(), t.size(-1))
+    return t if t.stride(1) == 1 or t.size(1) == 1 else t.contiguous()
+
+
+def side(
+    values: Tensor, weights: Tensor | None, grad: Tensor, grad_weights: Tensor | None, cotangent: Tensor | None
+) -> tuple[int, ...]:
+    """What the bindings call a side; a result without elements is not wanted."""
+    wanted, signs = grad.size(-1) > 0, grad.dtype == torch.int8
+    return (
+        values.data_ptr(), values.stride(0), address(weights), 0 if weights is None else weights.stride(0),
+        values.size(1), grad.data_ptr() if wanted and not signs else 0, grad.data_ptr() if wanted and signs else 0,
+        0 if weights is None or grad_weights is None or grad_weights.size(-1) == 0 else grad_weights.data_ptr(),
+        address(cotangent),
+    )  # fmt: skip
