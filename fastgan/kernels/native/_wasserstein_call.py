@@ -1,7 +1,8 @@
 """What the launchers of both devices share: results are allocated, and sides become what the bindings take.
 
-``run`` is a device's launcher: it takes samples, weights, p, (gradient, weights' gradient, cotangent) of each side, cost,
-scale and the cost's cotangent. csrc/bindings/wasserstein_problem.h has the other end of :func:`side`.
+``run`` is a device's launcher: it takes samples, weights, p, the results and cotangent of each side (gradient, weights'
+gradient, cotangent), cost, scale and the cost's cotangent. :func:`side` has its other end in
+csrc/bindings/wasserstein_problem.h.
 """
 
 from __future__ import annotations
