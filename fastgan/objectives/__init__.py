@@ -37,7 +37,10 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "wgan-gp-one-sided": WassersteinOneSided,
     "ct-gan": ConsistencyTerm,
     "dragan": RegretAnalytic,
-    **{f"fgan-{name}": functools.partial(FDivergence, divergence=name) for name in DIVERGENCES},
+    **{
+        f"fgan-{name}": functools.partial(FDivergence, divergence=name, alternative=row.alternative)
+        for name, row in DIVERGENCES.items()
+    },
     "ebgan": EnergyBased,
     "loss-sensitive": LossSensitive,
     "sliced": Sliced,

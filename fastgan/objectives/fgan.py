@@ -50,6 +50,8 @@ class Divergence(NamedTuple):
     """g_f(v)"""
     conjugate: Callable[[Tensor], Tensor]
     """f*(g_f(v))"""
+    alternative: bool = False
+    """Whether the generator takes the alternative loss of section 3.2 unless told otherwise."""
 
 
 def _exp(v: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def _exp(v: Tensor) -> Tensor:
 
 
 DIVERGENCES: dict[str, Divergence] = {
-    "kl": Divergence(lambda v: v, lambda v: _exp(v - 1)),
+    "kl": Divergence(lambda v: v, lambda v: _exp(v - 1), alternative=True),
     "reverse-kl": Divergence(lambda v: -_exp(-v), lambda v: v - 1),
     "pearson": Divergence(lambda v: v, lambda v: v.square() / 4 + v),
     "hellinger": Divergence(lambda v: 1 - _exp(-v), lambda v: _exp(v) - 1),
@@ -70,10 +72,13 @@ DIVERGENCES: dict[str, Divergence] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FDivergence(Objective):
-    """Nowozin et al. 2016, equation 7; the module's docstring has the table.
+    r"""Nowozin et al. 2016, equation 7; the module's docstring has the table.
 
-    With ``alternative`` the generator minimises :math:`-E\\,g_f(D(y))` instead, the paper's counterpart of the
-    non-saturating loss (section 3.2).
+    With ``alternative`` the generator minimises :math:`-E\,g_f(D(y))` instead, the paper's counterpart of the
+    non-saturating loss (section 3.2), which has the same stationary points. It is the default for ``fgan-kl`` alone:
+    there the gradient of :math:`-E f^*` weights every sample by :math:`e^{D(y) - 1}`, the critic's estimate of p/q, so
+    that samples far from the data get none and the few that the critic rates highest get all, and training runs away
+    for some seeds. (For the reverse KL divergence it is the alternative that has such weights, :math:`e^{-D(y)}`.)
     """
 
     defaults: ClassVar[Defaults] = Defaults("Nowozin et al. 2016, section 4.2 (DCGAN's)")
@@ -88,13 +93,13 @@ class FDivergence(Objective):
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
-        activation, conjugate = DIVERGENCES[self.divergence]
+        activation, conjugate, _ = DIVERGENCES[self.divergence]
         on_real, on_fake = self._judge(critic, real, fake)
         return {"real": -activation(on_real).mean(), "fake": conjugate(on_fake).mean()}
 
     def generator_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
-        activation, conjugate = DIVERGENCES[self.divergence]
+        activation, conjugate, _ = DIVERGENCES[self.divergence]
         output = full(critic(fake))
         return {"adversarial": -(activation(output) if self.alternative else conjugate(output)).mean()}

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from fastgan import functional as F
 from fastgan.functional.gradient_penalty import refuse_batch_mixing
 
+Tensors = Mapping[str, Tensor]
+
 
 class CriticLosses(NamedTuple):
     """The parts of the critic's loss, scalars without a graph.
@@ -53,7 +55,9 @@ def critic_gradients(
     through the critic in one batch, which no critic that this accepts can tell from two.
 
     Args:
-        critic: a module whose scores do not mix samples. Its buffers are read, not updated.
+        critic: a module whose scores do not mix samples. Buffers that its forward pass writes into, such as those of
+            spectral norm's power iteration, are updated in place as by two passes, over the samples and over the
+            points between them; the updates themselves are not differentiated.
         real, fake: [N, ...], one shape; no gradient reaches them.
         alpha: [N], or None to draw it; see :func:`fastgan.functional.interpolate`.
         weight, target, one_sided: see :func:`fastgan.functional.gradient_penalty`.
@@ -71,22 +75,31 @@ def critic_gradients(
     # Compiled nested func.grad needs tensors that do not require grad.
     trained = {name: p.detach() for name, p in critic.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in critic.named_parameters() if not p.requires_grad}
-    fixed.update({name: b.detach() for name, b in critic.named_buffers()})
+    state = {name: b.detach() for name, b in critic.named_buffers()}
 
-    def score(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters},), (x,))
-        return scores
+    def score(parameters: Tensors, buffers: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+        # A transform may write into what it has made, not into what it has found.
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x,))
+        return scores, buffers
 
-    def loss(parameters: Mapping[str, Tensor]) -> tuple[Tensor, CriticLosses]:
-        scores = score(parameters, samples)
+    def summed(x: Tensor, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
+        scores, buffers = score(parameters, buffers, x)
+        return scores.sum(), buffers
+
+    def loss(parameters: Tensors) -> tuple[Tensor, tuple[CriticLosses, Tensors]]:
+        scores, buffers = score(parameters, state, samples)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         mean_real, mean_fake = (half.mean() for half in scores.split(real.size(0)))
-        gradient = torch.func.grad(lambda x: score(parameters, x).sum())(points)
+        gradient, buffers = torch.func.grad(summed, has_aux=True)(points, parameters, buffers)
         penalty = weight * F.gradient_norm_penalty(gradient, target=target, one_sided=one_sided)
         total = mean_fake - mean_real + penalty
-        return total, CriticLosses(total, mean_real, mean_fake, penalty)
+        return total, (CriticLosses(total, mean_real, mean_fake, penalty), buffers)
 
-    gradients, losses = torch.func.grad(loss, has_aux=True)(trained)
+    gradients, (losses, buffers) = torch.func.grad(loss, has_aux=True)(trained)
+    with torch.no_grad():
+        for name, buffer in critic.named_buffers():
+            buffer.copy_(buffers[name])
     return losses, gradients
 
 

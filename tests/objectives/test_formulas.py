@@ -111,13 +111,16 @@ FORMULAS = {  # name, options -> (critic loss, generator loss) from the critic's
         lambda r, f: 0.4 * r.mean() + np.maximum(0, 0.7 * np.abs(r - f) + r - f).mean(),
         lambda r, f: f.mean(),
     ),
-    **{(f"fgan-{name}", ()): (fgan_critic(name), fgan_generator(name)) for name in F_GENERATORS},
+    **{(f"fgan-{name}", ()): (fgan_critic(name), fgan_generator(name)) for name in F_GENERATORS if name != "kl"},
+    ("fgan-kl", ()): (fgan_critic("kl"), lambda r, f: -f.mean()),
+    ("fgan-kl", (("alternative", False),)): (fgan_critic("kl"), fgan_generator("kl")),
     **{
         (f"fgan-{name}", (("alternative", True),)): (
             fgan_critic(name),
             lambda r, f, name=name: -ACTIVATIONS[name](f).mean(),
         )
         for name in F_GENERATORS
+        if name != "kl"
     },
 }
 

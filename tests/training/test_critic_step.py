@@ -52,6 +52,47 @@ def test_losses_and_gradients_of_the_eager_double_backward() -> None:
     assert critic[0].bias.grad is gradients["0.bias"]
 
 
+def spectral_critic() -> nn.Module:
+    """One whose power iterations have far to go, and which counts its passes."""
+    torch.manual_seed(4)
+    spectral_norm = nn.utils.parametrizations.spectral_norm
+    layers = (spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)), nn.Tanh(), nn.Flatten(), spectral_norm(nn.Linear(128, 7)))
+    critic = nn.Sequential(*layers, Counted(), nn.Linear(7, 1))
+    with torch.no_grad():
+        for name, buffer in critic.named_buffers():
+            if name.endswith(("_u", "_v")):
+                buffer.copy_(nn.functional.normalize(torch.randn_like(buffer), dim=0))
+    return critic
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return x
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_buffers_and_power_iterations_advance_as_in_eager_passes(compiled: bool) -> None:
+    expected, ours = spectral_critic(), spectral_critic()
+    step = partial(critic_gradients, ours)
+    if compiled:
+        step = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        real, fake, alpha = make_batch()
+        on_real, on_fake = expected(torch.cat([real, fake])).split(len(real))
+        loss = on_fake.mean() - on_real.mean() + F.gradient_penalty(expected, real, fake, alpha=alpha)
+        gradients = torch.autograd.grad(loss, list(expected.parameters()))
+        losses, got = step(real, fake, alpha)
+        torch.testing.assert_close(losses.loss, loss.detach())
+        torch.testing.assert_close(list(got.values()), list(gradients), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(dict(ours.named_buffers()), dict(expected.named_buffers()))
+    assert ours[4].passes == 4
+
+
 @pytest.mark.slow
 def test_compiled_whole() -> None:
     critic, batch = make_critic(), make_batch()
