@@ -241,7 +241,7 @@ def _evaluate(arguments: list[str]) -> int:
             checkpoint: A run's folder or a checkpoint file.
             dataroot: CycleGAN: the folder of testA and testB; by default the run's own.
             which: Which checkpoint of a run's folder.
-            fid: CycleGAN: compute the Frechet inception distance too; needs Inception's weights on the disk.
+            fid: Compute the Frechet inception distance of images too; needs Inception's weights on the disk.
             n: GAN: how many samples.
             seed: GAN: of the samples.
             device: auto, cpu, cuda or cuda:N.
@@ -255,7 +255,7 @@ def _evaluate(arguments: list[str]) -> int:
             from fastgan.training import sampling
 
             trained = sampling.load(file, device=device)
-            _print_scores(sampling.evaluate(trained, n, seed), json)
+            _print_scores(sampling.evaluate(trained, n, seed, fid=fid), json)
             return
         from fastgan.training import inference
 

@@ -146,5 +146,5 @@ def _inception(weights: Path, layer: int | str) -> nn.Module:
 
 def _input(batch: Tensor, device: torch.device | str, floating: bool) -> Tensor:
     x = batch.to(device)
-    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x
+    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
     return x if floating else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

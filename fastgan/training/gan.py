@@ -65,8 +65,8 @@ class GanConfig(RunConfig):
     """8gaussians, 25gaussians, swissroll, digits, mnist:DIR, cifar10:DIR (binary version), or a folder of images."""
     image_size: int | None = None
     """Height and width to which a folder's images are resized, or MNIST's padded; 32 by default."""
-    channels: Literal[1, 3] = 3
-    """Of the images of a folder: grey or colour."""
+    channels: Literal[1, 3, 4] = 3
+    """Of the images of a folder: grey, colour, or colour and transparency."""
     flip: bool = False
     """Mirror a folder's images with probability ½."""
     architecture: str | None = None
@@ -175,7 +175,9 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
         ValueError: image settings for data that have none.
     """
     kind = config.data.partition(":")[0]
-    size = config.image_size or 32
+    size = 32 if config.image_size is None else config.image_size
+    if size < 1:
+        raise ValueError(f"image_size must be at least 1, got {size}")
     fixed = {**dict.fromkeys(points.NAMES, (2,)), "digits": (1, 8, 8), "mnist": (1, size, size), "cifar10": (3, 32, 32)}
     shape = fixed.get(kind, (config.channels, size, size))
     if config.image_size is not None and config.image_size != shape[-1]:
@@ -505,6 +507,7 @@ def _check(config: GanConfig, settings: Defaults) -> None:
         "steps": config.steps,
         "batch_size": settings.batch_size,
         "n_critic": settings.schedule.n,
+        "boost": settings.schedule.boosted,
         "n_samples": config.n_samples,
         "n_eval": config.n_eval,
         "lr_g": settings.lr_generator,
@@ -512,11 +515,11 @@ def _check(config: GanConfig, settings: Defaults) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    not_negative = {"boost": settings.schedule.boosted - 1, "lr_d": settings.lr_critic, "clip": settings.clip or 0}
-    not_negative |= {"boost_first": settings.schedule.first, "boost_every": settings.schedule.every}
-    for name, value in not_negative.items():
+    schedule = settings.schedule
+    not_negative = {"boost_first": schedule.first, "boost_every": schedule.every, "clip": settings.clip or 0}
+    for name, value in {**not_negative, "lr_d": settings.lr_critic}.items():
         if value < 0:
-            raise ValueError(f"{name} must be {'positive' if name == 'boost' else 'at least 0'}, got {value}")
+            raise ValueError(f"{name} must be at least 0, got {value}")
     if not 0.0 <= config.ema < 1.0:
         raise ValueError(f"ema must be in [0, 1), got {config.ema}")
     if settings.optimizer == "rmsprop" and (config.beta1 is not None or config.beta2 is not None):
@@ -553,6 +556,8 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
     requires = objective.requires
     if requires.output == "none":
         return None
+    if config.code_dim is not None and requires.output != "energy":
+        raise ValueError(f"code_dim is for critics that are autoencoders (ebgan), not for {config.objective!r}")
     shape = sample_shape(config)
     dropout = config.dropout if config.dropout is not None else 0.5 if requires.dropout else 0.0
     if requires.dropout and not dropout:
@@ -567,7 +572,7 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
         dropout=dropout,
         minibatch=config.minibatch,
         energy=requires.output == "energy",
-        code_dim=config.code_dim or min(128, max(1, math.prod(shape) // 2)),
+        code_dim=min(128, max(1, math.prod(shape) // 2)) if config.code_dim is None else config.code_dim,
     )
 
 

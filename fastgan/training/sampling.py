@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastgan.metrics import frechet_inception_distance, inception_weights
 from fastgan.models.gan import LatentGenerator
 from fastgan.training import distributed, gan, sheet
 from fastgan.training.checkpoint import CheckpointError, locate, read
@@ -85,9 +86,28 @@ def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bo
         sheet.grid(samples).save(out)
 
 
-def evaluate(trained: Trained, n: int = 2048, seed: int = 0) -> dict[str, float]:
-    """Metrics of n samples against as many real ones, see :func:`fastgan.training.gan.evaluate`."""
-    return gan.evaluate(trained.sample(n, seed), RealData(trained.config), seed)
+def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = False) -> dict[str, float]:
+    """Metrics of n samples against as many real ones, see :func:`fastgan.training.gan.evaluate`.
+
+    ``fid`` adds the Fréchet inception distance of images, for which Inception's weights must be on the disk.
+
+    Raises:
+        MetricUnavailableError: fid without its library or weights.
+        ValueError: fid of points, or n below 2.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}")
+    if fid and len(trained.generator.sample_shape) != 3:
+        raise ValueError("fid is of images, and this run makes points")
+    if fid:
+        inception_weights()
+    data, samples = RealData(trained.config), trained.sample(n, seed)
+    scores = gan.evaluate(samples, data, seed)
+    if fid:
+        device = next(trained.generator.parameters()).device
+        real = data.draw(n, seed)
+        scores["fid"] = frechet_inception_distance(real.split(64), samples.split(64), device=device)
+    return scores
 
 
 def _config(settings: dict[str, Any]) -> GanConfig:

@@ -205,6 +205,12 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"data": "digits", "batch_size": 4000}, "1797 images do not fill one batch of 4000"),
         ({"objective": "ebgan", "minibatch": 2}, "minibatch must be at least 0, and 0 for an energy"),
         ({"norm_d": "group"}, "norm must be one of"),
+        ({"code_dim": 4}, "code_dim is for critics that are autoencoders"),
+        ({"objective": "ebgan", "code_dim": 0}, "code_dim must be an integer of at least 1, got 0"),
+        ({"boost": 0}, "boost must be positive, got 0"),
+        ({"lr_d": -1.0}, "lr_d must be at least 0, got -1.0"),
+        ({"data": "pictures", "image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"keep": -1}, "keep must be at least 0, got -1"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
@@ -329,6 +335,25 @@ def test_command_line(tmp_path, capsys):
     assert "there is no checkpoint" in capsys.readouterr().err
     assert fastgan("train", "gan", *flags, "--data", str(tmp_path / "none"), "--name", "b") == 1
     assert "fastgan: error:" in capsys.readouterr().err
+
+
+def test_fid_of_images(tmp_path, pictures, capsys, monkeypatch):
+    """Refused in one line without its weights or images; else all images reach it, as values in [−1, 1]."""
+    folder = run(tmp_path, objective="hinge", data=pictures, batch_size=4, image_size=8, max_steps=1)
+    points = run(tmp_path / "points", max_steps=1)
+    for path, message in ((folder, "FID"), (points, "fid is of images")):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["evaluate", "--checkpoint", str(path), "--fid", "--device", "cpu"])
+        assert message in capsys.readouterr().err
+    seen = []
+    monkeypatch.setattr(sampling, "inception_weights", lambda: None)
+    monkeypatch.setattr(sampling, "frechet_inception_distance", lambda *sides, device: seen.extend(sides) or 1.5)
+    trained = sampling.load(folder, device="cpu")
+    assert sampling.evaluate(trained, 70, fid=True)["fid"] == 1.5
+    real, fake = (torch.cat(list(batches)) for batches in seen)
+    assert torch.equal(fake, trained.sample(70, 0))
+    assert real.shape == (10, 3, 8, 8)
+    assert real.abs().max() <= 1
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
