@@ -81,7 +81,11 @@ def unflatten(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
 
 
 def write(path: Path, tree: Any) -> None:
-    """Writes ``tree`` (see :func:`flatten`) to ``path``, atomically and durably."""
+    """Writes ``tree`` (see :func:`flatten`) to ``path``, atomically and durably.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, say); nothing of it is left, nor was anything replaced.
+    """
     document, tensors = flatten(tree)
     storages: set[int] = set()
     stored = {}
@@ -94,10 +98,15 @@ def write(path: Path, tree: Any) -> None:
         stored[name] = tensor
     header = {"format": FORMAT, "checksum": _checksum(stored), "tree": document}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(stored, partial, metadata={_HEADER: json.dumps(header)})
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
+    try:
+        save_file(stored, partial, metadata={_HEADER: json.dumps(header)})
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
 def read(path: Path, *, only: str = "") -> Any:

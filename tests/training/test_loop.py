@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from fastgan.training import checkpoint, loop
+from fastgan.training import checkpoint, log, loop
 from fastgan.training.log import read_stats
 from tests.training.toy import Toy, quiet
 
@@ -146,6 +150,41 @@ def test_corrupt_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> N
     with pytest.raises(checkpoint.CheckpointError, match=r"step-00000006.*corrupt.*remove it to continue from step 4"):
         run(tmp_path, continue_train=True)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_a_full_disk_is_one_clear_error_and_costs_no_checkpoint(tmp_path: Path, whole: Path) -> None:
+    limit, grow = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    task = Toy(quiet(tmp_path / "b"))
+    step = task.step
+
+    def fills_the_disk() -> dict[str, torch.Tensor]:
+        if task.taken == 5:  # from here on no file can grow past 4 kB; a checkpoint is larger
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        return step()
+
+    task.step = fills_the_disk  # type: ignore[method-assign]
+    try:
+        with pytest.raises(checkpoint.CheckpointError, match=r"step-00000008\.safetensors cannot be written: .*large"):
+            loop.fit(task)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, grow)
+    assert [p.name for p in (tmp_path / "b" / "run" / "checkpoints").iterdir()] == ["step-00000004.safetensors"]
+    run(tmp_path / "b", continue_train=True)
+    assert_same(whole, tmp_path / "b")
+
+
+def test_progress_has_losses_images_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, progress=True, max_steps=2, print_freq=2)
+    line = r"step 2/2  \S+ img/s  left \d:\d\d:\d\d  loss \S+ twice \S+\n"
+    assert re.search(line, capsys.readouterr().err)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(log, "console", terminal)
+    run(tmp_path, progress=True, continue_train=True)
+    shown = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", terminal.file.getvalue())
+    assert re.search(r"20/20 +\S+ img/s  loss \S+ twice \S+ 0:00:\d\d left 0:00:00", shown)
 
 
 def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
