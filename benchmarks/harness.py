@@ -110,6 +110,36 @@ def measure(
         )
 
 
+def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) -> Callable[[], tuple[Any, ...]]:
+    """``function(*leaves)`` in one of its passes; every contestant gets the same cotangents.
+
+    Args:
+        kind: ``forward``; ``forward + backward``; or ``double backward``, of a backward pass that was already made.
+            What a result does not depend on has a gradient of zero.
+    """
+    if kind == "forward":
+        return lambda: (function(*leaves),)
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    y = function(*leaves)
+    torch.manual_seed(1)
+    seed = torch.randn(y.shape).to(y)
+    if kind == "forward + backward":
+        return lambda: torch.autograd.grad(function(*leaves), leaves, seed)
+    seed.requires_grad_()
+    first = torch.autograd.grad(y, leaves, seed, create_graph=True)
+    cotangents = [torch.randn(each.shape).to(each) for each in first]
+    wanted = (seed, *leaves)
+    return lambda: torch.autograd.grad(first, wanted, cotangents, retain_graph=True, materialize_grads=True)
+
+
+def close(got: tuple[Any, ...], right: tuple[Any, ...], tolerance: float) -> None:
+    """Raises unless each result is within ``tolerance`` of the right one, relative to the size of the whole."""
+    for a, b in zip(got, right, strict=True):
+        apart = (a.double() - b.double()).norm()
+        if not apart <= tolerance * b.double().norm() + 1e-6:
+            raise AssertionError(f"wrong by {apart:.3g} of {b.double().norm():.3g}")
+
+
 def device_name() -> str:
     return torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgan.functional as F
-from benchmarks.harness import DEVICE, compiled, copies, measure
+from benchmarks.harness import DEVICE, close, compiled, copies, measure, passes, unsupported
 from fastgan.nn import InstanceNormAct2d
 from fastgan.training.critic_step import critic_gradients
 
@@ -66,6 +66,35 @@ def test_interpolate_and_penalty(benchmark: Any, contestant: str, shape: tuple[i
         benchmark, run, inputs,
         operator="interpolate + gradient_norm_penalty", case=f"{list(shape)}, forward + backward",
         contestant=contestant, bytes_moved=6 * one, operations=6 * one / 4, check=check,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contestant", ["fastgan", "eager", "compile"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("forward", torch.float32), ("double backward", torch.float32), ("forward + backward", torch.bfloat16)],
+    ids=str,
+)
+def test_penalty(benchmark: Any, kind: str, dtype: torch.dtype, contestant: str) -> None:
+    """The penalty on gradients alone: a critic step takes its double backward when it trains through the penalty."""
+    shape, name = SHAPES[0], f"{list(SHAPES[0])} {str(dtype)[6:]}, {kind}"
+    if contestant == "compile" and kind == "double backward":
+        unsupported(
+            operator="gradient_norm_penalty", case=name, contestant=contestant,
+            reason="torch.compile does not support double backward",
+        )  # fmt: skip
+    eager = lambda grads: (grads.float().flatten(1).norm(2, dim=1) - 1).square().mean()
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    function = {"fastgan": F.gradient_norm_penalty, "eager": eager, "compile": eager}[contestant]
+    function = compiled(function) if contestant == "compile" else function
+    torch.manual_seed(0)
+    one = dtype.itemsize * torch.Size(shape).numel()
+    inputs = copies(lambda: torch.randn(shape, device=DEVICE).to(dtype), one)
+    measure(
+        benchmark, lambda run: run(), [passes(function, [grads], kind) for grads in inputs],
+        operator="gradient_norm_penalty", case=name, contestant=contestant,
+        bytes_moved=one * {"forward": 1, "forward + backward": 2, "double backward": 3}[kind],
+        check=lambda result: close(result, passes(eager, [inputs[0]], kind)(), tolerance),
     )  # fmt: skip
 
 

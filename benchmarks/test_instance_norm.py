@@ -38,7 +38,7 @@ def _fused(x: Tensor, residual: Tensor | None, pad: int) -> Tensor:
 def _cases() -> list[Any]:
     cases: list[Any] = list(itertools.product(SHAPES, (False, True), (torch.float32,), PASSES, (None,)))
     small = (1, 256, 64, 64)
-    cases += [(small, channels_last, torch.bfloat16, "forward+backward", None) for channels_last in (False, True)]
+    cases += [(small, last, torch.bfloat16, kind, None) for last in (False, True) for kind in PASSES]
     cases += [
         (small, channels_last, torch.float32, "forward+backward", extra)
         for channels_last in (False, True)

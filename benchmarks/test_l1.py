@@ -1,4 +1,4 @@
-"""weighted_l1 of CycleGAN's four pairs (both cycles, both identities), forward and backward."""
+"""weighted_l1 of CycleGAN's four pairs (both cycles, both identities): every pass, beside eager and torch.compile."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 import fastgan.functional as F
-from benchmarks.harness import DEVICE, compiled, copies, measure
+from benchmarks.harness import DEVICE, close, compiled, copies, measure, passes, unsupported
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SHAPES = [(1, 3, 256, 256), (4, 3, 256, 256), (1, 1, 2, 2)]
+CASES = [(shape, torch.float32) for shape in SHAPES] + [
+    (shape, torch.bfloat16) for shape in SHAPES[: 1 + (DEVICE == "cuda")]
+]
 
 
 def eager(recs: list[Tensor], reals: list[Tensor]) -> Tensor:
@@ -29,8 +32,7 @@ def ours(recs: list[Tensor], reals: list[Tensor]) -> Tensor:
 CONTESTANTS: dict[str, Callable[..., Tensor]] = {"fastgan": ours, "eager": eager, "compile": eager}
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32] if DEVICE == "cpu" else [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("contestant", CONTESTANTS)
 def test_forward_backward(benchmark: Any, contestant: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     loss = compiled(CONTESTANTS[contestant]) if contestant == "compile" else CONTESTANTS[contestant]
@@ -56,4 +58,33 @@ def test_forward_backward(benchmark: Any, contestant: str, dtype: torch.dtype, s
         benchmark, run, inputs,
         operator="weighted_l1", case=f"4 pairs {list(shape)} {str(dtype)[6:]}, forward + backward",
         contestant=contestant, bytes_moved=4 * 3 * one, operations=4 * 5 * torch.Size(shape).numel(), check=check,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+@pytest.mark.parametrize("kind", ["forward", "double backward"])
+def test_other_passes(benchmark: Any, kind: str, contestant: str) -> None:
+    shape, name = SHAPES[0], f"4 pairs {list(SHAPES[0])} float32, {kind}"
+    if contestant == "compile" and kind == "double backward":
+        unsupported(
+            operator="weighted_l1", case=name, contestant=contestant,
+            reason="torch.compile does not support double backward",
+        )  # fmt: skip
+    torch.manual_seed(0)
+
+    def make() -> tuple[list[Tensor], list[Tensor]]:
+        recs, reals = ([torch.randn(shape, device=DEVICE) for _ in WEIGHTS] for _ in range(2))
+        return recs, reals
+
+    def run_of(loss: Callable[..., Tensor], inputs: tuple[list[Tensor], list[Tensor]]) -> Callable[[], Any]:
+        recs, reals = inputs
+        return passes(lambda *recs: loss(list(recs), reals), recs, kind)
+
+    one = 4 * torch.Size(shape).numel()
+    inputs = copies(make, 8 * one)
+    loss = compiled(eager) if contestant == "compile" else CONTESTANTS[contestant]
+    measure(
+        benchmark, lambda run: run(), [run_of(loss, each) for each in inputs], operator="weighted_l1", case=name,
+        contestant=contestant, bytes_moved=4 * 2 * one,
+        check=lambda result: close(result, run_of(eager, inputs[0])(), 1e-4),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 import fastgan.functional as F
-from benchmarks.harness import DEVICE, copies, measure
+from benchmarks.harness import DEVICE, close, copies, measure, passes
 
 SHAPES = [(1, 1_000_000), (64, 16384), (1024, 1024), (16384, 64), (4096, 256)]
 WITHOUT_POT = importlib.util.find_spec("ot") is None
@@ -128,4 +128,23 @@ def test_unequal_counts(benchmark: Any, rows: int, n: int, m: int, weighted: boo
         benchmark, with_gradients(F.wasserstein_1d if contestant == "fastgan" else pot), inputs,
         operator=f"wasserstein_1d {'weighted' if weighted else 'unequal'} with gradients", case=f"{rows}x{n},{m}",
         contestant=contestant, check=compare(expected, 1e-4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contestant", ["fastgan", "torch"])
+@pytest.mark.parametrize(("rows", "n"), [(1024, 1024), (64, 16384)])
+def test_double_backward(benchmark: Any, rows: int, n: int, contestant: str) -> None:
+    """Of W_2^2: that of W_1 is zero."""
+
+    def squared(x: Tensor, y: Tensor) -> Tensor:
+        return (x.sort(-1).values - y.sort(-1).values).square().mean(-1)
+
+    function = squared if contestant == "torch" else lambda x, y: F.wasserstein_1d(x, y, p=2.0, root=False)
+    torch.manual_seed(0)
+    inputs = copies(lambda: [torch.randn(rows, n, device=DEVICE) + s for s in (0, 0.1)], 8 * rows * n)
+    measure(
+        benchmark, lambda run: run(), [passes(function, sides, "double backward") for sides in inputs],
+        operator="wasserstein_1d double backward", case=f"{rows}x{n}, p = 2", contestant=contestant,
+        # Equal samples may be matched in either order, and their cotangents then differ.
+        check=lambda result: close(result, passes(squared, inputs[0], "double backward")(), 3e-2),
     )  # fmt: skip

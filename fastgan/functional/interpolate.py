@@ -144,7 +144,7 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """need: whether real, fake and alpha want a gradient. Its own backward is plain PyTorch, of any order."""
+    """need: whether real, fake and alpha want a gradient. Its own backward is of any order."""
 
     @staticmethod
     def forward(
@@ -160,7 +160,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        grad, real, fake, alpha, _, _ = inputs
+        grad, real, fake, alpha, _, ctx.backend = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, real, fake, alpha)
 
@@ -169,13 +169,14 @@ class _Backward(torch.autograd.Function):
         ctx: Any, u_real: Tensor | None, u_fake: Tensor | None, u_alpha: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         grad, real, fake, alpha = ctx.saved_tensors
-        a = per_sample(alpha, grad)
         grad_grad = grad_real = grad_fake = grad_alpha = None
         if u_real is not None or u_fake is not None:
-            zero = torch.zeros_like(grad)
-            u_r, u_f = zero if u_real is None else u_real, zero if u_fake is None else u_fake
-            grad_grad = a * u_r + (1 - a) * u_f
-            grad_alpha = (grad.to(alpha.dtype) * (u_r - u_f)).flatten(1).sum(1)
+            u_r, u_f = (torch.zeros_like(grad) if u is None else u for u in (u_real, u_fake))
+            # The gradients are linear in grad, as the result is in the images: the same kernel serves.
+            dense = (layout.dense(u, layout.is_channels_last(grad)) for u in (u_r, u_f))
+            grad_grad = apply(_Forward, *dense, alpha, None, ctx.backend)[0]
+            if ctx.needs_input_grad[3]:
+                grad_alpha = (grad.to(alpha.dtype) * (u_r - u_f)).flatten(1).sum(1)
         if u_alpha is not None:
             u = per_sample(u_alpha, grad)
             grad_real = (u * grad).to(grad.dtype)
