@@ -39,6 +39,7 @@ from fastgan.training.ema import Ema
 from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.loader import Loader, Source
 from fastgan.training.loop import Outcome, fit
+from fastgan.training.memory import kept_for_backward
 from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.precision import Precision, Switch
 from fastgan.training.task import RunConfig, Stateful, Task
@@ -493,35 +494,27 @@ class CycleGan(Task):
         }
 
     def _activation_bytes(self, side: int) -> int:
-        """What autograd keeps of the generators' loss, measured on tensors without memory."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
+        """What autograd keeps of the generators' loss, which keeps most of a step."""
+        config = self.config
 
-        config, kept = self.config, dict[int, tuple[Any, int]]()
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = (storage, storage.nbytes())
-            return tensor
-
-        with FakeTensorMode():
+        def make() -> list[nn.Module]:
             networks = build_networks(config)
             for network in networks.values():
                 if config.fused:
                     fuse(network)
-            for parameter in itertools.chain.from_iterable(network.parameters() for network in networks.values()):
-                keep(parameter)
-            own = sum(size for _, size in kept.values())
+            return list(networks.values())
+
+        def run(*networks: nn.Module) -> object:
             rows = -(-config.batch_size // config.accumulate)
-            real_A = torch.empty(rows, config.input_nc, side, side)
-            real_B = torch.empty(rows, config.output_nc, side, side)
-            run, self._run = self._run, networks
+            real_A, real_B = (torch.empty(rows, c, side, side) for c in (config.input_nc, config.output_nc))
+            own, self._run = self._run, dict(zip(self.networks, networks, strict=True))
             try:
-                hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-                with hooks, self._backend(), self.precision.autocast():
-                    self._generator_losses(real_A, real_B, False)
+                with self._backend(), self.precision.autocast():
+                    return self._generator_losses(real_A, real_B, False)
             finally:
-                self._run = run
-        return sum(size for _, size in kept.values()) - own
+                self._run = own
+
+        return kept_for_backward(make, run)
 
     def close(self) -> None:
         self.loader.close()

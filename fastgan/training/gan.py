@@ -43,6 +43,7 @@ from fastgan.training.critic_step import CriticLosses, assign_gradients, critic_
 from fastgan.training.ema import Ema
 from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.loop import Outcome, fit
+from fastgan.training.memory import kept_for_backward
 from fastgan.training.precision import Precision
 from fastgan.training.task import RunConfig, Stateful, Task
 
@@ -404,6 +405,31 @@ class GanTask(Task):
         copies = 4 if self.settings.optimizer == "adam" else 3
         return sum(4 * _count(n) * (1 if name == "average" else copies) for name, n in self.networks.items())
 
+    def _activation_bytes(self) -> int:
+        """What autograd keeps of the larger of a critic and a generator step."""
+        objective, batch = replace(self.objective, batch=objectives.Batch()), self.settings.batch_size
+
+        def make() -> list[nn.Module]:
+            critic = make_critic(self.config, self.objective)
+            return [make_generator(self.config), *([] if critic is None else [critic])]
+
+        def critic_step(generator: LatentGenerator, critic: nn.Module) -> object:
+            with self.precision.autocast():
+                with torch.no_grad():
+                    fake = generator(generator.latent(batch))
+                return objective.critic_loss(critic, torch.empty_like(fake), fake)
+
+        def generator_step(generator: LatentGenerator, critic: nn.Module | None = None) -> object:
+            if critic is not None:
+                critic.requires_grad_(False)
+            with self.precision.autocast():
+                fake = generator(generator.latent(batch))
+                return objective.generator_loss(critic or _no_critic, torch.empty_like(fake), fake)
+
+        with _backend(self.config.fused):
+            steps = [generator_step] if self.critic is None else [generator_step, critic_step]
+            return max(kept_for_backward(make, step) for step in steps)
+
     def plan(self) -> dict[str, str]:
         schedule = self.settings.schedule
         boosted = f", {schedule.boosted} in the first {schedule.first}" if schedule.first else ""
@@ -418,7 +444,8 @@ class GanTask(Task):
             if self.critic is not None
             else "one generator step",
             "parameters": ", ".join(f"{_count(network):,} ({name})" for name, network in self.networks.items()),
-            "memory": f"{self._bytes() / 2**20:.1f} MiB for weights, gradients and optimizers, activations apart",
+            "memory": f"{self._bytes() / 2**20:.1f} MiB for weights, gradients and optimizers, "
+            f"{self._activation_bytes() / 2**20:.1f} MiB kept for the backward pass",
             "batch": str(self.settings.batch_size),
             "optimizer": f"{optimizer}{adam}, lr {self.settings.lr_critic:g} (critic), "
             f"{self.settings.lr_generator:g} (generator), decay {self.settings.decay}",
