@@ -138,12 +138,18 @@ def ratios(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def weighted(results: Results) -> dict[str, dict[str, float]]:
-    """model's step -> contestant -> seconds in all its norms, losses and penalties, each as often as it is called."""
+    """model's step -> contestant -> seconds in all its norms, losses and penalties, each as often as it is called.
+
+    "floor" is what their bytes take at the speed of a large copy.
+    """
     calls: dict[str, dict[str, dict[str, float]]] = {}
     for row in results["rows"]:
         if "calls" in row:
             cases = calls.setdefault(row["step"], {})
-            cases.setdefault(row["case"], {})[row["contestant"]] = row["calls"] * row["p50"]
+            case = cases.setdefault(row["case"], {})
+            case[row["contestant"]] = row["calls"] * row["p50"]
+            if "floor" in row:
+                case["floor"] = row["calls"] * row["floor"]
     totals = {}
     for step, cases in calls.items():
         names = set.intersection(*(set(case) for case in cases.values()))
@@ -171,11 +177,13 @@ def headline(results: Results) -> list[str]:
     """Time outside convolutions in a training step, from the model-weighted calls and from the profiles."""
     lines = []
     if totals := weighted(results):
-        lines += ["| norms, losses and penalties of a training step | eager | fastgan | |", "|---|---:|---:|---:|"]
+        lines += ["| norms, losses and penalties of a training step | eager | fastgan | | bytes at copy speed |"]
+        lines += ["|---|---:|---:|---:|---:|"]
         for step, seconds in totals.items():
             if {"eager", "fastgan"} <= seconds.keys():
                 ours, eager = seconds["fastgan"], seconds["eager"]
-                lines.append(f"| {step} | {_time(eager)} | {_time(ours)} | {eager / ours:.1f}× |")
+                floor = _time(seconds["floor"]) if "floor" in seconds else ""
+                lines.append(f"| {step} | {_time(eager)} | {_time(ours)} | {eager / ours:.1f}× | {floor} |")
     if profiles := results.get("profile", {}).get("steps"):
         lines += ["", "| time outside convolutions, profiled | eager | fastgan | |", "|---|---:|---:|---:|"]
         for step, contestants in profiles.items():
@@ -190,8 +198,10 @@ def headline(results: Results) -> list[str]:
 
 def outside(profile: dict[str, Any]) -> float:
     """Seconds of a profiled step that are not in a convolution or matrix product."""
-    inside = ("convolution forward", "convolution backward", "matrix product")
-    return float(profile["step"] - sum(profile["parts"].get(name, 0.0) for name in inside))
+    return float(profile["step"] - sum(profile["parts"].get(name, 0.0) for name in _INSIDE))
+
+
+_INSIDE = ("convolution forward", "convolution backward", "matrix product")
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
@@ -323,6 +333,10 @@ def _profile(profile: dict[str, Any]) -> list[str]:
                 seconds = whole.get(name, c["parts"].get(name, 0.0))
                 cells += [_time(seconds) if seconds else "", f"{100 * seconds / c['step']:.1f} %"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        ours = contestants["fastgan"]
+        left = sorted(((s, name) for name, s in ours["parts"].items() if name not in _INSIDE), reverse=True)
+        largest = ", ".join(f"{name} {_time(seconds)}" for seconds, name in left[:4] if seconds > 0)
+        lines += ["", f"What remains outside convolutions and matrix products with fastgan: {largest}."]
     return lines
 
 
