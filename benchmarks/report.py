@@ -274,6 +274,8 @@ def _operator(results: Results, operator: str) -> list[str]:
         columns["GB/s"] = lambda row: f"{row['gb_per_s']:.1f}" if "gb_per_s" in row else ""
         columns["% of copy"] = lambda row: f"{row['copy_percent']:.0f}" if "copy_percent" in row else ""
         columns["floor"] = lambda row: _time(row["floor"]) if "floor" in row else ""
+    if any("images" in row for row in ours):
+        columns["images/s"] = lambda row: f"{row['images'] / row['p50']:.3g}" if "images" in row else ""
     if any("peak_bytes" in row for row in ours):
         columns["peak memory"] = lambda row: _bytes(row["peak_bytes"]) if "peak_bytes" in row else ""
     lines = [f"## {operator}", ""]

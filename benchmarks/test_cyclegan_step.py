@@ -1,8 +1,9 @@
 """CycleGAN's training step, whole: both generators and discriminators, all losses, both optimizers, the image pools.
 
-Contestants: ``fastgan`` (the trainer at its defaults), ``fastgan bf16`` (the same under autocast) and ``eager`` (the
+Contestants: ``fastgan`` (the trainer at its defaults), ``fastgan bf16`` (the same under autocast), ``eager`` (the
 trainer without fused operators, in NCHW, which equals the authors' sequence of calls bit for bit: see
-tests/training/test_cyclegan_step.py).
+tests/training/test_cyclegan_step.py), ``eager, fused Adam`` (the same with PyTorch's fastest optimizer) and ``floor``
+(the convolutions of fastgan's step alone: see benchmarks/floor.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks import floor, harness
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig
 
 CPU_CASES: dict[str, dict[str, Any]] = {
@@ -30,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fastgan bf16": {"fused": True, "amp": "bf16"},
     "eager": {"fused": False, "amp": "none", "channels_last": "off"},
 }
+SETTINGS["eager, fused Adam"] = SETTINGS["eager"]
 
 
 class Images:
@@ -50,12 +52,22 @@ def trainer(case: str, contestant: str) -> CycleGan:
     config = CycleGanConfig(
         dataroot=Path(), num_threads=0, device=harness.DEVICE, **CASES[case], **SETTINGS[contestant]
     )
-    return CycleGan(config, Images(config.crop_size))
+    task = CycleGan(config, Images(config.crop_size))
+    for optimizer in task.optimizers().values():
+        for group in optimizer.param_groups:
+            group["fused"] = group["fused"] or contestant.endswith("fused Adam")
+    return task
 
 
-@pytest.mark.parametrize("contestant", SETTINGS)
+@pytest.mark.parametrize("contestant", [*SETTINGS, "floor"])
 @pytest.mark.parametrize("case", CASES)
 def test_step(benchmark: Any, case: str, contestant: str) -> None:
+    names: dict[str, Any] = {"operator": "cyclegan_step", "case": case, "contestant": contestant}
+    names["images"] = CASES[case].get("batch_size", 1)
+    if contestant == "floor":
+        replay = floor.products(trainer(case, "fastgan").step)
+        harness.measure(benchmark, lambda _: replay(), [None], **names)
+        return
     task = trainer(case, contestant)
     expected = trainer(case, "eager").step()
 
@@ -64,12 +76,4 @@ def test_step(benchmark: Any, case: str, contestant: str) -> None:
         for name in ("G_A", "G_B", "l1", "D_A", "D_B"):
             torch.testing.assert_close(losses[name], expected[name], rtol=tolerance, atol=tolerance)
 
-    harness.measure(
-        benchmark,
-        lambda _: task.step(),
-        [None],
-        operator="cyclegan_step",
-        case=case,
-        contestant=contestant,
-        check=check,
-    )
+    harness.measure(benchmark, lambda _: task.step(), [None], check=check, **names)

@@ -1,8 +1,8 @@
 """The WGAN-GP critic step, whole: sampling, critic, penalty by double backward, Adam; and all of an iteration.
 
-Contestants: ``fastgan`` (the trainer), ``eager`` (algorithm 1 of Gulrajani et al. 2017 in plain PyTorch, foreach Adam)
-and ``compile`` (the same losses through ``fastgan.training.critic_step`` under ``torch.compile``, the only way in
-which a penalty compiles).
+Contestants: ``fastgan`` (the trainer), ``eager`` (algorithm 1 of Gulrajani et al. 2017 in plain PyTorch, foreach
+Adam), ``compile`` (the same losses through ``fastgan.training.critic_step`` under ``torch.compile``, the only way in
+which a penalty compiles) and ``floor`` (fastgan's convolutions and matrix products alone: see benchmarks/floor.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks import floor, harness
 from fastgan.training.critic_step import assign_gradients, critic_gradients
 from fastgan.training.gan import GanConfig, GanTask
 
@@ -100,11 +100,15 @@ class Compiled(Plain):
         return {"critic_real": -losses.real, "critic_fake": losses.fake, "critic_penalty": losses.penalty}
 
 
-@pytest.mark.parametrize("contestant", ["fastgan", "eager", "compile"])
+@pytest.mark.parametrize("contestant", ["fastgan", "eager", "compile", "floor"])
 @pytest.mark.parametrize("case", CASES)
 def test_critic_step(benchmark: Any, case: str, contestant: str, noise: str) -> None:
+    names = {"operator": "wgan_gp_critic_step", "case": case, "contestant": contestant}
     expected = Plain(task_of(case, noise))
     real = next(task_of(case, noise).batches).to(harness.DEVICE)
+    if contestant == "floor":
+        measure_floor(benchmark, lambda: task_of(case, noise).critic_step(real), images=len(real), **names)
+        return
     reference = expected.step(real)
     task = task_of(case, noise)
     step = task.critic_step if contestant == "fastgan" else (Plain if contestant == "eager" else Compiled)(task).step
@@ -114,26 +118,26 @@ def test_critic_step(benchmark: Any, case: str, contestant: str, noise: str) -> 
             torch.testing.assert_close(losses[name], reference[name], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(losses["critic_penalty"], reference["critic_penalty"], rtol=0.3, atol=0.1)
 
-    harness.measure(
-        benchmark, step, [real], operator="wgan_gp_critic_step", case=case, contestant=contestant, check=check
-    )
+    harness.measure(benchmark, step, [real], check=check, images=len(real), **names)
 
 
-@pytest.mark.parametrize("contestant", ["fastgan", "plain"])
+def measure_floor(benchmark: Any, step: Callable[[], object], **names: Any) -> None:
+    replay = floor.products(step)
+    harness.measure(benchmark, lambda _: replay(), [None], **names)
+
+
+@pytest.mark.parametrize("contestant", ["fastgan", "plain", "floor"])
 @pytest.mark.parametrize("case", CASES)
 def test_iteration(benchmark: Any, case: str, contestant: str, noise: str) -> None:
     """Five critic steps and a generator step, with fused operators and with none."""
-    task = task_of(case, noise, fused=contestant == "fastgan")
+    task = task_of(case, noise, fused=contestant != "plain")
+    names: dict[str, Any] = {"operator": "wgan_gp_iteration", "case": case, "contestant": contestant}
+    names["images"] = task.settings.batch_size
+    if contestant == "floor":
+        measure_floor(benchmark, task.step, **names)
+        return
 
     def check(losses: dict[str, Tensor]) -> None:
         assert all(loss.isfinite() for loss in losses.values())
 
-    harness.measure(
-        benchmark,
-        lambda _: task.step(),
-        [None],
-        operator="wgan_gp_iteration",
-        case=case,
-        contestant=contestant,
-        check=check,
-    )
+    harness.measure(benchmark, lambda _: task.step(), [None], check=check, **names)

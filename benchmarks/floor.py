@@ -1,0 +1,53 @@
+"""The floor of a training step: its convolutions and matrix products alone, forward and backward, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+PRODUCTS = {aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
+
+
+class _Products(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+        self._tensors: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in PRODUCTS:
+            self.calls.append((func, *tree_map_only(Tensor, self._like, (args, kwargs or {}))))
+        return func(*args, **(kwargs or {}))
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        key = tensor.size(), tensor.stride(), tensor.dtype
+        if key not in self._tensors:
+            with torch.utils._python_dispatch._disable_current_modes():
+                same = torch.empty_strided(*key[:2], dtype=key[2], device=tensor.device)
+                self._tensors[key] = same.normal_() if same.is_floating_point() else same.zero_()
+        return self._tensors[key]
+
+
+def products(step: Callable[[], object]) -> Callable[[], int]:
+    """Runs ``step`` once and returns a call that repeats its products on random tensors of the same shapes and strides.
+
+    Tensors of one shape are one tensor, so that the floor is also free of cache misses which a step has.
+    """
+    with _Products() as recorded:
+        step()
+    if not recorded.calls:
+        raise AssertionError("the step has no product")
+
+    @torch.no_grad()
+    def replay() -> int:
+        for func, args, kwargs in recorded.calls:
+            func(*args, **kwargs)
+        return len(recorded.calls)
+
+    return replay
