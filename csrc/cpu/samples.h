@@ -78,15 +78,21 @@ FASTGAN_INLINE void sum_then(int64_t samples, int64_t size, int threads, double*
         body(n, begin, end);
       }
     };
+    const auto elements = [&](int64_t n, int64_t i) {
+      const int64_t begin = n * size + (i - n * pieces) * kPiece, end = (n + 1) * size;
+      return Range{begin, begin + kPiece < end ? begin + kPiece : end};
+    };
     const auto write_sample = [&](int64_t n, int64_t begin, int64_t end) {
-      const int64_t last = n * size + (end - n * pieces) * kPiece, whole = (n + 1) * size;
-      write(n, sum_partials(partials + n * pieces, pieces), n * size + (begin - n * pieces) * kPiece,
-            last < whole ? last : whole);
+      const double sum = sum_partials(partials + n * pieces, pieces);
+      for (int64_t i = end; i-- > begin;) {  // backwards: what was read last is nearest
+        const Range range = elements(n, i);
+        write(n, sum, range.begin, range.end);
+      }
     };
     each_sample([&](int64_t n, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = n * size + (i - n * pieces) * kPiece, whole = (n + 1) * size;
-        partials[i] = sum_piece(first, first + kPiece < whole ? first + kPiece : whole);
+        const Range range = elements(n, i);
+        partials[i] = sum_piece(range.begin, range.end);
       }
       if (kWrite && end - begin == pieces) write_sample(n, begin, end);
     });

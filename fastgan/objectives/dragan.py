@@ -23,7 +23,9 @@ class RegretAnalytic(NonSaturating):
     """
 
     requires: ClassVar[Requirements] = Requirements(output="logit", independent=True)
-    defaults: ClassVar[Defaults] = Defaults("Kodali et al. 2017, section 3 (DCGAN's)")
+    defaults: ClassVar[Defaults] = Defaults(
+        "Kodali et al. 2017, the authors' code", lr_critic=1e-4, lr_generator=1e-4, betas=(0.5, 0.9), batch_size=128
+    )
 
     weight: float = 10.0
     spread: float = 0.5

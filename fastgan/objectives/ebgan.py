@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastgan.objectives.base import Critic, Defaults, Objective, Requirements, Terms, forward_features, full
+from fastgan.objectives.base import DCGAN, Critic, Defaults, Objective, Requirements, Terms, forward_features, full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class EnergyBased(Objective):
     """
 
     requires: ClassVar[Requirements] = Requirements(output="energy", features=True)
-    defaults: ClassVar[Defaults] = Defaults("Zhao et al. 2016, appendix (DCGAN's)")
+    defaults: ClassVar[Defaults] = replace(
+        DCGAN, source="Radford et al. 2015 (DCGAN), whose networks Zhao et al. 2016 take in section 4.3"
+    )
 
     margin: float = 1.0
     pulling_away: float = 0.1

@@ -31,14 +31,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from fastgan.objectives.base import Critic, Defaults, Objective, Terms, full
+from fastgan.objectives.base import DCGAN, Critic, Defaults, Objective, Terms, full
 
 _LARGEST = 10.0
 
@@ -81,7 +81,9 @@ class FDivergence(Objective):
     for some seeds. (For the reverse KL divergence it is the alternative that has such weights, :math:`e^{-D(y)}`.)
     """
 
-    defaults: ClassVar[Defaults] = Defaults("Nowozin et al. 2016, section 4.2 (DCGAN's)")
+    defaults: ClassVar[Defaults] = replace(
+        DCGAN, source="Nowozin et al. 2016, section 4: Adam there, batch of DCGAN, whose networks it takes"
+    )
 
     divergence: str
     alternative: bool = False

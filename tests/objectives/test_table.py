@@ -57,6 +57,10 @@ def test_published_defaults():
     assert objectives.options("ct-gan")["consistency"] == 2.0
     assert (d["sngan"].lr_critic, d["sngan"].betas, d["sngan"].schedule.n) == (2e-4, (0.0, 0.9), 5)
     assert objectives.make("sngan").requires.spectral_norm
+    assert (d["dragan"].lr_critic, d["dragan"].betas, d["dragan"].batch_size) == (1e-4, (0.5, 0.9), 128)
+    for name in ("ebgan", "fgan-kl", "fgan-gan", "gan"):
+        assert (d[name].lr_critic, d[name].betas, d[name].batch_size) == (2e-4, (0.5, 0.999), 128)
+    assert [name for name in OBJECTIVES if objectives.options(name).get("alternative")] == ["fgan-kl"]
     assert (objectives.options("dragan")["weight"], objectives.options("dragan")["spread"]) == (10.0, 0.5)
     assert objectives.make("sliced").requires.output == "none"
     assert d["hinge"].lr_critic != d["hinge"].lr_generator
