@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastgan.functional as F
+from fastgan.functional._piecewise import without_zero_gradients
 from fastgan.objectives.base import Critic, Defaults, Requirements, Terms, draw_alpha
 from fastgan.objectives.gan import NonSaturating
 
@@ -42,7 +43,8 @@ class RegretAnalytic(NonSaturating):
             noise = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
             given = {"noise": self.batch.own(noise), "alpha": draw_alpha(self.batch, real, generator)}
             given["std"] = self.batch.all(real).std(correction=0)
-        terms["penalty"] = F.dragan_penalty(
-            critic, real, weight=self.weight, c=self.spread, grad_scale=self.grad_scale, **given
-        )
+        with without_zero_gradients():
+            terms["penalty"] = F.dragan_penalty(
+                critic, real, weight=self.weight, c=self.spread, grad_scale=self.grad_scale, **given
+            )
         return terms

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastgan.functional as F
+from fastgan.functional._piecewise import without_zero_gradients
 from fastgan.objectives.base import Critic, CriticSchedule, Defaults, Objective, Requirements, Terms, draw_alpha, full
 
 
@@ -83,10 +84,11 @@ class WassersteinPenalty(Wasserstein):
         terms = super().critic_loss(critic, real, fake)
         # One process leaves it to the kernel to draw the same α.
         alpha = draw_alpha(self.batch, real, generator) if self.batch.size > 1 else None
-        terms["penalty"] = F.gradient_penalty(
-            critic, real, fake, weight=self.weight, one_sided=self.one_sided, alpha=alpha,
-            generator=generator if alpha is None else None, grad_scale=self.grad_scale,
-        )  # fmt: skip
+        with without_zero_gradients():
+            terms["penalty"] = F.gradient_penalty(
+                critic, real, fake, weight=self.weight, one_sided=self.one_sided, alpha=alpha,
+                generator=generator if alpha is None else None, grad_scale=self.grad_scale,
+            )  # fmt: skip
         return terms
 
 
