@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fastgan.training import checkpoint, distributed
 from fastgan.training.cyclegan import CycleGan
-from fastgan.training.gan import GanTask
+from fastgan.training.gan import GanTask, train
+from fastgan.training.loop import RunError
 from tests.training.test_cyclegan_step import Pairs
 from tests.training.test_cyclegan_step import tiny as tiny_cyclegan
 from tests.training.test_gan_step import tiny
@@ -73,6 +74,20 @@ def run(case: str) -> dict[str, Any]:
     }
 
 
+def resume(folder: Path) -> str:
+    """A run with dropout at once and in parts, and the complaint about processes that were started differently."""
+    settings = {"objective": "ct-gan", "n_critic": 1, "checkpoints_dir": folder, "print_freq": 1, "display_freq": 0}
+    train(tiny(**settings, name="whole", steps=4))
+    train(tiny(**settings, name="parts", steps=4, max_steps=2))
+    torch.rand(3)
+    train(tiny(**settings, name="parts", steps=4, continue_train=True))
+    try:
+        train(tiny(**settings, name="apart", seed=distributed.rank()))
+    except RunError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -80,3 +95,5 @@ if __name__ == "__main__":
         for case in CASES:
             result = run(case)
             checkpoint.write(Path(sys.argv[1]) / f"{case} {distributed.rank()}", result)
+        torch.set_default_dtype(torch.float32)
+        Path(sys.argv[1], f"complaint {distributed.rank()}").write_text(resume(Path(sys.argv[1])))

@@ -45,3 +45,20 @@ def test_two_processes_equal_one_with_the_joint_batch(written: Path, case: str) 
         # Adam makes up to 1e-8 of a gradient that is nothing but rounding, and 1e-4 of any other.
         torch.testing.assert_close(first[name], value, rtol=1e-9, atol=5e-8, msg=lambda m, name=name: f"{name}: {m}")
         assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(written: Path) -> None:
+    """Each with its own masks of dropout."""
+    whole, parts = (checkpoint.read(checkpoint.locate(written / name)) for name in ("whole", "parts"))
+    (_, mine), (_, theirs) = (checkpoint.flatten([tree["state"], tree["random"]]) for tree in (whole, parts))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    first, second = (state["torch"] for state in whole["random"])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_processes_of_different_settings_are_refused(written: Path) -> None:
+    assert (written / "complaint 0").read_text() == "process 1 was started with another seed than process 0"
+    assert (written / "complaint 1").read_text() == "process 0 was started with another seed than process 1"
