@@ -113,7 +113,8 @@ def _cyclegan(gan_mode: GanMode, *, generators: bool) -> Counter[ModelCall]:
         if generators:
             _, _, fakes = task._generator_losses(images, images, False)
         for critic, fake in zip(("D_A", "D_B"), fakes, strict=True):
-            task._discriminator_loss(critic, images, fake, torch.zeros(1))
+            alpha = torch.zeros(1) if gan_mode == "wgangp" else None
+            task._discriminator_loss(critic, images, fake, alpha)
     return calls
 
 
@@ -135,8 +136,9 @@ def _listen() -> Iterator[Counter[ModelCall]]:
         tensors = (Shape.of(real), Shape.of(fake), None if alpha is None else Shape.of(alpha))
         calls[ModelCall("interpolate", tensors)] += 1
 
-    def penalty(grads: Tensor, **settings: Any) -> None:
-        calls[ModelCall("gradient_norm_penalty", (Shape.of(grads),), tuple(sorted(settings.items())))] += 1
+    def penalty(grads: Tensor, target: float, one_sided: bool, _: float) -> None:
+        settings = (("one_sided", one_sided), ("target", target))
+        calls[ModelCall("gradient_norm_penalty", (Shape.of(grads),), settings)] += 1
 
     def input_gradient(*args: Any, **kwargs: Any) -> Any:
         inside[0] = True
@@ -153,7 +155,7 @@ def _listen() -> Iterator[Counter[ModelCall]]:
             (F, "instance_norm_act", norm),
             (F, "weighted_l1", l1),
             (_penalty, "interpolate", interpolate),
-            (_penalty, "gradient_norm_penalty", penalty),
+            (_penalty, "_norm_penalty", penalty),
         ):
             stack.enter_context(mock.patch.object(module, name, _noting(getattr(module, name), note)))
         yield calls

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import json
 import pkgutil
 import re
@@ -24,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import fastgan.functional
 from benchmarks import harness
+from fastgan.kernels import dispatch
 from fastgan.kernels.library import RawOperator
 
 # The first pattern found in an operator's name says which part of the step it is.
@@ -39,6 +41,7 @@ PARTS = {
     "copies": r"aten::(copy|clone|contiguous|cat|repeat|fill|zero|_to_copy|pow)",
     "additions": r"aten::(add|sub|mul|sum|div|neg)",
 }
+_KERNELS = ("forward", "forward_with_gradient", "forward_with_gradients", "backward", "double_backward", "second")
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
 
 
@@ -130,11 +133,21 @@ def part_of(event: Any) -> str | None:
 def named_kernels() -> Iterator[None]:
     """Lets the profiler see our operators, which eager tensors reach without PyTorch's dispatcher."""
     with contextlib.ExitStack() as stack:
+        patch = lambda owner, name, label: stack.enter_context(
+            mock.patch.object(owner, name, _named(f"fastgan::{label}", getattr(owner, name)))
+        )
         for module in pkgutil.iter_modules(fastgan.functional.__path__, "fastgan.functional."):
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
-                    named = _named(f"fastgan::{operator.name}", operator.kernel)
-                    stack.enter_context(mock.patch.object(operator, "kernel", named))
+                    patch(operator, "kernel", operator.name)
+        # Some are called without their raw operator.
+        for operator, stem in dispatch.OPERATORS.items():
+            for backend in dispatch.order(harness.DEVICE)[:-1]:
+                if importlib.util.find_spec(f"fastgan.kernels.{backend}.{stem}") is not None:
+                    kernels = dispatch.kernels(backend, stem)
+                    for name in _KERNELS:
+                        if hasattr(kernels, name):
+                            patch(kernels, name, operator)
         yield
 
 

@@ -20,6 +20,7 @@ from benchmarks import harness
 
 Function = Callable[..., Tensor]
 SHAPES = [(1, 64, 256, 256), (1, 128, 128, 128), (1, 256, 64, 64), (1, 512, 31, 31)]
+LARGE = [(16, 64, 256, 256), (64, 256, 32, 32), (4, 32, 512, 512)]  # on a GPU
 # passes over x's bytes that each pass must at least make, and operations for each of its elements
 PASSES = {"forward": 2, "forward+backward": 5, "double backward": 5}
 OPERATIONS = {"forward": 8, "forward+backward": 20, "double backward": 30}
@@ -37,6 +38,9 @@ def _fused(x: Tensor, residual: Tensor | None, pad: int) -> Tensor:
 
 def _cases() -> list[Any]:
     cases: list[Any] = list(itertools.product(SHAPES, (False, True), (torch.float32,), PASSES, (None,)))
+    if harness.DEVICE == "cuda":
+        dtypes = (torch.float32, torch.bfloat16)
+        cases += itertools.product(LARGE, (False, True), dtypes, ("forward", "forward+backward"), (None,))
     small = (1, 256, 64, 64)
     cases += [(small, last, torch.bfloat16, kind, None) for last in (False, True) for kind in PASSES]
     cases += [
@@ -54,9 +58,9 @@ def _id(case: Any) -> str:
     return " ".join(["x".join(map(str, shape)), layout, str(dtype)[6:], *([extra] if extra else []), kind])
 
 
-def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad: int) -> Callable[[Any], Any]:
+def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad: int) -> Callable[[], Any]:
     if kind == "forward":
-        return lambda _: function(x, residual, pad)
+        return lambda: function(x, residual, pad)
     leaves = [t.detach().requires_grad_() for t in (x, residual) if t is not None]
     arguments = (*leaves, *(None,) * (2 - len(leaves)), pad)
     y = function(*arguments)
@@ -64,10 +68,10 @@ def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad:
     # The same numbers for every contestant, in its own layout.
     seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape)) for t in (y.detach(), x))
     if kind == "forward+backward":
-        return lambda _: torch.autograd.grad(function(*arguments), leaves, seed)
+        return lambda: torch.autograd.grad(function(*arguments), leaves, seed)
     seed.requires_grad_()
     (first,) = torch.autograd.grad(y, leaves[0], seed, create_graph=True)
-    return lambda _: torch.autograd.grad(first, (seed, leaves[0]), cotangent, retain_graph=True)
+    return lambda: torch.autograd.grad(first, (seed, leaves[0]), cotangent, retain_graph=True)
 
 
 @pytest.mark.parametrize("contestant", ["fastgan", "eager", "compile", "copy"])
@@ -75,10 +79,16 @@ def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad:
 def test_instance_norm(benchmark: Any, case: Any, contestant: str) -> None:
     shape, channels_last, dtype, kind, extra = case
     torch.manual_seed(0)
-    x = torch.randn(shape, device=harness.DEVICE).to(dtype)
-    x = x.to(memory_format=torch.channels_last) if channels_last else x
-    residual = torch.randn_like(x) if extra == "residual" else None
     pad = 1 if extra == "reflect pad" else 0
+
+    def make() -> tuple[Tensor, Tensor | None]:
+        x = torch.randn(shape, device=harness.DEVICE).to(dtype)
+        x = x.to(memory_format=torch.channels_last) if channels_last else x
+        return x, torch.randn_like(x) if extra == "residual" else None
+
+    nbytes = dtype.itemsize * torch.Size(shape).numel()
+    inputs = harness.copies(make, 2 * nbytes)
+    function = _fused if contestant == "fastgan" else _eager
     if contestant == "compile":
         if kind == "double backward":
             harness.unsupported(
@@ -88,21 +98,21 @@ def test_instance_norm(benchmark: Any, case: Any, contestant: str) -> None:
         if shape != (1, 256, 64, 64):
             pytest.skip("one shape is enough: each compilation takes seconds")
         torch._dynamo.reset()
-        run = _run(harness.compiled(_eager), kind, x, residual, pad)
-    elif contestant == "copy":
-        run = lambda _: x.clone()
+        function = harness.compiled(_eager)
+    if contestant == "copy":
+        runs: list[Callable[[], Any]] = [lambda x=x: x.clone() for x, _ in inputs]
     else:
-        run = _run(_fused if contestant == "fastgan" else _eager, kind, x, residual, pad)
+        runs = [_run(function, kind, x, residual, pad) for x, residual in inputs]
 
     def check(result: Any) -> None:
         if contestant in ("fastgan", "compile"):
-            for a, b in zip(_tuple(result), _tuple(_run(_eager, kind, x, residual, pad)(None)), strict=True):
+            for a, b in zip(_tuple(result), _tuple(_run(_eager, kind, *inputs[0], pad)()), strict=True):
                 assert (a - b).norm() <= (1e-3 if dtype == torch.float32 else 3e-2) * b.norm()
 
     harness.measure(
-        benchmark, run, [None], operator="instance_norm_act", case=_id(case), contestant=contestant,
-        bytes_moved=x.nbytes * (2 if contestant == "copy" else PASSES[kind]), check=check,
-        operations=None if contestant == "copy" else x.numel() * OPERATIONS[kind],
+        benchmark, lambda run: run(), runs, operator="instance_norm_act", case=_id(case), contestant=contestant,
+        bytes_moved=nbytes * (2 if contestant == "copy" else PASSES[kind]), check=check,
+        operations=None if contestant == "copy" else torch.Size(shape).numel() * OPERATIONS[kind],
     )  # fmt: skip
 
 

@@ -84,6 +84,8 @@ def runner(call: ModelCall, function: Callable[..., Tensor], tensors: list[Tenso
     torch.manual_seed(1)
     # The same numbers for every contestant, in its own layout.
     seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape)) for t in (y.detach(), wanted[0].detach()))
+    if y.dim() == 0:
+        seed = torch.ones_like(y)  # losses are differentiated so
     if not call.twice:
         return lambda: torch.autograd.grad(function(*tensors, **settings), wanted, seed)
     seed.requires_grad_()
