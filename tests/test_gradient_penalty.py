@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastgan
 import fastgan.functional as F
 import fastgan.nn
+from fastgan.models.gan import MinibatchDiscrimination
 from tests.losses import BF16, F16, F32, F64, check_penalty, tensor
 
 
@@ -215,6 +216,14 @@ def test_batch_norm_in_the_critic_is_refused(norm: nn.Module) -> None:
     real = torch.randn(3, 2, 5, 5)
     critic(real)
     with pytest.raises(ValueError, match=r"BatchNorm2d '1' normalises over the batch.*allow_batch_mixing"):
+        F.gradient_penalty(critic, real, real)
+    assert F.gradient_penalty(critic, real, real, allow_batch_mixing=True).requires_grad
+
+
+def test_minibatch_statistics_in_the_critic_are_refused() -> None:
+    critic = nn.Sequential(nn.Linear(6, 4), MinibatchDiscrimination(4, 3), nn.Linear(7, 1))
+    real = torch.randn(3, 6)
+    with pytest.raises(ValueError, match=r"MinibatchDiscrimination '1' mixes the samples.*allow_batch_mixing"):
         F.gradient_penalty(critic, real, real)
     assert F.gradient_penalty(critic, real, real, allow_batch_mixing=True).requires_grad
 

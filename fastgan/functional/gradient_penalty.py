@@ -102,8 +102,9 @@ def gradient_penalty(
         alpha, generator: see :func:`interpolate`; one alpha per sample.
         grad_scale: under float16 autocast, the factor by which scores are multiplied before the inner derivative, so
             that small gradients do not underflow; the gradient is divided by it in float32. A power of two is exact.
-        allow_batch_mixing: accept a critic with batch normalisation in training mode. The penalty then has no meaning
-            per sample: each score depends on the whole batch.
+        allow_batch_mixing: accept a critic with batch normalisation in training mode, or with a layer that says of
+            itself that it ``mixes_samples`` (minibatch discrimination). The penalty then has no meaning per sample:
+            each score depends on the whole batch. A callable that is no module cannot be looked into.
 
     Returns:
         A scalar, at least float32. Called under ``torch.no_grad()``, its value without a graph.
@@ -120,7 +121,7 @@ def gradient_penalty(
 
     Raises:
         TypeError: a critic that does not return a tensor.
-        ValueError: a critic with batch normalisation in training mode, or arguments that :func:`interpolate` refuses.
+        ValueError: a critic that mixes samples, or arguments that :func:`interpolate` refuses.
         RuntimeError: scores that do not depend on the input, or an input gradient cut off from the graph (a compiled
             critic on torch 2.11, say), with which training would silently go on without a penalty.
     """
@@ -283,10 +284,19 @@ def input_gradient(
 
 
 def refuse_batch_mixing(operator: str, critic: Critic) -> None:
-    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module that normalises over the batch."""
+    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
+
+    Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
+    """
     if not isinstance(critic, nn.Module):
         return
     for name, module in critic.named_modules():
+        if getattr(module, "mixes_samples", False):
+            raise ValueError(
+                f"{operator}: {type(module).__name__} {name!r} mixes the samples of a batch, so each score depends on "
+                "every sample and a per-sample gradient has no meaning. Leave it out of the critic, or pass "
+                "allow_batch_mixing=True."
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"{operator}: {type(module).__name__} {name!r} normalises over the batch, so each score depends on "

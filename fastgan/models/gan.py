@@ -104,6 +104,8 @@ class MinibatchDiscrimination(nn.Module):
     O(N² · kernels · dims) memory.
     """
 
+    mixes_samples = True  # which a gradient penalty refuses
+
     def __init__(self, features: int, kernels: int, dims: int = 5) -> None:
         super().__init__()
         self.kernels, self.dims = kernels, dims

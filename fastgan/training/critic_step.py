@@ -66,7 +66,7 @@ def critic_gradients(
         The losses, and the gradient of each parameter that requires one, by name.
 
     Raises:
-        ValueError: a critic with batch normalisation in training mode, or arguments that ``interpolate`` refuses.
+        ValueError: a critic that mixes samples, or arguments that ``interpolate`` refuses.
     """
     refuse_batch_mixing("critic_gradients", critic)
     real, fake = real.detach(), fake.detach()

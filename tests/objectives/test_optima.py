@@ -74,6 +74,27 @@ def test_bound_reaches_the_divergence(name):
         assert bound(wrong) < bound(best)
 
 
+def test_energies_reach_the_overlap():
+    """Of energies in [0, m] the best are m where q > p, else 0: L_D = m ∫ min(p, q) = m (1 − TV), m where p = q."""
+    margin = 1.7
+    objective = objectives.make("ebgan", margin=margin)
+
+    def loss(energy) -> float:
+        return sum(objective.critic_loss(energy, REAL, FAKE).values()).item()
+
+    best = lambda x: margin * (log_ratio(x) < 0).to(x)
+    assert loss(best) == pytest.approx(margin * integral(min), abs=3e-4)
+    for wrong in (
+        lambda x: best(x) + 0.1,
+        lambda x: 0.9 * best(x),
+        lambda x: best(x + 0.2),
+        lambda x: margin * (-log_ratio(x)).sigmoid(),
+    ):
+        assert loss(wrong) > loss(best)
+    same = sum(objective.critic_loss(best, REAL, REAL).values()).item()
+    assert same == pytest.approx(margin, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ["fgan-kl", "fgan-reverse-kl", "fgan-hellinger", "fgan-js", "fgan-gan", "gan"])
 def test_training_a_critic_reaches_the_divergence(name):
     """The optimum is a quadratic polynomial for these: fitted from zero by the loss alone, it attains the bound."""
