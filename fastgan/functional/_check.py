@@ -32,7 +32,7 @@ def same_dtype(operator: str, name: str, value: Tensor, other_name: str, other: 
 
 
 def shape(operator: str, name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
-    if tuple(value.shape) != tuple(expected):
+    if value.shape != expected and tuple(value.shape) != tuple(expected):  # a torch.Size differs from every list
         raise ValueError(f"{operator}: {name} must have shape {list(expected)} ({meaning}), got {list(value.shape)}")
 
 

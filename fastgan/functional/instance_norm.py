@@ -77,19 +77,8 @@ def instance_norm_act(
             eps=eps,
         )
     setting = (activation, float(negative_slope), int(reflect_pad), backend)
-    if not _is_differentiated(x, weight, bias, residual):
-        plain: Tensor = _forward(x, weight, bias, residual, *setting[:3], float(eps), backend)[0]
-        return plain
     y: Tensor = apply(_Forward, x, weight, bias, residual, setting, float(eps))[0]
     return y
-
-
-def _is_differentiated(*tensors: Tensor | None) -> bool:
-    """Whether autograd, forward mode or a transform of torch.func may follow this call. If not, a Function's own
-    cost, twice that of the kernel on small inputs, is saved."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_arguments(

@@ -89,6 +89,8 @@ def _check_arguments(
         _check.shape(_NAME, "alpha", alpha, [real.size(0)], "one per sample")
         if generator is not None:
             raise ValueError(f"{_NAME}: got both alpha and generator; a given alpha needs no random numbers")
+    if real.dtype == fake.dtype:
+        return real, fake
     dtype = torch.promote_types(real.dtype, fake.dtype)
     return real.to(dtype), fake.to(dtype)
 
@@ -156,7 +158,7 @@ class _Backward(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor | None, ...]:
         grads = _backward(grad, real, fake, alpha, *need, backend)
-        return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
+        return tuple([g if wanted else None for g, wanted in zip(grads, need, strict=True)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:

@@ -20,6 +20,8 @@ _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
 
 # A strided row shorter than this costs more than a dense copy.
 _SHORTEST_ROW = 8
+# What a negative z is multiplied by; leaky_relu has its own.
+_SLOPES = {"none": 1.0, "relu": 0.0}
 
 
 def supports(call: Call) -> str | None:
@@ -41,7 +43,7 @@ def forward(
     channels_last = layout.is_channels_last(x)
     x, residual = _readable(x, channels_last), _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
-    mean = torch.empty(x.shape[:2], dtype=statistics_dtype(x.dtype), device=x.device)
+    mean = torch.empty((x.size(0), x.size(1)), dtype=statistics_dtype(x.dtype))
     rstd = torch.empty_like(mean)
     weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
@@ -119,11 +121,6 @@ def double_backward(
     return grad_grad, grad_x, grad_weight
 
 
-def _slope(activation: str, negative_slope: float) -> float:
-    """What a negative z is multiplied by."""
-    return {"none": 1.0, "relu": 0.0}.get(activation, negative_slope)
-
-
 def _problem(
     x: Tensor,
     weight: Tensor | None,
@@ -133,7 +130,7 @@ def _problem(
     reflect_pad: int,
     channels_last: bool,
 ) -> tuple[object, ...]:
-    slope = _slope(activation, negative_slope)
+    slope = _SLOPES.get(activation, negative_slope)
     return (
         DTYPES[x.dtype], channels_last, threads(), x.shape, reflect_pad, slope, address(weight), address(bias)
     )  # fmt: skip
@@ -163,7 +160,9 @@ def _readable(t: _MaybeTensor, channels_last: bool) -> _MaybeTensor:
 
 def _vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A per-channel parameter [C], dense and in the statistics' dtype."""
-    return None if t is None else t.to(dtype).contiguous()
+    if t is None or (t.dtype == dtype and t.is_contiguous()):
+        return t
+    return t.to(dtype).contiguous()
 
 
 def _padded(x: Tensor, pad: int, channels_last: bool) -> Tensor:

@@ -39,7 +39,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of real, fake and alpha; an empty tensor for one that is not needed."""
     samples = grad.size(0)
-    grad_real, grad_fake = (torch.empty_like(grad) if need else grad.new_empty(0) for need in (need_real, need_fake))
+    grad_real = torch.empty_like(grad) if need_real else grad.new_empty(0)
+    grad_fake = torch.empty_like(grad) if need_fake else grad.new_empty(0)
     grad_alpha = torch.empty_like(alpha) if need_alpha else alpha.new_empty(0)
     _C.interpolate_backward(
         DTYPES[grad.dtype], grad.data_ptr(), address(real), address(fake), alpha.data_ptr(),
