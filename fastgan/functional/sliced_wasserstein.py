@@ -6,10 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
-from fastgan.functional.wasserstein import wasserstein_1d
+from fastgan.functional.wasserstein import readable, wasserstein_1d
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -54,9 +55,11 @@ def sliced_wasserstein(
     if projections is None:
         projections = random_directions(n_projections, x, generator)
     _check_projections(name, projections, x)
-    projections = projections.to(x.dtype)
+    if projections.dtype != x.dtype:
+        projections = projections.to(x.dtype)
 
-    rows = math.prod(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+    batch = x.shape[:-2]
+    rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
     chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
     if chunk >= projections.size(0):
         costs = _costs(x, y, projections, p)
@@ -165,10 +168,11 @@ def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"{name}: x and y must have points of one dimension, got {x.size(-1)} ({list(x.shape)}) and "
             f"{y.size(-1)} ({list(y.shape)})"
         )
-    dtype = torch.promote_types(x.dtype, y.dtype)
+    dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point and not dtype.is_complex:
         dtype = torch.get_default_dtype()
-    x, y = x.to(dtype), y.to(dtype)
+    x = x if x.dtype == dtype else x.to(dtype)
+    y = y if y.dtype == dtype else y.to(dtype)
     _check.floating(name, "x", x)
     return x, y
 
@@ -193,6 +197,10 @@ def _root(cost: Tensor, p: float) -> Tensor:
     """cost^(1/p), with derivative 0 where the cost is 0."""
     if p == 1:
         return cost
+    if not torch.compiler.is_compiling() and readable(cost):
+        undifferentiated = not cost.requires_grad and forward_ad._current_level < 0
+        if undifferentiated or (cost.is_cpu and bool(cost.all())):
+            return cost ** (1 / p)
     zero = cost == 0
     rooted: Tensor = (cost.masked_fill(zero, 1.0) ** (1 / p)).masked_fill(zero, 0.0)
     return rooted

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgan.functional import _check
 from fastgan.kernels import dispatch
@@ -74,8 +75,8 @@ def wasserstein_1d(
     if backend == "reference":
         return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root).to(dtype)
     need = _needs(x, y, x_weights, y_weights)
-    cost, scale, *_ = apply(_Forward, x, y, x_weights, y_weights, float(p), need, backend)
-    return reference.finish(cost, scale, p, root).to(dtype)
+    value: Tensor = apply(_Forward, x, y, x_weights, y_weights, float(p), bool(root), dtype, need, backend)[0]
+    return value
 
 
 def wasserstein_1d_plan(
@@ -156,10 +157,12 @@ def _prepare(
                 f"{name}: {what} must hold at least one sample in its last dimension, got shape {list(samples.shape)}"
             )
     _check.same_device(name, "y", y, "x", x)
-    dtype = torch.promote_types(_floating(name, "x", x), _floating(name, "y", y))
+    dtype, other = _floating(name, "x", x), _floating(name, "y", y)
+    if dtype != other:
+        dtype = torch.promote_types(dtype, other)
     x_weights = _prepare_weights(name, "x_weights", x_weights, "x", x)
     y_weights = _prepare_weights(name, "y_weights", y_weights, "y", y)
-    if x.shape[:-1] != y.shape[:-1]:
+    if x.shape != y.shape and x.shape[:-1] != y.shape[:-1]:
         try:
             rows = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         except RuntimeError:
@@ -171,7 +174,9 @@ def _prepare(
         x_weights = x_weights.expand(x.shape)
     if y_weights is not None:
         y_weights = y_weights.expand(y.shape)
-    return x.to(dtype), y.to(dtype), x_weights, y_weights
+    x = x if x.dtype == dtype else x.to(dtype)
+    y = y if y.dtype == dtype else y.to(dtype)
+    return x, y, x_weights, y_weights
 
 
 def _floating(name: str, what: str, value: Tensor) -> torch.dtype:
@@ -204,7 +209,7 @@ def _prepare_weights(name: str, what: str, weights: Tensor | None, of: str, samp
 
 def _check_masses(name: str, *weights: Tensor | None) -> None:
     for what, w in zip(("x_weights", "y_weights"), weights, strict=True):
-        if w is None or not _readable(w):
+        if w is None or not readable(w):
             continue
         total = w.detach().sum(-1, dtype=torch.float64)
         # A NaN fails the comparisons; a negative weight may hide in a positive total.
@@ -216,7 +221,7 @@ def _check_masses(name: str, *weights: Tensor | None) -> None:
             )
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether the values may be looked at: not while a program is traced, transformed or captured."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -242,7 +247,7 @@ def _needs(*inputs: Tensor | None) -> int:
     """Bit i: whether input i (x, y, x_weights, y_weights) wants a gradient."""
     if not torch.is_grad_enabled():
         return 0
-    return sum(1 << i for i, t in enumerate(inputs) if t is not None and t.requires_grad)
+    return sum([1 << i for i, t in enumerate(inputs) if t is not None and t.requires_grad])
 
 
 def _batched(function: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -257,38 +262,80 @@ def _batched(function: Any, info: Any, in_dims: tuple[int | None, ...], *args: A
     return outputs, tuple(None if o is None else 0 for o in outputs)
 
 
+def _is_rooted(p: float, root: bool) -> bool:
+    """Whether the distance is a power of the cost."""
+    return root and p != 1 and not math.isinf(p)
+
+
+def _distance(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor:
+    """``reference.finish``, without its care for derivatives."""
+    if p == 1 or math.isinf(p):
+        return cost
+    if not root:
+        return cost if p == 2 else cost * scale**p
+    return cost.sqrt() if p == 2 else cost ** (1 / p) * scale
+
+
+def _slope(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor | None:
+    """The derivative of the distance for the cost, 0 where a root has none; None for 1."""
+    if not _is_rooted(p, root):
+        return None if p == 2 or p == 1 or math.isinf(p) else scale**p
+    zero = cost == 0
+    slope = (cost.masked_fill(zero, 1.0) ** (1 / p - 1)).masked_fill(zero, 0.0) / p
+    return slope if p == 2 else slope * scale
+
+
 class _Forward(torch.autograd.Function):
-    """(cost, scale, unit gradients of x, y, x_weights, y_weights); a unit gradient that is not needed is [..., 0]."""
+    """(distance, cost, scale, unit gradients of x, y, x_weights, y_weights).
+
+    The cost is None where the distance is no root of it, and so is a unit gradient that is not needed.
+    """
 
     @staticmethod
     def forward(
-        x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: float, need: int, backend: str
-    ) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = _forward(x, y, a, b, p, need, backend)
-        return result
+        x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None,
+        p: float, root: bool, dtype: torch.dtype, need: int, backend: str,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        cost, scale, units = _forward(x, y, a, b, p, need, backend)
+        value = _distance(cost, scale, p, root)
+        return (
+            value.float() if dtype == torch.float32 else value.to(dtype),  # float() is parsed faster
+            cost if _is_rooted(p, root) else None,
+            scale,
+            *_placed(units, need),
+        )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, y, a, b, ctx.p, _, ctx.backend = inputs
-        ctx.mark_non_differentiable(*output[1:])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        x, y, a, b, ctx.p, ctx.root, ctx.dtype, _, ctx.backend = inputs
+        # The cost may be differentiated: the slope of a root depends on it.
+        ctx.mark_non_differentiable(*[t for t in output[2:] if t is not None])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y, a, b, *output[1:])
-        ctx.save_for_forward(x, y, a, b, *output[1:])
+        saved = (output[1], x, y, a, b, *output[2:])
+        ctx.save_for_backward(*saved)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 7
-        want = sum(1 << i for i in range(4) if ctx.needs_input_grad[i])
-        return (*apply(_Backward, grad, *ctx.saved_tensors, ctx.p, want, ctx.backend), None, None, None)
+    def backward(ctx: Any, grad: Tensor | None, grad_cost: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None and grad_cost is None:
+            return (None,) * 9
+        cost, *saved = ctx.saved_tensors
+        if grad is not None:
+            slope = _slope(cost, saved[4], ctx.p, ctx.root)
+            grad = grad.double() if slope is None else grad * slope
+            grad_cost = grad if grad_cost is None else grad + grad_cost
+        want = sum([1 << i for i in range(4) if ctx.needs_input_grad[i]])
+        return (*apply(_Backward, grad_cost, *saved, ctx.p, want, ctx.backend), None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
-        given = tangents[:4]
-        value = apply(
-            _DoubleBackward, *given, torch.ones_like(ctx.saved_tensors[4]), *ctx.saved_tensors, ctx.p, 0, ctx.backend
-        )[0]
-        return value, None, None, None, None, None
+        cost, *saved = ctx.saved_tensors
+        ones = torch.ones_like(saved[4])
+        tangent = apply(_DoubleBackward, *tangents[:4], ones, *saved, ctx.p, 0, ctx.backend)[0]
+        slope = _slope(cost, saved[4], ctx.p, ctx.root)
+        value = tangent if slope is None else tangent * slope
+        return value.to(ctx.dtype), None if cost is None else tangent, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -296,18 +343,18 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """grad times the unit gradients. want: which inputs' gradients, as bits."""
+    """grad, the cost's, times the unit gradients. want: which inputs' gradients, as bits."""
 
     @staticmethod
     def forward(
         grad: Tensor, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: Tensor,
-        ux: Tensor, uy: Tensor, ua: Tensor, ub: Tensor, p: float, want: int, backend: str,
+        ux: Tensor | None, uy: Tensor | None, ua: Tensor | None, ub: Tensor | None, p: float, want: int, backend: str,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, want, backend)
-        return tuple(
+        return tuple([
             None if unit is None or like is None else _scaled(unit, factor, like.dtype, backend)
-            for unit, factor, like in zip(units, _factors(grad, x, y, scale), (x, y, a, b), strict=True)
-        )
+            for unit, factor, like in zip(units, _factors(grad, x, y, scale, p), (x, y, a, b), strict=True)
+        ])  # fmt: skip
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -339,7 +386,7 @@ class _DoubleBackward(torch.autograd.Function):
     def forward(
         vx: Tensor | None, vy: Tensor | None, va: Tensor | None, vb: Tensor | None,
         grad: Tensor, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, scale: Tensor,
-        ux: Tensor, uy: Tensor, ua: Tensor, ub: Tensor, p: float, want: int, backend: str,
+        ux: Tensor | None, uy: Tensor | None, ua: Tensor | None, ub: Tensor | None, p: float, want: int, backend: str,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         cotangents = (vx, vy, va, vb)
         weights = va is not None or vb is not None or want >> 2
@@ -349,7 +396,7 @@ class _DoubleBackward(torch.autograd.Function):
         given = sum(1 << i for i, v in enumerate(cotangents) if v is not None)
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, given, backend)
         grad_grad = torch.zeros_like(grad)
-        for unit, v, factor in zip(units, cotangents, _factors(torch.ones_like(grad), x, y, scale), strict=True):
+        for unit, v, factor in zip(units, cotangents, _factors(torch.ones_like(grad), x, y, scale, p), strict=True):
             if unit is not None and v is not None:
                 grad_grad += factor * (unit.to(grad.dtype) * v).sum(-1)
         if p == 1 or math.isinf(p) or not want:
@@ -379,21 +426,30 @@ def _units(
     y: Tensor,
     a: Tensor | None,
     b: Tensor | None,
-    units: tuple[Tensor, ...],
+    units: tuple[Tensor | None, ...],
     p: float,
     want: int,
     backend: str,
 ) -> tuple[Tensor | None, ...]:
     """The wanted unit gradients; computed now if the forward pass could not know that they would be."""
-    if any(want >> i & 1 and unit.size(-1) == 0 for i, unit in enumerate(units)):
-        units = _forward(x, y, a, b, p, want, backend)[2:]
-    return tuple(unit if want >> i & 1 else None for i, unit in enumerate(units))
+    if any(want >> i & 1 and unit is None for i, unit in enumerate(units)):
+        return _placed(_forward(x, y, a, b, p, want, backend)[2], want)
+    return tuple([unit if want >> i & 1 else None for i, unit in enumerate(units)])
 
 
-def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _placed(units: list[Tensor], need: int) -> tuple[Tensor | None, ...]:
+    """The unit gradients of x, y, x_weights, y_weights, None where they are not needed."""
+    if not need:
+        return None, None, None, None
+    rest = iter(units)
+    return tuple([next(rest) if need >> i & 1 else None for i in range(4)])
+
+
+def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What turns unit gradients into gradients: those of the samples are per mean weight and per scale."""
-    per_scale = grad / scale
-    return per_scale / x.size(-1), per_scale / y.size(-1), grad, grad
+    per_scale = grad if p == 2 or math.isinf(p) else grad / scale  # else the scale is 1
+    of_x = per_scale / x.size(-1)
+    return of_x, of_x if y.size(-1) == x.size(-1) else per_scale / y.size(-1), grad, grad
 
 
 def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
@@ -401,8 +457,9 @@ def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> T
         scaled: Tensor = _scale_signs(unit, factor, dtype, backend)
         return scaled
     # A factor of 1 / n may be subnormal in half precision: multiply in float32.
-    wide = unit if unit.dtype in (torch.float32, torch.float64) else unit.float()
-    return (wide * factor.to(wide.dtype).unsqueeze(-1)).to(dtype)
+    wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
+    scaled = (unit if unit.dtype == wide else unit.to(wide)) * factor.to(wide).unsqueeze(-1)
+    return scaled if dtype == wide else scaled.to(dtype)
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------
@@ -410,15 +467,16 @@ def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> T
 
 def _forward_fake(
     x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, p: float, need: int, backend: str
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     rows = x.shape[:-1]
     per_row = x.new_empty(rows, dtype=torch.float64)
     samples = dispatch.kernels(backend, "wasserstein").unit_dtype(x, y, a, b, p)
     units = [
-        x.new_empty((*rows, t.size(-1) if need >> i & 1 else 0), dtype=samples if i < 2 else torch.float64)
+        x.new_empty(t.shape, dtype=samples if i < 2 else torch.float64)
         for i, t in enumerate((x, y, x, y))
+        if need >> i & 1
     ]
-    return per_row, torch.empty_like(per_row), *units
+    return per_row, torch.empty_like(per_row), units
 
 
 def _second_fake(vx: Tensor | None, vy: Tensor | None, grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> Any:
@@ -427,7 +485,7 @@ def _second_fake(vx: Tensor | None, vy: Tensor | None, grad: Tensor, x: Tensor, 
 
 _forward = RawOperator(
     "wasserstein_1d_forward(Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, float p, int need, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor[])",
     kernel_of("wasserstein", "forward"),
     _forward_fake,
 )

@@ -82,17 +82,14 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
     Where nothing is to be differentiated, as in a backward pass without ``create_graph``, only ``function.forward``.
     """
-    if _transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     # As Function.apply does: a tensor that has left its transform is what it wraps.
-    args = tuple([_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in args])
-    if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any(map(_requires_grad, args))):
-        return function.forward(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
-
-
-def _requires_grad(argument: Any) -> bool:
-    return getattr(argument, "requires_grad", False)
+    plain = [_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in args]
+    recording = torch.is_grad_enabled() and True in [getattr(a, "requires_grad", False) for a in plain]
+    if recording or forward_ad._current_level >= 0:
+        return super(torch.autograd.Function, function).apply(*plain)  # type: ignore[misc]
+    return function.forward(*plain)
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])

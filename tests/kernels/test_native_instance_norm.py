@@ -37,7 +37,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
     allocated: list[Tensor] = []
     empty = torch.empty
 
-    def guarded(shape: Any, **options: Any) -> Tensor:
+    def guarded(*shape: Any, **options: Any) -> Tensor:
+        shape = shape[0] if len(shape) == 1 else shape
         n = math.prod(shape)
         allocated.append(empty(n + 2 * GUARD, **options).fill_(math.nan))
         return allocated[-1][GUARD : GUARD + n].view(tuple(shape))

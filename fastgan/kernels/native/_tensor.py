@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch  # first: its OpenMP runtime then serves fastgan._C too
 from torch import Tensor
 
@@ -9,12 +11,19 @@ from fastgan import _C
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-__all__ = ["DTYPES", "_C", "address", "threads"]
+__all__ = ["DTYPES", "_C", "address", "empty", "threads"]
 
 
 def address(t: Tensor | None) -> int:
     """The address of ``t``'s first element; 0 for None."""
     return 0 if t is None else t.data_ptr()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """``torch.empty(shape, …)`` in half the time: sizes apart are parsed faster than a torch.Size."""
+    if not shape:
+        return torch.empty((), dtype=dtype, device=device)
+    return torch.empty(*shape, dtype=dtype, device=device)
 
 
 def threads() -> int:

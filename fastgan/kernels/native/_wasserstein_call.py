@@ -12,9 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgan.kernels.native._tensor import address
-
-_Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+from fastgan.kernels.native._tensor import address, empty
 
 
 def forward(
@@ -26,17 +24,17 @@ def forward(
     p: float,
     need: int,
     samples: torch.dtype,
-) -> _Six:
-    """(cost, scale, unit gradients of x, y, x_weights, y_weights); those of the samples are of dtype ``samples``."""
-    rows, n, m, device = x.shape[:-1], x.size(-1), y.size(-1), x.device
-    cost = torch.empty(rows, dtype=torch.float64, device=device)
-    scale = torch.empty(rows, dtype=torch.float64, device=device)
-    ux, uy, ua, ub = (
-        torch.empty((*rows, size if need >> i & 1 else 0), dtype=dtype, device=device)
-        for i, (size, dtype) in enumerate(((n, samples), (m, samples), (n, torch.float64), (m, torch.float64)))
-    )
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(cost, scale, the needed unit gradients); those of the samples are of dtype ``samples``."""
+    device = x.device
+    cost = empty(x.shape[:-1], torch.float64, device)
+    scale = torch.empty_like(cost)
+    ux = empty(x.shape, samples, device) if need & 1 else None
+    uy = empty(y.shape, samples, device) if need & 2 else None
+    ua = empty(x.shape, torch.float64, device) if need & 4 else None
+    ub = empty(y.shape, torch.float64, device) if need & 8 else None
     run(x, y, x_weights, y_weights, p, (ux, ua, None), (uy, ub, None), cost, scale, None)
-    return cost, scale, ux, uy, ua, ub
+    return cost, scale, [unit for unit in (ux, uy, ua, ub) if unit is not None]
 
 
 def second(
@@ -67,13 +65,12 @@ def rows_of(t: Tensor) -> Tensor:
 
 
 def side(
-    values: Tensor, weights: Tensor | None, grad: Tensor, grad_weights: Tensor | None, cotangent: Tensor | None
+    values: Tensor, weights: Tensor | None, grad: Tensor | None, grad_weights: Tensor | None, cotangent: Tensor | None
 ) -> tuple[int, ...]:
-    """What the bindings call a side; a result without elements is not wanted."""
-    wanted, signs = grad.size(-1) > 0, grad.dtype == torch.int8
+    """What the bindings call a side."""
+    gradient, is_signs = address(grad), grad is not None and grad.dtype == torch.int8
     return (
         values.data_ptr(), values.stride(0), address(weights), 0 if weights is None else weights.stride(0),
-        values.size(1), grad.data_ptr() if wanted and not signs else 0, grad.data_ptr() if wanted and signs else 0,
-        0 if weights is None or grad_weights is None or grad_weights.size(-1) == 0 else grad_weights.data_ptr(),
-        address(cotangent),
+        values.size(1), 0 if is_signs else gradient, gradient if is_signs else 0,
+        0 if weights is None else address(grad_weights), address(cotangent),
     )  # fmt: skip

@@ -35,8 +35,8 @@ def supports(call: Call) -> str | None:
 
 def forward(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, need: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(cost, scale, unit gradients of x, y, x_weights, y_weights)."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(cost, scale, the needed unit gradients of x, y, x_weights, y_weights)."""
     return _wasserstein_call.forward(run, x, y, x_weights, y_weights, p, need, x.dtype)
 
 
@@ -46,8 +46,8 @@ def run(
     x_weights: Tensor | None,
     y_weights: Tensor | None,
     p: float,
-    x_results: tuple[Tensor, Tensor | None, Tensor | None],
-    y_results: tuple[Tensor, Tensor | None, Tensor | None],
+    x_results: tuple[Tensor | None, Tensor | None, Tensor | None],
+    y_results: tuple[Tensor | None, Tensor | None, Tensor | None],
     cost: Tensor | None,
     scale: Tensor,
     grad: Tensor | None,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, DTYPES, address, empty, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
@@ -43,7 +43,7 @@ def forward(
     channels_last = layout.is_channels_last(x)
     x, residual = _readable(x, channels_last), _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
-    mean = torch.empty((x.size(0), x.size(1)), dtype=statistics_dtype(x.dtype))
+    mean = empty(x.shape[:2], statistics_dtype(x.dtype))
     rstd = torch.empty_like(mean)
     weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)

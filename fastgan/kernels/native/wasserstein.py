@@ -1,9 +1,9 @@
 """Exact 1-D Wasserstein on the CPU: the launchers of csrc/cpu/wasserstein.cpp; CUDA calls go on to _wasserstein_cuda.
 
-Contract of every backend: :func:`forward` gives the cost of d/D and the scale D [...] in float64, and for every
-input whose bit is set in ``need`` its unit gradient, else a tensor [..., 0]. For samples that is n times the gradient
-of the cost for d/D, in :func:`unit_dtype`; for weights the gradient of the cost, in float64. :func:`second` gives what
-the backward pass sends on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
+Contract of every backend: :func:`forward` gives the cost of d/D and the scale D [...] in float64, and the unit
+gradients of the inputs whose bits are set in ``need``. For samples that is n times the gradient of the cost for d/D, in
+:func:`unit_dtype`; for weights the gradient of the cost, in float64. :func:`second` gives what the backward pass sends
+on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
 from fastgan.kernels.native import _wasserstein_call, _wasserstein_cuda
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, DTYPES, address, empty, threads
 from fastgan.kernels.native._wasserstein_call import rows_of, side
 
 
@@ -39,8 +39,8 @@ def unit_dtype(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor
 
 def forward(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, need: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(cost, scale, unit gradients of x, y, x_weights, y_weights)."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(cost, scale, the needed unit gradients of x, y, x_weights, y_weights)."""
     if x.is_cuda:
         return _wasserstein_cuda.forward(x, y, x_weights, y_weights, p, need)
     samples = unit_dtype(x, y, x_weights, y_weights, p)
@@ -65,7 +65,7 @@ def second(
 
 def scale_signs(signs: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """The samples' gradients [..., n]: int8 unit gradients times a float64 factor [...] for each row."""
-    grad = torch.empty(signs.shape, dtype=dtype)
+    grad = empty(signs.shape, dtype)
     signs, factor = signs.contiguous(), factor.contiguous()
     _C.wasserstein_scale_signs(
         signs.data_ptr(), factor.data_ptr(), factor.numel(), signs.size(-1), DTYPES[dtype], grad.data_ptr(), threads()
@@ -79,8 +79,8 @@ def _run(
     x_weights: Tensor | None,
     y_weights: Tensor | None,
     p: float,
-    x_results: tuple[Tensor, Tensor | None, Tensor | None],
-    y_results: tuple[Tensor, Tensor | None, Tensor | None],
+    x_results: tuple[Tensor | None, Tensor | None, Tensor | None],
+    y_results: tuple[Tensor | None, Tensor | None, Tensor | None],
     cost: Tensor | None,
     scale: Tensor,
     grad: Tensor | None,
