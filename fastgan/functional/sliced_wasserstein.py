@@ -6,11 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
-from fastgan.functional.wasserstein import readable, wasserstein_1d
+from fastgan.functional.wasserstein import all_positive, is_constant, wasserstein_1d
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -197,10 +196,8 @@ def _root(cost: Tensor, p: float) -> Tensor:
     """cost^(1/p), with derivative 0 where the cost is 0."""
     if p == 1:
         return cost
-    if not torch.compiler.is_compiling() and readable(cost):
-        undifferentiated = not cost.requires_grad and forward_ad._current_level < 0
-        if undifferentiated or (cost.is_cpu and bool(cost.all())):
-            return cost ** (1 / p)
+    if is_constant(cost) or all_positive(cost):
+        return cost.sqrt() if p == 2 else cost ** (1 / p)
     zero = cost == 0
     rooted: Tensor = (cost.masked_fill(zero, 1.0) ** (1 / p)).masked_fill(zero, 0.0)
     return rooted

@@ -209,7 +209,7 @@ def _prepare_weights(name: str, what: str, weights: Tensor | None, of: str, samp
 
 def _check_masses(name: str, *weights: Tensor | None) -> None:
     for what, w in zip(("x_weights", "y_weights"), weights, strict=True):
-        if w is None or not readable(w):
+        if w is None or not _readable(w):
             continue
         total = w.detach().sum(-1, dtype=torch.float64)
         # A NaN fails the comparisons; a negative weight may hide in a positive total.
@@ -221,7 +221,7 @@ def _check_masses(name: str, *weights: Tensor | None) -> None:
             )
 
 
-def readable(t: Tensor) -> bool:
+def _readable(t: Tensor) -> bool:
     """Whether the values may be looked at: not while a program is traced, transformed or captured."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -280,9 +280,24 @@ def _slope(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor | None:
     """The derivative of the distance for the cost, 0 where a root has none; None for 1."""
     if not _is_rooted(p, root):
         return None if p == 2 or p == 1 or math.isinf(p) else scale**p
-    zero = cost == 0
-    slope = (cost.masked_fill(zero, 1.0) ** (1 / p - 1)).masked_fill(zero, 0.0) / p
+    if all_positive(cost):
+        slope = cost ** (1 / p - 1) / p
+    else:
+        zero = cost == 0
+        slope = (cost.masked_fill(zero, 1.0) ** (1 / p - 1)).masked_fill(zero, 0.0) / p
     return slope if p == 2 else slope * scale
+
+
+def is_constant(t: Tensor) -> bool:
+    """Whether no derivative can follow t."""
+    if torch.compiler.is_compiling() or t.requires_grad or forward_ad._current_level >= 0:
+        return False
+    return _readable(t)
+
+
+def all_positive(cost: Tensor) -> bool:
+    """Whether no cost is 0, where that can be seen for little: its powers and their derivatives then need no care."""
+    return not torch.compiler.is_compiling() and cost.is_cpu and _readable(cost) and bool(cost.all())
 
 
 class _Forward(torch.autograd.Function):
