@@ -82,7 +82,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
     Where nothing is to be differentiated, as in a backward pass without ``create_graph``, only ``function.forward``.
     """
-    if torch._C._are_functorch_transforms_active():
+    if _transforms_active():
         return function.apply(*args)
     # As Function.apply does: a tensor that has left its transform is what it wraps.
     plain = [_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in args]
