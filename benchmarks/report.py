@@ -59,7 +59,7 @@ def merge(sources: list[Path]) -> Path:
         results: Results = {}
         for source in sources:
             results |= json.loads(source.read_text())
-        first.write_text(json.dumps(results, indent=1) + "\n")
+        first.write_text(dump(results))
     return first
 
 
@@ -87,9 +87,18 @@ def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
                 raise SystemExit(f"{part} left no results (exit status {code})")
             found = json.loads(raw.read_text())
         results |= condense(found) if part == "bench" else {part: found | {"commit": commit()}}
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        out.write_text(dump(results))
         print(f"wrote {part} to {out}")
     return out
+
+
+def dump(results: Results) -> str:
+    """As JSON, with a line for each row."""
+    entries = []
+    for key, value in results.items():
+        rows = ",\n".join(map(json.dumps, value)) if isinstance(value, list) else None
+        entries.append(f"{json.dumps(key)}: " + (json.dumps(value) if rows is None else f"[\n{rows}\n]"))
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def condense(raw: dict[str, Any]) -> Results:
@@ -289,7 +298,7 @@ def _operator(results: Results, operator: str) -> list[str]:
                 mark = "×" if row is not None else ""
                 cell = f"{contestants[other]:.2f}{mark}" if mark else _time(contestants[other])
                 peaks = [r.get("peak_bytes") for r in (rows[case, other], row or {})]
-                if all(peaks) and peaks[0] >= 2**20:
+                if all(peaks) and peaks[0] >= 2**20 <= 16 * peaks[1]:
                     cell += f" (memory {peaks[0] / peaks[1]:.1f}×)"
             else:
                 cell = "unsupported" if (case, other) in refused else ""

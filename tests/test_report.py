@@ -65,6 +65,15 @@ def test_the_report_has_every_figure(tmp_path: Path) -> None:
     assert drawn == {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
 
 
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    assert json.loads(report.dump(RESULTS)) == RESULTS
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(report.dump({key: RESULTS[key] for key in RESULTS if key != "scaling"}))
+    second.write_text(report.dump({"scaling": RESULTS["scaling"]}))
+    assert report.merge([first, second]) == first
+    assert json.loads(first.read_text()) == RESULTS
+
+
 def test_a_total_is_over_contestants_that_did_every_call() -> None:
     results = copy.deepcopy(RESULTS)
     results["rows"].append(row("call 1", "compile", 1.0, "calls of CycleGAN", step="CycleGAN", calls=10))
