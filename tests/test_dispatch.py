@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastgan
 import fastgan.functional as F
@@ -111,3 +112,26 @@ def test_backward_runs_on_the_forward_s_backend(monkeypatch: pytest.MonkeyPatch)
         torch.autograd.grad(g.square().sum(), x)
     assert set(used) == {"native"}
     assert len(used) == 4  # forward, backward, double backward, and the backward of y in the second derivative
+
+
+def test_a_tensor_that_has_left_its_transform_is_what_it_wraps() -> None:
+    left = []
+    x, other = torch.randn(2, 3), torch.randn(2, 3)
+    torch.func.grad(lambda t: left.append(t) or t.sum())(x)
+    with torch.no_grad():
+        assert torch.equal(F.wasserstein_1d(left[0], other), F.wasserstein_1d(x, other))
+    assert torch.equal(F.gradient_norm_penalty(left[0]), F.gradient_norm_penalty(x))
+
+
+def test_fake_tensors_pass_no_kernel() -> None:
+    """What skips torch.library in eager mode must not skip it here: a fake tensor has no memory."""
+    with FakeTensorMode():
+        x, y = torch.empty(2, 3, requires_grad=True), torch.empty(2, 3)
+        results = (
+            F.instance_norm_act(x[None]), F.weighted_l1([(x, y, 1.0)]), F.interpolate(x, y),
+            F.gradient_norm_penalty(x), F.wasserstein_1d(x, y, p=2), F.sliced_wasserstein(x, y, n_projections=4),
+        )  # fmt: skip
+        for result in results:
+            (grad,) = torch.autograd.grad(result.sum(), x)
+            assert isinstance(grad, FakeTensor)
+            assert grad.shape == x.shape
