@@ -90,6 +90,16 @@ def test_large_rows_against_scipy(n: int, m: int) -> None:
     assert float(F.wasserstein_1d(x, y)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_sizes_against_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, m = (int(k) for k in np.exp(rng.uniform(math.log(2), math.log(1e6 if seed else 2e4), 2)))
+    x, y, a, b = rng.normal(size=n), rng.normal(0.5, 2, m), rng.random(n), rng.random(m) ** 4
+    tensors = [torch.from_numpy(t) for t in (x, y, a, b)]
+    assert float(F.wasserstein_1d(*tensors)) == pytest.approx(stats.wasserstein_distance(x, y, a, b), rel=1e-9)
+    assert float(F.wasserstein_1d(*tensors[:2])) == pytest.approx(stats.wasserstein_distance(x, y), rel=1e-9)
+
+
 @pytest.mark.parametrize(("rows", "n", "m"), [(3, 5000, 4000), (40, 130, 257), (200, 30, 30)])
 def test_weighted_against_scipy_and_pot(rows: int, n: int, m: int) -> None:
     x, y = torch.randn(rows, n, dtype=torch.float64), torch.randn(rows, m, dtype=torch.float64) + 0.5
@@ -186,6 +196,7 @@ def test_axioms_and_invariances(sides: tuple[list[float], ...]) -> None:
         close(F.wasserstein_1d(y, x, b, a, p=p))
         close(F.wasserstein_1d(x.flip(0), y, a.flip(0), b, p=p))
         close(F.wasserstein_1d(-x, -y, a, b, p=p))
+        close(F.wasserstein_1d(x + 3, y + 3, a, b, p=p))
         close(F.wasserstein_1d(x, y, a * 4, b / 4, p=p))
         close(F.wasserstein_1d(torch.cat((x, x)), y, torch.cat((a, a)), b, p=p))
         z = torch.linspace(-1, 1, 4, dtype=torch.float64)

@@ -15,14 +15,13 @@
 
 namespace fastgan::FASTGAN_ISA {
 
-// Sorted values, `stride` apart, and where each was before (null unless asked for).
+// Sorted values, and where each was before (null unless asked for).
 template <typename T>
 struct Sorted {
   const T* values;
   const uint32_t* order;
-  int64_t stride;
-  FASTGAN_INLINE T operator[](int64_t k) const { return values[k * stride]; }
-  FASTGAN_INLINE uint32_t from(int64_t k) const { return order[k * stride]; }
+  FASTGAN_INLINE T operator[](int64_t k) const { return values[k]; }
+  FASTGAN_INLINE uint32_t from(int64_t k) const { return order[k]; }
 };
 
 // --- sorting networks --------------------------------------------------------------------------------------------
@@ -450,6 +449,17 @@ struct RowValues {
   }
 };
 
+// Vectors of n rows, a row a lane, as rows of n.
+inline void lanes_to_rows(const Keys* lanes, int64_t n, int32_t* rows) {
+  for (int64_t k = 0; k < n; k += kRows) {
+    const int64_t count = n - k < kRows ? n - k : kRows;
+    Keys square[kRows];
+    for (int i = 0; i < kRows; ++i) square[i] = i < count ? lanes[k + i] : Keys{};
+    transpose_step<kRows / 2>(square);
+    for (int l = 0; l < kRows; ++l) std::memcpy(rows + l * n + k, &square[l], count * sizeof(int32_t));
+  }
+}
+
 }  // namespace network
 
 // Rows that are sorted together.
@@ -551,7 +561,7 @@ struct Output {
     values[to] = value_of_key(item.key());
     if constexpr (kIndexed) order[to] = item.index();
   }
-  FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order, 1}; }
+  FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order}; }
 };
 
 // Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out. The last pass writes

@@ -93,7 +93,7 @@ struct Side {
   Sorted<T> sorted;
   int64_t n;
   const double* weights;  // of this row, or null
-  double* cuts;           // [n], if either side is weighted
+  double* cuts;           // [n + 1], if either side is weighted
   double total, unit;     // the sum of the weights, scaled by the power of two `unit`
   S* grad;                // of this row, or null
   int8_t* signs;
@@ -113,22 +113,26 @@ bool has_nan(const Side<S>& side) {  // they are sorted before or after the numb
   return std::isnan(side.sorted[0]) || std::isnan(side.sorted[side.n - 1]);
 }
 
-// Cumulative weights in sorted order; false if they are no weights.
+// Values and cumulative weights in sorted order, [n + 1] as Merged has them; false if they are no weights.
 template <typename S>
-bool cumulate(Side<S>& side) {
+bool cumulate(Side<S>& side, double* values) {
+  for (int64_t k = 0; k < side.n; ++k) values[k] = side.sorted[k];
+  values[side.n] = values[side.n - 1];
+  side.cuts[side.n] = std::numeric_limits<double>::infinity();
   side.unit = 1;
   if (side.weights == nullptr) {
     for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = static_cast<double>(k + 1);
     side.total = static_cast<double>(side.n);
     return true;
   }
-  double total = 0;
-  bool good = true;
+  double total = 0, least = 0;
+#pragma omp simd reduction(+ : total) reduction(min : least)
   for (int64_t i = 0; i < side.n; ++i) {
-    good = good && side.weights[i] >= 0;
     total += side.weights[i];
+    least = side.weights[i] < least ? side.weights[i] : least;
   }
-  if (!good || !(total > 0) || !(total < std::numeric_limits<double>::infinity())) return false;
+  // A NaN is in the total.
+  if (!(least >= 0 && total > 0 && total < std::numeric_limits<double>::infinity())) return false;
   int exponent;
   frexp(total, &exponent);
   side.unit = exp2(static_cast<double>(-exponent > 1000 ? 1000 : -exponent));
@@ -235,7 +239,7 @@ template <typename S, Order kOrder>
 void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
            double* cost) {
   using T = acc_t<S>;
-  const int64_t n = x.n, chunks = ceil_div(n, kChunk), stride = x.sorted.stride;
+  const int64_t n = x.n, chunks = ceil_div(n, kChunk);
   Scratch<double> parts(chunks);
   for_each(threads, chunks, [&](int64_t chunk) {
     const int64_t last = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
@@ -243,13 +247,9 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
     for (int64_t begin = chunk * kChunk; begin < last; begin += 256) {
       const int64_t count = last - begin < 256 ? last - begin : 256;
       T d[256], slopes[256], part = 0;
-      const T *xs = x.sorted.values + begin * stride, *ys = y.sorted.values + begin * stride;
-      if (stride == 1) {
+      const T *xs = x.sorted.values + begin, *ys = y.sorted.values + begin;
 #pragma omp simd
-        for (int64_t k = 0; k < count; ++k) d[k] = difference(xs[k], ys[k]);
-      } else {
-        for (int64_t k = 0; k < count; ++k) d[k] = difference(xs[k * stride], ys[k * stride]);
-      }
+      for (int64_t k = 0; k < count; ++k) d[k] = difference(xs[k], ys[k]);
       if (grad != nullptr) {
         for (int64_t k = 0; k < count; ++k) {
           const uint32_t i = x.sorted.from(begin + k), j = y.sorted.from(begin + k);
@@ -281,63 +281,198 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
   }
 }
 
-// The gradient for one side's weights: the dual potential, centred, where both sides step together the average of the
-// two neighbouring slopes.
-template <typename S, Order kOrder>
-void weight_gradient(const Side<S>& a, const Side<S>& b, double total, const Power<kOrder>& power) {
-  if (a.grad_weights == nullptr) return;
-  const double inverse = 1 / total;
-  double f = 0, mean = 0, before = 0;
-  int64_t below = 0, above = 0;
-  for (int64_t i = 0; i < a.n; ++i) {
-    const double level = a.cuts[i];
-    a.grad_weights[a.sorted.from(i)] = f;
-    mean += (level - before) * inverse * f;
-    before = level;
-    if (i + 1 == a.n) break;
-    while (below + 1 < b.n && b.cuts[below] < level) ++below;
-    while (above + 1 < b.n && b.cuts[above] <= level) ++above;
-    const double lower = a.sorted[i], upper = a.sorted[i + 1];
-    const double y0 = b.sorted[below], y1 = b.sorted[above];
-    const double step = power.cost(difference(upper, y0)) - power.cost(difference(lower, y0)) +
-                        power.cost(difference(upper, y1)) - power.cost(difference(lower, y1));
-    if (std::isfinite(step)) f += step / 2;
+// --- weights: both sides' atoms merged by where they end -----------------------------------------------------------
+
+typedef double Two __attribute__((vector_size(16)));
+typedef int64_t TwoBits __attribute__((vector_size(16)));
+FASTGAN_INLINE Two where(TwoBits mask, Two value) { return (Two)((TwoBits)value & mask); }
+
+// Arrays of n + 1 and m + 1 have the last value once more, and infinity as its end: neither side is ever at its end.
+struct Merged {
+  double *x, *y;            // sorted values
+  double *x_ends, *y_ends;  // cumulative weights, over one denominator
+  int64_t n, m;
+  double* sums;       // [n + m], x's atoms first: the sum of the slopes of an atom's cells
+  uint32_t* partner;  // [n + m]: how many of the other side's atoms end before an atom (or with it, for y's)
+};
+
+// Memory for it, if there are weights: 28 bytes a sample.
+class MergedScratch {
+ public:
+  explicit MergedScratch(const WassersteinProblem& problem)
+      : weighted_(problem.x.weights != nullptr || problem.y.weights != nullptr),
+        doubles_(weighted_ ? 3 * (problem.x.n + problem.y.n) + 4 : 0),
+        partners_(weighted_ ? problem.x.n + problem.y.n : 0) {
+    const int64_t n = problem.x.n, m = problem.y.n;
+    double* const from = doubles_;
+    merged_ = {from, from + n + 1, from + n + m + 2, from + 2 * n + m + 3, n, m, from + 2 * (n + m + 2), partners_};
   }
-  const double per_weight = a.unit / a.total;
-  for (int64_t i = 0; i < a.n; ++i) a.grad_weights[i] = (a.grad_weights[i] - mean) * per_weight;
+  const Merged* get() const { return weighted_ ? &merged_ : nullptr; }
+
+ private:
+  const bool weighted_;
+  Scratch<double> doubles_;
+  Scratch<uint32_t> partners_;
+  Merged merged_;
+};
+
+// Costs of masses that are not negative, of differences d and -d: 0 for no mass, though the difference be infinite.
+template <Order kOrder>
+FASTGAN_INLINE Two slopes_of(Two mass, Two d, const Power<kOrder>& power) {
+  if constexpr (kOrder == Order::one) return where(d > 0, mass) - where(d < 0, mass);
+  if constexpr (kOrder == Order::two) return where(mass > 0, mass * (d + d));
+  const double slope = mass[0] > 0 ? mass[0] * power.slope(d[0]) : 0;
+  return Two{slope, -slope};
+}
+
+struct ChunkEnd {
+  double cost;
+  int64_t i, j;         // the atoms that a chunk did not end,
+  double x_sum, y_sum;  // and what it has for them
+};
+
+// Steps [begin, end) of n + m: each ends one atom, of x where both end together. No step waits for a guessed branch.
+template <Order kOrder>
+ChunkEnd merge_chunk(const Merged& g, const Power<kOrder>& power, int64_t begin, int64_t end) {
+  int64_t i = merge_path(
+      begin, g.n + 1, g.m + 1, [&](int64_t i) { return g.x_ends[i]; }, [&](int64_t j) { return g.y_ends[j]; });
+  int64_t j = begin - i;
+  const double x_before = i > 0 ? g.x_ends[i - 1] : 0, y_before = j > 0 ? g.y_ends[j - 1] : 0;
+  double at = x_before > y_before ? x_before : y_before, cost = 0;
+  const Power<kOrder> c = power;
+  const Merged s = g;
+  const TwoBits others[2] = {{-1, 0}, {0, -1}};
+  Two sums = {};
+  for (int64_t k = begin; k < end; ++k) {
+    int64_t x_end, y_end;  // as integers, which compare alike
+    std::memcpy(&x_end, s.x_ends + i, sizeof x_end);
+    std::memcpy(&y_end, s.y_ends + j, sizeof y_end);
+    const int64_t ends_x = x_end <= y_end, mask = -ends_x;
+    const int64_t next_bits = y_end ^ ((x_end ^ y_end) & mask);
+    double next;
+    std::memcpy(&next, &next_bits, sizeof next);
+    const Two mass = Two{} + (next - at);
+    at = next;
+    double d = s.x[i] - s.y[j];
+    d = d == d ? d : 0;  // two equal infinities
+    cost += mass[0] > 0 ? mass[0] * c.cost(d) : 0;
+    sums += slopes_of<kOrder>(mass, Two{d, -d}, c);
+    const TwoBits other = others[ends_x];
+    const Two ended = where(~other, sums);
+    const int64_t atom = (i & mask) | ((s.n + j) & ~mask);
+    s.sums[atom] = ended[0] + ended[1];
+    s.partner[atom] = static_cast<uint32_t>((j & mask) | (i & ~mask));
+    sums = where(other, sums);
+    i += ends_x;
+    j += 1 - ends_x;
+  }
+  return {cost, i, j, sums[0], sums[1]};
+}
+
+// The cost times the denominator, and every atom's sum and partner.
+template <Order kOrder>
+double merge_all(const Merged& g, const Power<kOrder>& power, int threads) {
+  const int64_t steps = g.n + g.m, chunks = ceil_div(steps, kChunk);
+  Scratch<ChunkEnd> ends(chunks);
+  for_each(threads, chunks, [&](int64_t chunk) {
+    ends[chunk] = merge_chunk(g, power, chunk * kChunk, (chunk + 1) * kChunk < steps ? (chunk + 1) * kChunk : steps);
+  });
+  double cost = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const ChunkEnd& end = ends[chunk];
+    cost += end.cost;
+    if (end.i < g.n) g.sums[end.i] += end.x_sum;
+    if (end.j < g.m) g.sums[g.n + end.j] += end.y_sum;
+  }
+  return cost;
+}
+
+// The gradient for one side's weights: the dual potential, centred, where both sides step together the average of the
+// two neighbouring slopes. below(i) and above(i): the first of the other side's atoms that ends with atom i or later,
+// and later.
+template <typename S, Order kOrder, typename Below, typename Above>
+FASTGAN_INLINE void weight_gradient(const Side<S>& side, const double* own, const double* ends, const double* other,
+                                    double denominator, const Power<kOrder>& power, const Below& below,
+                                    const Above& above) {
+  if (side.grad_weights == nullptr) return;
+  const auto cost = [&](double a, double b) {
+    const double d = a - b;
+    return static_cast<double>(power.cost(d == d ? d : 0));
+  };
+  double f = 0, mean = 0, before = 0;
+  for (int64_t i = 0; i < side.n; ++i) {
+    side.grad_weights[side.sorted.from(i)] = f;
+    mean += (ends[i] - before) * f;
+    before = ends[i];
+    const int64_t b = below(i), a = above(i);
+    const double lower = own[i], upper = own[i + 1], at = other[b];
+    double step = cost(upper, at) - cost(lower, at);
+    if (a != b) step = (step + cost(upper, other[a]) - cost(lower, other[a])) / 2;
+    f += std::fabs(step) < std::numeric_limits<double>::infinity() ? step : 0;
+  }
+  mean /= denominator;
+  const double per_weight = side.unit / side.total;
+  for (int64_t i = 0; i < side.n; ++i) side.grad_weights[i] = (side.grad_weights[i] - mean) * per_weight;
+}
+
+template <typename S>
+void store_sums(const Side<S>& side, const double* sums, double factor) {
+  if (side.grad == nullptr) return;
+  for (int64_t i = 0; i < side.n; ++i) store(side.grad[side.sorted.from(i)], static_cast<acc_t<S>>(sums[i] * factor));
+}
+
+// One weighted row.
+template <typename S, Order kOrder>
+void solve_merged(const WassersteinProblem& problem, int64_t row, const Side<S>& x, const Side<S>& y, const Merged& g,
+                  double mass, const Power<kOrder>& power, int threads) {
+  problem.cost[row] = merge_all(g, power, threads) * mass;
+  const uint32_t *x_partner = g.partner, *y_partner = g.partner + g.n;
+  for_each(threads, 2, [&](int64_t side) {
+    if (side == 0) {
+      store_sums(x, g.sums, mass * static_cast<double>(g.n));
+      weight_gradient(
+          x, g.x, g.x_ends, g.y, 1 / mass, power, [&](int64_t i) { return int64_t{x_partner[i]}; },
+          [&](int64_t i) {
+            int64_t j = x_partner[i];
+            while (g.y_ends[j] <= g.x_ends[i]) ++j;
+            return j;
+          });
+    } else {
+      store_sums(y, g.sums + g.n, mass * static_cast<double>(g.m));
+      weight_gradient(
+          y, g.y, g.y_ends, g.x, 1 / mass, power,
+          [&](int64_t j) {
+            int64_t i = y_partner[j];
+            while (i > 0 && g.x_ends[i - 1] >= g.y_ends[j]) --i;
+            return i;
+          },
+          [&](int64_t j) { return int64_t{y_partner[j]}; });
+    }
+  });
 }
 
 template <typename S, Order kOrder, typename Cuts>
 void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Coupling<Cuts>& c,
-           double scale, bool equal, int threads) {
+           const Merged* merged, double scale, int threads) {
   const Power<kOrder> power = {problem.p, 1 / scale};
   const double* grad = problem.grad == nullptr ? nullptr : problem.grad + row;
   double* cost = problem.cost + row;
-  if (equal) {
+  if (grad == nullptr && merged != nullptr) {
+    solve_merged(problem, row, x, y, *merged, c.mass, power, threads);
+  } else if (merged == nullptr && x.n == y.n) {
     pairs(x, y, power, grad, threads, cost);
-    return;
-  }
-  if (grad == nullptr && x.grad != nullptr && y.grad != nullptr && x.n <= kChunk && y.n <= kChunk) {
+  } else if (grad == nullptr && x.grad != nullptr && y.grad != nullptr && x.n <= kChunk && y.n <= kChunk) {
     both_sides(x, y, c, power, cost);
   } else {
     one_side(x, y, c.x, c.y, c.mass, power, grad == nullptr, grad, threads, cost);
     one_side(y, x, c.y, c.x, c.mass, power, false, grad, threads, cost);
-  }
-  if constexpr (std::is_same_v<Cuts, WeightedCuts>) {
-    for_each(threads, 2, [&](int64_t side) {
-      if (side == 0) {
-        weight_gradient(x, y, x.total * y.total, power);
-      } else {
-        weight_gradient(y, x, x.total * y.total, power);
-      }
-    });
   }
 }
 
 // One row whose sides are sorted.
 template <typename S, typename Cuts>
 void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Coupling<Cuts>& c,
-                   bool equal, int threads) {
+                   const Merged* merged, int threads) {
   using T = acc_t<S>;
   const double p = problem.p;
   double scale = 1;
@@ -365,22 +500,23 @@ void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, S
     problem.scale[row] = scale;
   }
   if (p == 1) {
-    solve<S, Order::one>(problem, row, x, y, c, scale, equal, threads);
+    solve<S, Order::one>(problem, row, x, y, c, merged, scale, threads);
   } else if (p == 2) {
-    solve<S, Order::two>(problem, row, x, y, c, scale, equal, threads);
+    solve<S, Order::two>(problem, row, x, y, c, merged, scale, threads);
   } else {
-    solve<S, Order::general>(problem, row, x, y, c, scale, equal, threads);
+    solve<S, Order::general>(problem, row, x, y, c, merged, scale, threads);
   }
 }
 
 template <typename S>
-void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, int threads) {
+void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Merged* merged,
+               int threads) {
   using T = acc_t<S>;
   bool good = !has_nan(x) && !has_nan(y);
-  const bool weighted = x.weights != nullptr || y.weights != nullptr;
-  if (good && weighted) {
+  if (good && merged != nullptr) {
     bool fits[2];
-    for_each(threads, 2, [&](int64_t side) { fits[side] = cumulate(side == 0 ? x : y); });
+    for_each(threads, 2,
+             [&](int64_t side) { fits[side] = side == 0 ? cumulate(x, merged->x) : cumulate(y, merged->y); });
     good = fits[0] && fits[1];
   }
   if (!good) {
@@ -394,15 +530,15 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
       if (side->signs != nullptr) std::memset(side->signs, 0, side->n);
       for (int64_t i = 0; side->grad_weights != nullptr && i < side->n; ++i) side->grad_weights[i] = nan;
     }
-  } else if (!weighted) {
+  } else if (merged == nullptr) {
     const double mass = 1 / (static_cast<double>(x.n) * static_cast<double>(y.n));
-    solve_coupled(problem, row, x, y, Coupling<UniformCuts>{{y.n}, {x.n}, mass}, x.n == y.n, threads);
+    solve_coupled(problem, row, x, y, Coupling<UniformCuts>{{y.n}, {x.n}, mass}, merged, threads);
   } else {
     // Over one denominator, so that integer weights are compared exactly.
     for (int64_t k = 0; k < x.n; ++k) x.cuts[k] *= y.total;
     for (int64_t k = 0; k < y.n; ++k) y.cuts[k] *= x.total;
     const double mass = 1 / (x.total * y.total);
-    solve_coupled(problem, row, x, y, Coupling<WeightedCuts>{{x.cuts}, {y.cuts}, mass}, false, threads);
+    solve_coupled(problem, row, x, y, Coupling<WeightedCuts>{{x.cuts}, {y.cuts}, mass}, merged, threads);
   }
 }
 
@@ -449,16 +585,16 @@ class RowSorter {
 
 template <typename S>
 void run_rows(const WassersteinProblem& problem, int outer, int inner) {
-  const bool weighted = problem.x.weights != nullptr || problem.y.weights != nullptr;
   parallel(outer, [&](int thread, int of) {
     RowSorter<S> x(problem, problem.x), y(problem, problem.y);
-    Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
+    const MergedScratch scratch(problem);
+    const Merged* const merged = scratch.get();
     const Range rows = part(problem.rows, thread, of);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       for_each(inner, 2, [&](int64_t side) { (side == 0 ? x : y).sort(row); });
-      Side<S> a = side_of_row<S>(problem.x, row, x.sorted(), cuts);
-      Side<S> b = side_of_row<S>(problem.y, row, y.sorted(), cuts + problem.x.n);
-      solve_row(problem, row, a, b, inner);
+      Side<S> a = side_of_row<S>(problem.x, row, x.sorted(), merged == nullptr ? nullptr : merged->x_ends);
+      Side<S> b = side_of_row<S>(problem.y, row, y.sorted(), merged == nullptr ? nullptr : merged->y_ends);
+      solve_row(problem, row, a, b, merged, inner);
     }
   });
 }
@@ -565,6 +701,7 @@ class GroupSorter {
         indexed_(!in_lanes && needs_order(problem, side)),
         with_slopes_(in_lanes && (side.grad != nullptr || side.signs != nullptr)),
         keys_(padded_size(side.n)),
+        values_(in_lanes ? 0 : side.n * kGroup),
         slopes_(with_slopes_ ? padded_size(side.n) : 0),
         decisions_(with_slopes_ ? network::comparators(side.n) : 0),
         order_(indexed_ || with_slopes_ ? padded_size(side.n) * kGroup : 0),
@@ -591,13 +728,22 @@ class GroupSorter {
       }
     }
   }
-  // Turns the keys into values.
-  void to_values() const {
-    for (int64_t k = 0; k < side_.n; ++k) keys_[k] = (network::Keys)network::signed_values(keys_[k]);
+  // Brings the sorted values, and indices, from lanes back into rows.
+  void to_rows() const {
+    using namespace network;
+    const int64_t n = side_.n;
+    Keys* const keys = keys_;
+    for (int64_t k = 0; k < n; ++k) keys[k] = (Keys)signed_values(keys[k]);
+    lanes_to_rows(keys, n, static_cast<int32_t*>(values_));
+    if (indexed_) {
+      lanes_to_rows(reinterpret_cast<const Keys*>(static_cast<uint32_t*>(order_)), n,
+                    reinterpret_cast<int32_t*>(static_cast<double*>(pairs_)));
+    }
   }
   Sorted<float> sorted(int64_t lane) const {
-    const float* values = reinterpret_cast<const float*>(static_cast<network::Keys*>(keys_));
-    return {values + lane, order_ + lane, kGroup};
+    const float* values = reinterpret_cast<const float*>(static_cast<int32_t*>(values_));
+    const uint32_t* order = reinterpret_cast<const uint32_t*>(static_cast<double*>(pairs_));
+    return {values + lane * side_.n, order + lane * side_.n};
   }
 
  private:
@@ -623,6 +769,7 @@ class GroupSorter {
   const bool indexed_, with_slopes_;
   bool ties_ = false;
   Scratch<network::Keys> keys_;
+  Scratch<int32_t> values_;
   Scratch<Lanes> slopes_;
   Scratch<network::Decision> decisions_;
   network::Decision* decisions_end_ = nullptr;
@@ -640,7 +787,8 @@ void run_groups(const WassersteinProblem& problem, int threads) {
   const bool signs = problem.x.signs != nullptr || problem.y.signs != nullptr;
   parallel(threads, [&](int thread, int of) {
     GroupSorter<S> x(problem, problem.x, in_lanes), y(problem, problem.y, in_lanes);
-    Scratch<double> cuts(weighted ? problem.x.n + problem.y.n : 0);
+    const MergedScratch scratch(problem);
+    const Merged* const merged = scratch.get();
     const Range range = part(groups, thread, of);
     for (int64_t group = range.begin; group < range.end; ++group) {
       const int64_t row = group * kGroup;
@@ -648,12 +796,12 @@ void run_groups(const WassersteinProblem& problem, int threads) {
       x.sort(row, rows);
       y.sort(row, rows);
       if (!in_lanes) {
-        x.to_values();
-        y.to_values();
+        x.to_rows();
+        y.to_rows();
         for (int64_t l = 0; l < rows; ++l) {
-          Side<S> a = side_of_row<S>(problem.x, row + l, x.sorted(l), cuts);
-          Side<S> b = side_of_row<S>(problem.y, row + l, y.sorted(l), cuts + problem.x.n);
-          solve_row(problem, row + l, a, b, 1);
+          Side<S> a = side_of_row<S>(problem.x, row + l, x.sorted(l), merged == nullptr ? nullptr : merged->x_ends);
+          Side<S> b = side_of_row<S>(problem.y, row + l, y.sorted(l), merged == nullptr ? nullptr : merged->y_ends);
+          solve_row(problem, row + l, a, b, merged, 1);
         }
         continue;
       }

@@ -8,8 +8,9 @@
 
 namespace fastgan {
 
-// Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 16 (32 for float64), 8
-// more where there are weights; for rows sorted together, of at most 16384 samples, 12 times the rows of a group.
+// Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 8, with gradients or
+// weights 16 (twice that for float64), and 28 more where there are weights. For rows sorted together, R at a time (16, 8
+// or 4): 4 R, with gradients or weights 20 R, and R / 8 for each of the (log2 n)^2 / 4 comparators that a sample passes.
 FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem, int threads);)
 
 // Samples' gradients [rows, n] of the given dtype: signs [rows, n] times a factor a row.

@@ -73,6 +73,82 @@ def test_every_instruction_set(isa: str) -> None:
     assert done.stdout.split()[0] in (isa, "avx2", "baseline")  # a processor may lack the one asked for
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize(("rows", "n", "m"), [(50, 23, 23), (21, 300, 300), (37, 40, 60), (16, 1037, 1037)])
+def test_ties_take_gradients_in_index_order(rows: int, n: int, m: int, p: float) -> None:
+    """Whether or not a group's gradients may go back through its sorting network, which is not stable."""
+    x, y = torch.randn(rows, n), torch.randn(rows, m) + 0.1
+    x[5], x[-1] = x[5].mul(3).round(), torch.zeros(n).where(torch.arange(n) % 2 == 0, -0.0)
+    y[:, ::3] = y[:, ::3].mul(2).round()
+    x[7, 1], y[7, :2] = math.inf, math.inf
+    units = native.forward(x, y, None, None, p, 3)[2:4]
+    exact = [t.double().requires_grad_() for t in (x, y)]
+    expected = torch.autograd.grad(reference.wasserstein_1d(*exact, p=p, root=False).sum(), exact)
+    finite = torch.arange(rows) != 7 if p > 1 else torch.arange(rows) >= 0
+    for unit, grad in zip(units, expected, strict=True):
+        torch.testing.assert_close(unit[finite].double() / unit.size(-1), grad[finite], rtol=2e-6, atol=2e-6 / n)
+
+
+def test_rows_of_nan_with_signs() -> None:
+    """-1, 0 and 1 cannot say NaN: the row's scale does."""
+    for rows, n in ((20, 33), (1, 5000)):
+        x, y = torch.randn(rows, n).requires_grad_(), torch.randn(rows, n).requires_grad_()
+        with torch.no_grad():
+            x[0, 3] = -math.nan
+        gx, gy = torch.autograd.grad(F.wasserstein_1d(x, y).sum(), (x, y))
+        assert gx[0].isnan().all()
+        assert gy[0].isnan().all()
+        assert gx[1:].isfinite().all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(9000, 5), (5, 9000), (4096, 4096), (20_001, 12_345)])
+def test_weighted_rows_of_many_chunks(n: int, m: int) -> None:
+    """An atom may lie across chunks that are merged apart, and several."""
+    x, y = torch.randn(n, dtype=torch.float64), torch.randn(m, dtype=torch.float64)
+    a, b = torch.randint(0, 3, (n,)).double(), torch.randint(0, 3, (m,)).double()
+    a[0], b[0] = 5, n
+    inputs = [t.requires_grad_() for t in (x, y, a, b)]
+    for p in (1.0, 2.0, 1.5):
+        actual, expected = (f(*inputs, p=p, root=False) for f in (F.wasserstein_1d, reference.wasserstein_1d))
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+        for g, e in zip(*(torch.autograd.grad(v, inputs) for v in (actual, expected)), strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-12 * float(e.abs().max()))
+
+
+# rows, n, weighted, need, bytes of workspace for each sample of the row (both sides) that csrc/cpu/wasserstein.h states
+MEMORY = [
+    (1, 4_000_000, False, 0, 8), (1, 3_000_000, False, 3, 16), (1, 2_000_000, True, 15, 44),
+    (64, 32768, False, 0, 64), (64, 8192, False, 3, 320 + 170),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize(("rows", "n", "weighted", "need", "allowed"), MEMORY)
+def test_workspace_is_bounded(rows: int, n: int, weighted: bool, need: int, allowed: int) -> None:
+    code = f"""
+import torch
+from fastgan.functional import wasserstein as operator
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+torch.set_num_threads(1)
+x, y = torch.randn({rows}, {n}), torch.randn({rows}, {n})
+weights = [torch.rand({rows}, {n}, dtype=torch.float64) if {weighted} else None for _ in range(2)]
+operator._forward(x[:, :99], y[:, :99], None, None, 1.0, {need & 3}, "native")
+with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")
+before = status("VmRSS:")
+results = operator._forward(x, y, *weights, 1.0, {need}, "native")
+print(status("VmHWM:") - before - sum(t.nbytes for t in results))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = int(done.stdout)
+    assert used <= allowed * 2 * n + (4 << 20), f"{used / 2 / n:.1f} bytes a sample"
+
+
 @pytest.mark.parametrize("p", [2.0, 2.5])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("rows", "n", "m"), [(3, 20, 20), (18, 60, 45), (2, 5000, 5000), (1, 5000, 300)])
