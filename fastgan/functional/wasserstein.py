@@ -213,7 +213,7 @@ def _check_masses(name: str, *weights: Tensor | None) -> None:
             continue
         total = w.detach().sum(-1, dtype=torch.float64)
         # A NaN fails the comparisons; a negative weight may hide in a positive total.
-        if not bool(((total > 0) & (total < math.inf)).all() & (w.detach() >= 0).all()):
+        if not bool(((total > 0) & (total < math.inf)).all() & (w.numel() == 0 or w.detach().min() >= 0)):
             least = float(w.detach().min())
             raise ValueError(
                 f"{name}: {what} must be non-negative with a positive, finite sum in every row, got a least weight of "
