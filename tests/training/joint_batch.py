@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "penalty": {"objective": "wgan-gp", "hyper": ("weight=3",), "n_critic": 2},
     "penalty, plain": {"objective": "wgan-gp", "fused": False, "n_critic": 1},
     "noise around real data": {"objective": "dragan"},
-    "codes of the batch": {"objective": "ebgan", "hyper": ("pulling_away=5", "margin=5")},
+    "codes of the batch": {"objective": "ebgan", "code_dim": 3, "hyper": ("pulling_away=5", "margin=5")},
     "mean features": {"objective": "lsgan", "hyper": ("feature_matching=true",)},
     "samples beside each other": {"objective": "non-saturating", "minibatch": 3},
     "projections": {"objective": "sliced", "hyper": ("n_projections=16",)},
