@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "projections": {"objective": "sliced", "hyper": ("n_projections=16",)},
     "pairs of samples": {"objective": "loss-sensitive"},
     "clipping": {"objective": "wgan", "boost_first": 0, "boost_every": 0, "n_critic": 2},
-    "power iteration": {"objective": "sngan", "data": "digits", "architecture": "sngan", "n_critic": 1},
+    "power iteration": {"objective": "sngan", "n_critic": 2},
     "batch norm in both": {"objective": "gan", **DIGITS},
     "batch norm in the generator": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "ema": 0.5},
     "cyclegan": {"gan_mode": "wgangp", "pool_size": 3},

@@ -17,10 +17,11 @@ from fastgan.training.log import read_stats
 
 TINY = (
     "--ngf 4 --ndf 4 --n_epochs 1 --n_epochs_decay 1 --load_size 36 --crop_size 32 --device cpu --num_threads 0 "
-    "--print_freq 1 --max_dataset_size 3 --max_steps 4 --no-tensorboard --no-progress"
+    "--print_freq 1 --max_dataset_size 3 --max_steps 3 --no-tensorboard --no-progress"
 )
 CHOICES = [
-    "--netG resnet_9blocks --netD basic --norm instance --gan_mode lsgan --lr_policy linear --no_dropout --no_flip",
+    "--netG resnet_9blocks --netD basic --norm instance --gan_mode lsgan --lr_policy linear --no_dropout --no_flip "
+    "--preprocess crop",
     "--netG resnet_6blocks --netD pixel --norm batch --gan_mode vanilla --lr_policy step --lr_decay_iters 1 "
     "--direction BtoA --init_type xavier --pool_size 0",
     "--netG unet_32 --netD n_layers --n_layers_D 2 --norm none --gan_mode hinge --lr_policy cosine "
@@ -29,8 +30,8 @@ CHOICES = [
     "--input_nc 1 --output_nc 1 --init_type orthogonal",
     "--netG resnet_1blocks --netD basic --preprocess none --pool_size 2 --lambda_identity 0 --no-no_dropout "
     "--input_nc 1 --output_nc 4 --cache on",
-    "--netG unet_128 --ngf 1 --netD pixel --preprocess scale_width --load_size 128 --max_steps 1",
-    "--netG unet_256 --ngf 1 --netD pixel --preprocess crop --crop_size 256 --max_steps 1",
+    "--netG unet_128 --ngf 1 --netD pixel --preprocess scale_width --load_size 128 --crop_size 128 --max_steps 1",
+    "--netG unet_256 --ngf 1 --netD pixel --load_size 256 --crop_size 256 --max_steps 1",
 ]
 
 
@@ -47,12 +48,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("trainA", "trainB", "testA", "testB"):
         place = root / folder
         place.mkdir()
-        Image.fromarray(noise(260, 300, 4)).save(place / "a_rgba.png")
-        Image.fromarray(noise(280, 256, top=65536)).save(place / "b_sixteen.png")
-        Image.fromarray(noise(300, 256, 3)).save(place / "c_rotated.jpg", exif=rotated)
+        Image.fromarray(noise(40, 60, 4)).save(place / "a_rgba.png")
+        Image.fromarray(noise(44, 36, top=65536)).save(place / "b_sixteen.png")
+        Image.fromarray(noise(60, 38, 3)).save(place / "c_rotated.jpg", exif=rotated)
         if folder == "trainB":
-            Image.fromarray(noise(270, 260)).save(place / "d_grey.tiff")
-            Image.fromarray(noise(270, 260)).convert("P").save(place / "e_palette.png")
+            Image.fromarray(noise(50, 40)).save(place / "d_grey.tiff")
+            Image.fromarray(noise(40, 50)).convert("P").save(place / "e_palette.png")
     return root
 
 
@@ -64,16 +65,17 @@ def fastgan(*words: str) -> int:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_choices(choice: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    side = choice.split("--load_size ")[1].split()[0] if "--load_size" in choice else "32"
     flags = ["--dataroot", str(pictures), "--checkpoints_dir", str(tmp_path), "--name", "run", *TINY.split()]
     assert fastgan("train", "cyclegan", *flags, *choice.split()) == 0, capsys.readouterr().err
     lines = read_stats(tmp_path / "run" / "stats.jsonl")
-    assert len(lines) == (1 if "--max_steps" in choice else 4)
+    assert len(lines) == (1 if "--max_steps" in choice else 3)
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert ("idt_A" in lines[0]) == ("--lambda_identity 0" not in choice)
     if "--lr_policy" in choice:
         factor = {"linear": 0.5, "step": 0.1, "cosine": 0.0, "plateau": 1.0}[choice.split("--lr_policy ")[1].split()[0]]
         assert lines[-1]["lr_G"] == pytest.approx(2e-4 * factor, abs=1e-12)
-    assert Image.open(tmp_path / "run" / "sheets" / f"step-{len(lines):08d}.png").size[0] > 6 * 32
+    assert Image.open(tmp_path / "run" / "sheets" / f"step-{len(lines):08d}.png").width > 6 * 32
     capsys.readouterr()
     run = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]
     assert fastgan("evaluate", *run, "--json") == 0
@@ -86,10 +88,19 @@ def test_choices(choice: str, pictures: Path, tmp_path: Path, capsys: pytest.Cap
         made = []
         for name, weights in ((net, str(file)), (direction, run[1])):
             words = ["--checkpoint", weights, "--input", str(pictures / "testA"), "--out", str(tmp_path / name)]
-            words += ["--preprocess", "resize_and_crop", "--load_size", "256", "--direction", direction]
+            words += [
+                "--preprocess",
+                "resize_and_crop",
+                "--load_size",
+                side,
+                "--crop_size",
+                side,
+                "--direction",
+                direction,
+            ]
             assert fastgan("translate", *words, "--device", "cpu") == 0, capsys.readouterr().err
             made.append([np.asarray(Image.open(path)) for path in sorted((tmp_path / name).iterdir())])
-        assert [image.shape[:2] for image in made[0]] == [(256, 256)] * 3
+        assert [image.shape[:2] for image in made[0]] == [(int(side), int(side))] * 3
         assert all(np.array_equal(*pair) for pair in zip(*made, strict=True))
 
 
