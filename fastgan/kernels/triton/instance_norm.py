@@ -1022,12 +1022,12 @@ def aot_cases() -> Iterator[Case]:
                 archs = (80, 90, 100) if full and channels_last else (90,)
                 yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
         yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
-        yield _case(operator, "resident, odd", (64, 127, 9, 7), half, True, True, (80, 90, 100))
-        yield _case(operator, "resident, odd", (16, 127, 61), half, True, True, (80, 90, 100))
         yield _case(operator, "looped", (16, 64, 256, 256), wide, False, False)
         yield _case(operator, "looped", (16, 64, 256, 256), half, False, True)
         yield _case(operator, "split", (1, 1, 192, 192), wide, False, False)  # arguments of 1 are compiled in
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)
+    yield _case("double_backward", "resident, odd, small", (64, 127, 9, 7), half, True, True)
+    yield _case("double_backward", "resident, odd, 1-D", (16, 127, 61), half, True, True, (80, 90, 100))
 
 
 def _case(
