@@ -128,6 +128,12 @@ def commit() -> str:
     return run("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
 
 
+def short(results: Results) -> str:
+    """The commit's first digits, and the mark."""
+    digits, plus, mark = str(results["commit"]).partition("+")
+    return digits[:12] + plus + mark
+
+
 # --- reading results ----------------------------------------------------------------------------------------------
 
 
@@ -247,7 +253,7 @@ def _head(results: Results) -> list[str]:
     lines = [
         f"# Benchmarks on {results['device']}",
         "",
-        f"{results['processor']}; {versions}; commit {results['commit'][:12]}. Medians (20th to 80th percentile of the"
+        f"{results['processor']}; {versions}; commit {short(results)}. Medians (20th to 80th percentile of the"
         " samples); every case's result was checked before it was timed."
         + (" Freed memory was kept (mallopt): outputs do not fault in new pages." if kept(results) else ""),
     ]
@@ -381,7 +387,7 @@ def _block(kind: str, source: str) -> list[str]:
         table = aot.table([line for line in results["lines"] if line["arch"] == 90])
         return [table, "", f"Triton {results['triton']}"]
     note = f"{results['processor']}, {results['device']}, torch {results['versions']['torch']}, " \
-           f"commit {results['commit'][:12]}"  # fmt: skip
+           f"commit {short(results)}"  # fmt: skip
     return [*(summary(results) if kind == "figures" else headline(results)), "", note]
 
 

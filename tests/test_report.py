@@ -80,6 +80,11 @@ def test_a_total_is_over_contestants_that_did_every_call() -> None:
     assert report.weighted(results) == {"CycleGAN": pytest.approx({"fastgan": 0.011, "eager": 0.06, "floor": 0.0055})}
 
 
+def test_a_changed_working_tree_shows() -> None:
+    assert report.short({"commit": "0123456789abcdef"}) == "0123456789ab"
+    assert report.short({"commit": "0123456789abcdef+changes"}) == "0123456789ab+changes"
+
+
 def test_the_summary_leaves_out_what_the_headline_has() -> None:
     lines = report.summary(RESULTS)
     assert lines[2:] == ["| norm | 1 | compile | 2.0× | 2.0–2.0× |", "| norm | 2 | eager | 6.0× | 4.0–9.0× |"]
