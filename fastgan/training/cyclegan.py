@@ -31,7 +31,7 @@ import fastgan.functional as F
 from fastgan.data import PairedImageFolder, Preprocess, UnpairedImageFolder
 from fastgan.data.decode import list_images
 from fastgan.kernels.dispatch import use_backend
-from fastgan.metrics import PairedScores
+from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.models import build_discriminator, build_generator, load_official
 from fastgan.nn import fuse
 from fastgan.training import distributed, random, schedule, sheet
@@ -164,6 +164,12 @@ class CycleGan(Task):
         self, config: CycleGanConfig, train: Source, test: Source | None = None, *, paired: bool = False
     ) -> None:
         check(config)
+        if config.eval_freq and test is None:
+            raise ValueError(f"eval_freq evaluates held-out images: {config.dataroot} has no testA and testB")
+        known = [f"{name}_{domain}" for name in (*(("l1", "psnr", "ssim") if paired else ()), "swd") for domain in "BA"]
+        if config.best_metric and config.best_metric not in known:
+            why = "" if paired else " (the files of testA and testB have other names, so they are no pairs)"
+            raise ValueError(f"best_metric must be one of {', '.join(known)}{why}, got {config.best_metric!r}")
         self.config = config
         self.device = distributed.resolve_device(config.device)
         self.precision = Precision(self.device, config.amp, config.channels_last, fused=config.fused)
@@ -464,15 +470,15 @@ class CycleGan(Task):
         return sheet.table(lines, titles) if lines else None
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of held-out pairs: l1_B, psnr_B and ssim_B of G_A(A) beside B, and those of A; none without pairs."""
-        if not self.paired:
-            return {}
-        scores = {"B": PairedScores(), "A": PairedScores()}
+        """:func:`scores` of held-out images: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A."""
+        real: dict[str, list[Tensor]] = {"B": [], "A": []}
+        fake: dict[str, list[Tensor]] = {"B": [], "A": []}
         for real_A, real_B in self.held_out():
             made = self.translate(real_A, real_B, cycle=False)
-            scores["B"].update(made["fake_B"].cpu(), real_B)
-            scores["A"].update(made["fake_A"].cpu(), real_A)
-        return {f"{name}_{domain}": value for domain, s in scores.items() for name, value in s.compute().items()}
+            for domain, image in (("A", real_A), ("B", real_B)):
+                real[domain].append(image[0])
+                fake[domain].append(made[f"fake_{domain}"][0].cpu())
+        return {f"{k}_{d}": v for d in real for k, v in scores(real[d], fake[d], self.paired).items()}
 
     def plan(self) -> dict[str, str]:
         config, loader = self.config, self.loader
@@ -537,6 +543,20 @@ def gan_loss(scores: Tensor, real: bool, mode: GanMode, *, judging: bool = False
     if mode == "lsgan":
         return nnf.mse_loss(scores, target)
     return nnf.binary_cross_entropy_with_logits(scores, target)
+
+
+def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, float]:
+    """l1, psnr and ssim if ``fake[i]`` should be ``real[i]``; swd, the sliced Wasserstein distance of patches of
+    :func:`fastgan.metrics.sliced_wasserstein_patches`, if all images have one size of at least 16 pixels."""
+    found: dict[str, float] = {}
+    if paired:
+        pairs = PairedScores()
+        for x, y in zip(fake, real, strict=True):
+            pairs.update(x[None], y[None])
+        found |= pairs.compute()
+    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= 16:
+        found["swd"] = sliced_wasserstein_patches(torch.stack(real), torch.stack(fake)).mean
+    return found
 
 
 def build_networks(config: CycleGanConfig) -> dict[str, nn.Module]:

@@ -202,6 +202,10 @@ class GanTask(Task):
         self.precision = Precision(self.device, config.amp, config.channels_last)
         random.seed_all(config.seed)
         self.data = RealData(config)
+        mixture = self.data.points is not None and self.data.points.modes is not None
+        known = ("sliced_w2", "modes", "high_quality") if mixture else ("sliced_w2",)
+        if config.best_metric and config.best_metric not in known:
+            raise ValueError(f"best_metric must be one of {', '.join(known)}, got {config.best_metric!r}")
         self.generator, self.critic = make_generator(config), make_critic(config, self.objective)
         self.precision.place(self.generator)
         distributed.join_batch_norms(self.generator)

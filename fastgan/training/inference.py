@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
-from fastgan.metrics import PairedScores, frechet_inception_distance, inception_weights, sliced_wasserstein_patches
+from fastgan.metrics import frechet_inception_distance, inception_weights
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
 from fastgan.nn import fuse
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
@@ -211,26 +211,19 @@ def evaluate(
             fake[other].append(translators[other](image[None])[0])
         if progress:
             progress(i + 1, len(source))
-    return {
-        f"{name}_{domain}": value
-        for domain in ("B", "A")
-        for name, value in _scores(real[domain], fake[domain], paired, fid).items()
-    }
-
-
-def _scores(real: list[Tensor], fake: list[Tensor], paired: bool, fid: bool) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    if paired:
-        pairs = PairedScores()
-        for x, y in zip(fake, real, strict=True):
-            pairs.update(x[None], y[None])
-        scores |= pairs.compute()
-    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= 16:
-        scores["swd"] = sliced_wasserstein_patches(torch.stack(real), torch.stack(fake)).mean
-    if fid:
-        batches = [[image[None] for image in images] for images in (real, fake)]
-        scores["fid"] = frechet_inception_distance(*batches)
-    return scores
+    found: dict[str, float] = {}
+    for domain in ("B", "A"):
+        scores = cyclegan.scores(real[domain], fake[domain], paired)
+        if fid:
+            batches = [[image[None] for image in images[domain]] for images in (real, fake)]
+            scores["fid"] = frechet_inception_distance(*batches)
+        found |= {f"{name}_{domain}": value for name, value in scores.items()}
+    if not found:
+        raise DataError(
+            f"{config.dataroot}: nothing to score: testA and testB are no pairs (their files have other names), and "
+            "their images are of several sizes or below 16 pixels, for which there is no distance of patches"
+        )
+    return found
 
 
 def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:

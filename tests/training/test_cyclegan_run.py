@@ -117,6 +117,23 @@ def test_evaluates_pairs_and_keeps_the_best(data: Path) -> None:
     assert Image.open(sheets[0]).size == (6 * 18 + 2, 16 + 2 * 18 + 2)
 
 
+def test_evaluates_without_pairs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "testB" / "0.png").rename(data / "testB" / "x.png")
+    config = settings(data, eval_freq=3, best_metric="swd_B")
+    cyclegan.train(config)
+    found = [{k: v for k, v in line.items() if k.startswith(("swd", "l1_"))} for line in lines(config)]
+    assert [set(values) for values in found if values] == [{"swd_A", "swd_B"}] * 4
+    best = checkpoint.read(checkpoint.locate(config.folder, "best"))["step"]
+    assert best == 3 * (1 + int(np.argmin([values["swd_B"] for values in found if values])))
+    with pytest.raises(ValueError, match=r"best_metric must be one of swd_B, swd_A \(the files .* got 'l1_B'"):
+        cyclegan.train(settings(data, name="b", eval_freq=3, best_metric="l1_B"))
+    for path in (data / "testA").iterdir():
+        path.unlink()
+    (data / "testA").rmdir()
+    with pytest.raises(ValueError, match=r"eval_freq evaluates held-out images: .* has no testA and testB"):
+        cyclegan.train(settings(data, name="c", eval_freq=3))
+
+
 def break_missing(root: Path) -> None:
     for path in (root / "trainB").iterdir():
         path.unlink()
@@ -325,6 +342,7 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
     assert "FID" in capsys.readouterr().err
+    assert {k: logged[k] for k in ("swd_A", "swd_B")} == pytest.approx({k: scores[k] for k in ("swd_A", "swd_B")})
     for path in (data / "testB").iterdir():
         path.unlink()
     assert run("evaluate", "--checkpoint", str(config.folder)) == 1

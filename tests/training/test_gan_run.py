@@ -210,6 +210,10 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"boost": 0}, "boost must be positive, got 0"),
         ({"lr_d": -1.0}, "lr_d must be at least 0, got -1.0"),
         ({"data": "pictures", "image_size": 0}, "image_size must be at least 1, got 0"),
+        (
+            {"eval_freq": 1, "best_metric": "fid"},
+            "must be one of sliced_w2, modes, high_quality, got 'fid'",
+        ),
         ({"keep": -1}, "keep must be at least 0, got -1"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
