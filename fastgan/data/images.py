@@ -76,6 +76,16 @@ class SingleImageFolder:
         pixels = self._prepare(self.paths[index]) if self._cache is None else self._cache[index]
         return self.preprocess.finish(pixels, self.channels, generator)
 
+    @property
+    def cached(self) -> list[Pixels]:
+        """The decoded and resized images, if they are kept."""
+        return self._cache or []
+
+    def draw(self, index: int, generator: torch.Generator | None) -> Tensor:
+        """What :meth:`sample` draws for a cached image: int64 [index, top, left, mirrored]."""
+        height, width = self.cached[index].shape[:2]
+        return torch.tensor([index, *self.preprocess.draw(height, width, generator)])
+
     def name(self, index: int) -> str:
         """The file's path within the folder, without its extension."""
         return self.paths[index].relative_to(self.folder).with_suffix("").as_posix()
@@ -145,19 +155,25 @@ class UnpairedImageFolder:
 
     def sample(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor | str]:
         """Item ``index``; ``generator`` draws the partner, the crops and the mirrors."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.root}: item {index} of {len(self)}")
-        a = index % len(self.a)
-        if self.serial_batches or generator is None:
-            b = index % len(self.b)
-        else:
-            b = int(torch.randint(len(self.b), (), generator=generator))
+        a, b = self._partners(index, generator)
         return {
             "A": self.a.sample(a, generator),
             "B": self.b.sample(b, generator),
             "A_path": str(self.a.paths[a]),
             "B_path": str(self.b.paths[b]),
         }
+
+    def draw(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """What :meth:`sample` draws for cached images: {"A", "B"} of :meth:`SingleImageFolder.draw`."""
+        a, b = self._partners(index, generator)
+        return {"A": self.a.draw(a, generator), "B": self.b.draw(b, generator)}
+
+    def _partners(self, index: int, generator: torch.Generator | None) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.root}: item {index} of {len(self)}")
+        if self.serial_batches or generator is None:
+            return index % len(self.a), index % len(self.b)
+        return index % len(self.a), int(torch.randint(len(self.b), (), generator=generator))
 
 
 class PairedImageFolder:

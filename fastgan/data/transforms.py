@@ -100,23 +100,37 @@ class Preprocess:
             pixels = pixels.clip(0, 255)  # bicubic interpolation overshoots; Pillow clips 8-bit pictures by itself
         return pixels if pixels.ndim == 3 else pixels[..., None]
 
-    def finish(self, pixels: Pixels, channels: int, generator: torch.Generator | None) -> Tensor:
-        """Crop, mirror and scale prepared pixels: float32 [channels, H, W] in [−1, 1].
+    def cropped(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width of prepared pixels of these after the crop."""
+        return (self.crop_size, self.crop_size) if self.crops else (height, width)
 
-        ``generator`` draws the crop's place and the mirror; without one the crop is central and nothing is mirrored.
+    def draw(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, bool]:
+        """Where to crop prepared pixels, from the top and from the left, and whether to mirror them then.
+
+        Without a generator the crop is central and nothing is mirrored.
         """
-        height, width = pixels.shape[:2]
+        h, w = self.cropped(height, width)
+        if generator is None:
+            return (height - h) // 2, (width - w) // 2, False
+        top = left = 0
         if self.crops:
-            top, left = height - self.crop_size, width - self.crop_size
-            if generator is None:
-                top, left = top // 2, left // 2
-            else:
-                top, left = _draw(top + 1, generator), _draw(left + 1, generator)
-            pixels = pixels[top : top + self.crop_size, left : left + self.crop_size]
-        if self.flip and generator is not None and _draw(2, generator):
+            top, left = _draw(height - h + 1, generator), _draw(width - w + 1, generator)
+        return top, left, self.flip and bool(_draw(2, generator))
+
+    @staticmethod
+    def scale(values: Tensor) -> Tensor:
+        """Values in [0, 255] → [−1, 1], in place."""
+        return values.div_(255).sub_(0.5).div_(0.5)  # the official code's order: the same values to the bit
+
+    def finish(self, pixels: Pixels, channels: int, generator: torch.Generator | None) -> Tensor:
+        """Crop, mirror and scale prepared pixels as :meth:`draw` says: float32 [channels, H, W] in [−1, 1]."""
+        height, width = pixels.shape[:2]
+        top, left, mirrored = self.draw(height, width, generator)
+        h, w = self.cropped(height, width)
+        pixels = pixels[top : top + h, left : left + w]
+        if mirrored:
             pixels = pixels[:, ::-1]
-        x = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float()
-        x = x.div_(255).sub_(0.5).div_(0.5)  # in the official code's order, so that values are the same to the bit
+        x = self.scale(torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")).float())
         if x.size(0) == channels:
             return x
         x = x.expand(min(channels, 3), -1, -1)  # 16-bit grey

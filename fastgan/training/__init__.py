@@ -5,9 +5,11 @@ task               what a trainer is: networks, everything else with a state, on
 loop               ``fit``: drives a task; logs, samples, evaluates, saves, resumes, stops cleanly
 checkpoint         one safetensors file per checkpoint, written atomically, never unpickled
 loader             endless batches whose order and randomness are functions of seed and position
+prefetch           batches on the device one step ahead
 log, sheet, watch  stats.jsonl, TensorBoard, progress bar; sample sheets; the NaN watch
 pool, schedule     CycleGAN's image pool; the learning-rate policies
 ema, precision     averaged generator; autocast, loss scaling, memory format
+graph              a step recorded once as a CUDA graph, then replayed
 distributed        torchrun and DistributedDataParallel; rows of the joint batch
 random             the states of all random generators
 cyclegan, gan      the two trainers

@@ -6,15 +6,18 @@ uninterrupted one would. Processes share the joint batch, see :mod:`fastgan.trai
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastgan.data.points import Points
+from fastgan.data.resident import ResidentImages
 from fastgan.data.tensors import ImageTensor
 from fastgan.training import distributed
 from fastgan.training.loader import Loader, Source
+from fastgan.training.prefetch import Prefetcher
 from fastgan.training.random import Generator
 
 
@@ -29,6 +32,9 @@ class Batches(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+    def prepare(self) -> None:
+        """Begins to bring the next batch to the device, where that takes time."""
 
     def close(self) -> None: ...
 
@@ -51,6 +57,9 @@ class Fresh:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random.load_state_dict(state)
+
+    def prepare(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -86,15 +95,30 @@ class Shuffled:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self._position, self._order = state["epoch"], state["position"], None
 
+    def prepare(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
 
 class Loaded:
-    """Batches of a data set that is read item by item, by worker processes; short batches are left out."""
+    """Batches of a data set that is read item by item, by worker processes, or of images that are kept on the device;
+    short batches are left out."""
 
-    def __init__(self, source: Source, batch_size: int, seed: int, *, workers: int, pin_memory: bool) -> None:
-        self._loader = Loader(source, batch_size, seed=seed, drop_last=True, workers=workers, pin_memory=pin_memory)
+    def __init__(
+        self, source: Source | ResidentImages, batch_size: int, seed: int, device: torch.device, *, workers: int
+    ) -> None:
+        kept = source.finish if isinstance(source, ResidentImages) else None
+        loader = Loader(
+            source,
+            batch_size,
+            seed=seed,
+            drop_last=True,
+            workers=workers if kept is None else 0,
+            pin_memory=device.type == "cuda",
+        )
+        self._loader = Prefetcher(loader, kept or partial(_to, device=device), device)
 
     @property
     def epoch(self) -> int:
@@ -110,5 +134,12 @@ class Loaded:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loader.load_state_dict(state)
 
+    def prepare(self) -> None:
+        self._loader.prepare()
+
     def close(self) -> None:
         self._loader.close()
+
+
+def _to(batch: Tensor, device: torch.device) -> Tensor:
+    return batch.to(device, non_blocking=True)

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 import fastgan.functional as F
 from fastgan.data import PairedImageFolder, Preprocess, UnpairedImageFolder
 from fastgan.data.decode import list_images
+from fastgan.data.resident import ResidentPairs, on_device
 from fastgan.kernels.dispatch import use_backend
 from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.models import build_discriminator, build_generator, load_official
@@ -41,7 +42,8 @@ from fastgan.training.loader import Loader, Source
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.memory import kept_for_backward
 from fastgan.training.pool import ImagePool, StaticPool
-from fastgan.training.precision import Precision, Switch
+from fastgan.training.precision import Cache, Precision
+from fastgan.training.prefetch import Prefetcher
 from fastgan.training.task import RunConfig, Stateful, Task
 
 if TYPE_CHECKING:
@@ -127,8 +129,9 @@ class CycleGanConfig(RunConfig):
     """Take A and B in their order, not at random."""
     max_dataset_size: int | None = None
     """Use only so many images of each folder."""
-    cache: Switch = "auto"
-    """Decode and scale all images once and keep them in memory; auto: if they surely take less than 2 GB."""
+    cache: Cache = "auto"
+    """Decode and scale all images once and keep them in memory (on), or on the device, to be cropped and mirrored there
+    (device); auto: if they surely take less than 2 GB; on a GPU, there if they take less than a tenth of its memory."""
     ema: float = 0.0
     """Decay of averaged generators, used for sheets, evaluation and translation; 0: none."""
     accumulate: int = 1
@@ -210,13 +213,18 @@ class CycleGan(Task):
         self.pools = {name: pool(config.pool_size, config.seed + k) for k, name in enumerate(("D_A", "D_B"))}
         self._alpha = random.Generator(config.seed + 2)
         self.ema = {name: Ema(self.networks[name], config.ema) for name in ("G_A", "G_B") if config.ema}
-        self.loader = Loader(
-            train,
-            config.batch_size,
-            seed=config.seed,
-            shuffle=not config.serial_batches,
-            workers=config.num_threads,
-            pin_memory=self.device.type == "cuda",
+        self._train, self._resident = train, resident(config, train, self.device)
+        self.loader = Prefetcher(
+            Loader(
+                train if self._resident is None else self._resident,
+                config.batch_size,
+                seed=config.seed,
+                shuffle=not config.serial_batches,
+                workers=config.num_threads if self._resident is None else 0,  # four numbers an image
+                pin_memory=self.device.type == "cuda",
+            ),
+            self._place,
+            self.device,
         )
         self._test, self.paired = test, paired
         self._graphs: dict[bool, StepGraph] = {}
@@ -250,15 +258,20 @@ class CycleGan(Task):
         epoch = self.loader.epoch
         batch = next(self.loader)
         done = self.loader.epoch * self.loader.batches_per_epoch + self.loader.batch
-        losses = self.update(
-            self.precision.batch(batch["A"]), self.precision.batch(batch["B"]), apart=done % self.config.print_freq == 0
-        )
+        losses = self.update(batch["A"], batch["B"], apart=done % self.config.print_freq == 0)
         self._epoch_l1.add(losses["l1"])
         if self.loader.epoch > epoch:
             metric = self._epoch_l1.take()
             for each in self.schedules:
                 schedule.advance(each, metric)
+        self.loader.prepare()
         return losses
+
+    def _place(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Both domains' images on the device."""
+        if self._resident is not None:
+            batch = self._resident.finish(batch)
+        return {name: self.precision.batch(batch[name]) for name in "AB"}
 
     def update(self, real_A: Tensor, real_B: Tensor, *, apart: bool = True) -> dict[str, Tensor]:
         """One step on [N, C, H, W] images in [−1, 1]: updates all networks, returns the losses.
@@ -454,7 +467,7 @@ class CycleGan(Task):
 
     def held_out(self, limit: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
         """Items of ``test`` (else of ``train``) one by one, without chance, as batches of one."""
-        source = self.loader.source if self._test is None else self._test
+        source = self._train if self._test is None else self._test
         for index in range(min(len(source), limit or len(source))):
             item = source.sample(index, None)
             yield item["A"][None], item["B"][None]
@@ -490,7 +503,7 @@ class CycleGan(Task):
         activations = self._activation_bytes(side)
         return {
             "networks": ", ".join(f"{name} {count / 1e6:.3f} M" for name, count in weights.items()),
-            "steps": f"{self.total_steps} ({loader.batches_per_epoch} an epoch, {len(loader.source)} items)",
+            "steps": f"{self.total_steps} ({loader.batches_per_epoch} an epoch, {len(self._train)} items)",
             "joint batch": f"{config.batch_size} x {distributed.size()} processes, {side} x {side} pixels",
             "runs on": f"{self.device}, autocast {self.precision.amp}, {self.precision.memory_format}",
             "weights, gradients, moments": _mib(fixed),
@@ -782,7 +795,7 @@ def _folders(config: CycleGanConfig) -> dict[str, Any]:
 def _caches(config: CycleGanConfig) -> bool:
     """Whether decoded images are to be kept; ``auto``: when they surely take less than 2 GB."""
     if config.cache != "auto":
-        return config.cache == "on"
+        return config.cache in ("on", "device")
     if config.preprocess != "resize_and_crop":
         return False
     images = sum(
@@ -791,6 +804,19 @@ def _caches(config: CycleGanConfig) -> bool:
         if (config.dataroot / f).is_dir()
     )
     return images * config.load_size**2 * max(config.input_nc, config.output_nc) < 2 * 10**9
+
+
+def resident(config: CycleGanConfig, train: Source, device: torch.device) -> ResidentPairs | None:
+    """``train`` on the device, if ``config.cache`` wants its images there.
+
+    Raises:
+        ValueError: it does, and they cannot be; the message says why.
+    """
+    if config.cache == "device" and not isinstance(train, UnpairedImageFolder):
+        raise ValueError(f"cache device serves folders of images, not {type(train).__name__}")
+    if not isinstance(train, UnpairedImageFolder) or not on_device(config.cache, [train.a, train.b], device):
+        return None
+    return ResidentPairs(train, device)
 
 
 def train(config: CycleGanConfig) -> Outcome:

@@ -29,6 +29,7 @@ from fastgan import objectives
 from fastgan.data import points, tensors
 from fastgan.data.images import SingleImageFolder
 from fastgan.data.points import Points
+from fastgan.data.resident import ResidentImages, on_device
 from fastgan.data.tensors import ImageTensor
 from fastgan.data.transforms import Preprocess
 from fastgan.kernels.dispatch import use_backend
@@ -44,7 +45,7 @@ from fastgan.training.ema import Ema
 from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.memory import kept_for_backward
-from fastgan.training.precision import Precision
+from fastgan.training.precision import Cache, Precision
 from fastgan.training.task import RunConfig, Stateful, Task
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class GanConfig(RunConfig):
     """Of the images of a folder: grey, colour, or colour and transparency."""
     flip: bool = False
     """Mirror a folder's images with probability ½."""
+    cache: Cache = "auto"
+    """Decode and scale a folder's images once and keep them in memory (on), or on the device, to be mirrored there
+    (device); auto: in memory; on a GPU, there if they take less than a tenth of its memory."""
     architecture: str | None = None
     """mlp, dcgan, wgan-gp, resnet or sngan; by default mlp for points and digits, sngan for that objective on images,
     else dcgan."""
@@ -124,7 +128,7 @@ class GanConfig(RunConfig):
     n_eval: int = 2048
     """Samples that an evaluation compares with as many real ones."""
 
-    FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"n_samples", "n_eval"}
+    FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"n_samples", "n_eval", "cache"}
 
 
 class RealData:
@@ -147,7 +151,9 @@ class RealData:
             self._images = tensors.cifar10(folder)
         elif self.points is None:
             preprocess = Preprocess(load_size=self.shape[-1], crop_size=self.shape[-1], flip=config.flip, multiple=1)
-            self._images = SingleImageFolder(config.data, preprocess, channels=config.channels, cache=True)
+            self._images = SingleImageFolder(
+                config.data, preprocess, channels=config.channels, cache=config.cache != "off"
+            )
 
     def batches(self, batch_size: int, config: GanConfig, device: torch.device) -> Batches:
         """Endless batches for training."""
@@ -156,8 +162,9 @@ class RealData:
         assert self._images is not None
         if isinstance(self._images, ImageTensor):
             return Shuffled(self._images, batch_size, config.seed, device)
-        pin = device.type == "cuda"
-        return Loaded(self._images, batch_size, config.seed, workers=config.num_threads, pin_memory=pin)
+        kept = on_device(config.cache, [self._images], device)
+        source = ResidentImages(self._images, device) if kept else self._images
+        return Loaded(source, batch_size, config.seed, device, workers=config.num_threads)
 
     def draw(self, n: int, seed: int) -> Tensor:
         """n real samples (fewer if there are no more), the same for the same seed, on the CPU."""
@@ -276,7 +283,9 @@ class GanTask(Task):
             if self.critic is not None:
                 for _ in range(self.settings.schedule(self._clock.step)):
                     losses = self.critic_step(next(self.batches))
+                    self.batches.prepare()
             losses.update(self.generator_step(next(self.batches) if self._needs_real else None))
+        self.batches.prepare()
         for schedule in self._schedules:
             schedule.step()
         self._clock.step += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from fastgan.models import read_official
 from fastgan.training import checkpoint, cyclegan, inference, loop
 from fastgan.training.cyclegan import CycleGanConfig
 from fastgan.training.log import read_stats
+from fastgan.training.prefetch import Prefetcher
 
 TINY = {
     "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1, "pool_size": 2, "load_size": 20,
@@ -80,6 +82,19 @@ def test_resume_is_exact(data: Path, changes: dict[str, Any]) -> None:
     assert cyclegan.train(whole).step == 12  # 7 items, batches of 2, 3 epochs
     cyclegan.train(settings(data, name="parts", max_steps=6, **changes))
     parts = settings(data, name="parts", continue_train=True, **changes)
+    cyclegan.train(parts)
+    assert_same_run(whole, parts)
+
+
+def test_images_on_the_device_and_batches_ahead_change_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also over a restart, with a batch prepared that the step has not seen."""
+    whole = settings(data, name="whole", save_latest_freq=2, cache="off")
+    cyclegan.train(whole)
+    monkeypatch.setattr(cyclegan, "Prefetcher", functools.partial(Prefetcher, ahead=True))
+    parts = settings(data, name="parts", max_steps=5, cache="device")
+    assert cyclegan.make(parts)._resident is not None
+    cyclegan.train(parts)
+    parts = settings(data, name="parts", continue_train=True, cache="on")
     cyclegan.train(parts)
     assert_same_run(whole, parts)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastgan import cli
 from fastgan.data import DataError
+from fastgan.data.resident import ResidentImages
 from fastgan.models.gan import MinibatchDiscrimination
 from fastgan.training import checkpoint, gan, sampling
 from fastgan.training.gan import GanConfig, GanTask
@@ -83,6 +84,13 @@ def test_resume_is_exact(case, tmp_path, pictures):
     assert tensors.keys() == other_tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, other_tensors[name]), name
+
+
+def test_where_images_are_kept_changes_nothing(tmp_path, pictures):
+    settings = {**RESUMED["folder, fp16"], "data": pictures, "amp": "none"}
+    runs = [run(tmp_path / cache, cache=cache, **settings) for cache in ("off", "on", "device")]
+    assert losses(runs[0]) == losses(runs[1]) == losses(runs[2])
+    assert isinstance(GanTask(tiny(**settings, cache="device")).batches._loader.loader.source, ResidentImages)
 
 
 def test_a_changed_objective_is_refused_with_a_diff(tmp_path):
