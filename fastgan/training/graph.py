@@ -66,6 +66,7 @@ class StepGraph:
     """A step that is called with new inputs and returns its losses.
 
     Inputs of other shapes or types than the first ones' (an epoch's last batch) go through the step without the graph.
+    A call raises RuntimeError if the recording fails.
 
     Args:
         step: takes inputs by name, all on the device, and returns scalars, the same ones each time. See the module for
@@ -126,7 +127,10 @@ class StepGraph:
         if not self._cuda or self._calls <= self._warmup:
             return self._call(self._inputs)
         if self._graph is None:
-            self._record()
+            try:
+                self._record()
+            except RuntimeError as error:
+                raise RuntimeError(f"the step cannot be recorded (--cuda_graph off does without): {error}") from error
         assert self._graph is not None
         self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))

@@ -141,6 +141,15 @@ def test_what_a_graph_cannot_hold_is_noticed() -> None:
         assert steps[2].syncs or steps[1].outside != steps[2].outside
 
 
+def test_a_failed_recording_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+    graph = StepGraph(line.step, CPU, [line.optimizer], warmup=0)
+    monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(graph, "_record", lambda: torch.empty(-1))
+    with pytest.raises(RuntimeError, match=r"cannot be recorded \(--cuda_graph off does without\): .*-1"):
+        graph({"x": torch.randn(4, 3), "y": torch.randn(4, 1)})
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "obstacles", "message"),
     [
