@@ -71,6 +71,8 @@ class Defaults:
     batch_size: int = 64
     clip: float | None = None
     """Weights of the critic are clamped to [-clip, clip] before each of its steps."""
+    grad_clip: float | None = None
+    """The norm of the critic's whole gradient is limited to this."""
     decay: Literal["none", "linear"] = "none"
     """Learning rates stay, or fall linearly to 0 over the run."""
 

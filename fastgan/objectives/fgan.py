@@ -52,6 +52,8 @@ class Divergence(NamedTuple):
     """f*(g_f(v))"""
     alternative: bool = False
     """Whether the generator takes the alternative loss of section 3.2 unless told otherwise."""
+    grad_clip: float | None = None
+    """The critic's, see :class:`Defaults`; the paper recommends it and names no number."""
 
 
 def _exp(v: Tensor) -> Tensor:
@@ -61,10 +63,10 @@ def _exp(v: Tensor) -> Tensor:
 
 
 DIVERGENCES: dict[str, Divergence] = {
-    "kl": Divergence(lambda v: v, lambda v: _exp(v - 1), alternative=True),
-    "reverse-kl": Divergence(lambda v: -_exp(-v), lambda v: v - 1),
-    "pearson": Divergence(lambda v: v, lambda v: v.square() / 4 + v),
-    "hellinger": Divergence(lambda v: 1 - _exp(-v), lambda v: _exp(v) - 1),
+    "kl": Divergence(lambda v: v, lambda v: _exp(v - 1), alternative=True, grad_clip=1.0),
+    "reverse-kl": Divergence(lambda v: -_exp(-v), lambda v: v - 1, grad_clip=1.0),
+    "pearson": Divergence(lambda v: v, lambda v: v.square() / 4 + v, alternative=True),
+    "hellinger": Divergence(lambda v: 1 - _exp(-v), lambda v: _exp(v) - 1, grad_clip=1.0),
     "js": Divergence(lambda v: math.log(2) - nnf.softplus(-v), lambda v: nnf.softplus(v) - math.log(2)),
     "gan": Divergence(lambda v: -nnf.softplus(-v), lambda v: nnf.softplus(v)),
 }
@@ -75,10 +77,15 @@ class FDivergence(Objective):
     r"""Nowozin et al. 2016, equation 7; the module's docstring has the table.
 
     With ``alternative`` the generator minimises :math:`-E\,g_f(D(y))` instead, the paper's counterpart of the
-    non-saturating loss (section 3.2), which has the same stationary points. It is the default for ``fgan-kl`` alone:
-    there the gradient of :math:`-E f^*` weights every sample by :math:`e^{D(y) - 1}`, the critic's estimate of p/q, so
-    that samples far from the data get none and the few that the critic rates highest get all, and training runs away
-    for some seeds. (For the reverse KL divergence it is the alternative that has such weights, :math:`e^{-D(y)}`.)
+    non-saturating loss (section 3.2), which has the same stationary points. It is the default where :math:`-E f^*` is
+    unsound: for ``fgan-kl`` its gradient weights every sample by :math:`e^{D(y) - 1}`, the critic's estimate of p/q, so
+    that samples far from the data get none and the few that the critic rates highest get all; for ``fgan-pearson`` the
+    weight is D(y)/2 + 1, which drives samples below −2 away from the data. (For the reverse KL divergence it is the
+    alternative that has exponential weights, :math:`e^{-D(y)}`.)
+
+    Where the critic's loss has an exponential, its gradient is clipped, as section 3.2 recommends: one sample that is
+    magnified would otherwise fill Adam's second moments, stop the critic for hundreds of steps and let the generator
+    run away from it.
     """
 
     defaults: ClassVar[Defaults] = replace(
@@ -92,16 +99,19 @@ class FDivergence(Objective):
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"objectives: divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
 
+    def settings(self, architecture: str, toy: bool) -> Defaults:
+        return replace(self.defaults, grad_clip=DIVERGENCES[self.divergence].grad_clip)
+
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
-        activation, conjugate, _ = DIVERGENCES[self.divergence]
+        activation, conjugate, *_ = DIVERGENCES[self.divergence]
         on_real, on_fake = self._judge(critic, real, fake)
         return {"real": -activation(on_real).mean(), "fake": conjugate(on_fake).mean()}
 
     def generator_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
-        activation, conjugate, _ = DIVERGENCES[self.divergence]
+        activation, conjugate, *_ = DIVERGENCES[self.divergence]
         output = full(critic(fake))
         return {"adversarial": -(activation(output) if self.alternative else conjugate(output)).mean()}

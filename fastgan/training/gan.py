@@ -117,6 +117,8 @@ class GanConfig(RunConfig):
     """Adam's."""
     clip: float | None = None
     """Clamp the critic's weights to ±clip before each of its steps; 0: do not."""
+    grad_clip: float | None = None
+    """Limit the norm of the critic's whole gradient to this; fgan-kl, -reverse-kl and -hellinger: 1; 0: do not."""
     lr_decay: Literal["none", "linear"] | None = None
     """Learning rates stay, or fall linearly to 0 over the run."""
     compile: bool = False
@@ -333,10 +335,16 @@ class GanTask(Task):
             loss = _total(terms)
         self.optimizer_d.zero_grad(set_to_none=True)
         self.precision.backward(loss)
+        self._limit_gradient(self.critic)
         self.precision.step(self.optimizer_d)
         self._spend(self.optimizer_d)
         self.precision.update()
         return _named("critic", terms, loss)
+
+    def _limit_gradient(self, critic: nn.Module) -> None:
+        if self.settings.grad_clip:
+            self.precision.unscale(self.optimizer_d)
+            nn.utils.clip_grad_norm_(critic.parameters(), self.settings.grad_clip)
 
     def _compiled_critic_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         assert self.critic is not None
@@ -348,6 +356,7 @@ class GanTask(Task):
             self.critic, real, fake, alpha, weight=objective.weight, one_sided=objective.one_sided
         )
         assign_gradients(self.critic, gradients)
+        self._limit_gradient(self.critic)
         self.optimizer_d.step()
         self._spend(self.optimizer_d)
         terms = {"real": -losses.real, "fake": losses.fake, "penalty": losses.penalty}
@@ -531,6 +540,7 @@ def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
         "lr_generator": config.lr_g,
         "batch_size": config.batch_size,
         "clip": config.clip,
+        "grad_clip": config.grad_clip,
         "decay": config.lr_decay,
     }
     beta1, beta2 = authors.betas
@@ -557,6 +567,7 @@ def _check(config: GanConfig, settings: Defaults) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
     schedule = settings.schedule
     not_negative = {"boost_first": schedule.first, "boost_every": schedule.every, "clip": settings.clip or 0}
+    not_negative["grad_clip"] = settings.grad_clip or 0
     for name, value in {**not_negative, "lr_d": settings.lr_critic}.items():
         if value < 0:
             raise ValueError(f"{name} must be at least 0, got {value}")

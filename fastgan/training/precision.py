@@ -58,6 +58,10 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Makes the gradients of ``optimizer`` those of the loss itself, before something looks at them."""
+        self.scaler.unscale_(optimizer)
+
     def step(self, optimizer: Optimizer) -> None:
         """Unscales and steps; call :meth:`update` once after the last optimizer of an iteration."""
         self.scaler.step(optimizer)

@@ -78,6 +78,8 @@ def fgan_generator(name):
     return lambda real, fake: -np.mean([conjugate(name, t) for t in ACTIVATIONS[name](fake)])
 
 
+LINEAR = ("kl", "pearson")  # whose generators take the alternative loss, −E T(y), T = D, by default
+
 FORMULAS = {  # name, options -> (critic loss, generator loss) from the critic's outputs, which are the samples
     ("gan", ()): (critic_bce, lambda r, f: np.log(1 - expit(f)).mean()),
     ("gan", (("real_label", 0.9),)): (lambda r, f: critic_bce(r, f, 0.9), lambda r, f: np.log(1 - expit(f)).mean()),
@@ -111,16 +113,16 @@ FORMULAS = {  # name, options -> (critic loss, generator loss) from the critic's
         lambda r, f: 0.4 * r.mean() + np.maximum(0, 0.7 * np.abs(r - f) + r - f).mean(),
         lambda r, f: f.mean(),
     ),
-    **{(f"fgan-{name}", ()): (fgan_critic(name), fgan_generator(name)) for name in F_GENERATORS if name != "kl"},
-    ("fgan-kl", ()): (fgan_critic("kl"), lambda r, f: -f.mean()),
-    ("fgan-kl", (("alternative", False),)): (fgan_critic("kl"), fgan_generator("kl")),
+    **{(f"fgan-{name}", ()): (fgan_critic(name), fgan_generator(name)) for name in F_GENERATORS if name not in LINEAR},
+    **{(f"fgan-{name}", ()): (fgan_critic(name), lambda r, f: -f.mean()) for name in LINEAR},
+    **{(f"fgan-{name}", (("alternative", False),)): (fgan_critic(name), fgan_generator(name)) for name in LINEAR},
     **{
         (f"fgan-{name}", (("alternative", True),)): (
             fgan_critic(name),
             lambda r, f, name=name: -ACTIVATIONS[name](f).mean(),
         )
         for name in F_GENERATORS
-        if name != "kl"
+        if name not in LINEAR
     },
 }
 

@@ -60,7 +60,9 @@ def test_published_defaults():
     assert (d["dragan"].lr_critic, d["dragan"].betas, d["dragan"].batch_size) == (1e-4, (0.5, 0.9), 128)
     for name in ("ebgan", "fgan-kl", "fgan-gan", "gan"):
         assert (d[name].lr_critic, d[name].betas, d[name].batch_size) == (2e-4, (0.5, 0.999), 128)
-    assert [name for name in OBJECTIVES if objectives.options(name).get("alternative")] == ["fgan-kl"]
+    assert [name for name in OBJECTIVES if objectives.options(name).get("alternative")] == ["fgan-kl", "fgan-pearson"]
+    clipped = [name for name in OBJECTIVES if objectives.make(name).settings("mlp", True).grad_clip == 1.0]
+    assert clipped == ["fgan-kl", "fgan-reverse-kl", "fgan-hellinger"]
     assert (objectives.options("dragan")["weight"], objectives.options("dragan")["spread"]) == (10.0, 0.5)
     assert objectives.make("sliced").requires.output == "none"
     assert d["hinge"].lr_critic != d["hinge"].lr_generator

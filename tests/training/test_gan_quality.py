@@ -29,7 +29,7 @@ OWN: dict[str, dict[str, Any]] = {
     "sliced": {**LIPSCHITZ, "steps": 300},
 }
 BOUND = 0.45  # of the untrained generator's distance
-OWN_BOUND = {"hinge": 0.65, "ebgan": 0.75, "lsgan": 0.55, "wgan": 0.6, "fgan-kl": 0.6, "fgan-hellinger": 0.65}
+OWN_BOUND = {"hinge": 0.65, "ebgan": 0.75, "lsgan": 0.55, "wgan": 0.6, "fgan-hellinger": 0.65}
 
 
 def judge(task: GanTask) -> tuple[float, int]:
@@ -58,14 +58,14 @@ def test_eight_gaussians(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])  # beside the 0 above; with −E f* as the generator's loss, 1 runs away
+@pytest.mark.parametrize("seed", [1, 7])  # 1 ran away with −E f* for the generator, 7 without clipped gradients
 def test_kl_divergence_does_not_run_away(seed):
     task = GanTask(GanConfig(**{**SETTINGS, "objective": "fgan-kl", "seed": seed}))
     untrained, _ = judge(task)
     for _ in range(task.total_steps):
         task.step()
     distance, modes = judge(task)
-    assert distance < OWN_BOUND["fgan-kl"] * untrained
+    assert distance < BOUND * untrained
     assert modes >= 6
 
 

@@ -359,3 +359,22 @@ def test_published_settings_reach_the_optimizers():
     assert resolve(GanConfig(objective="wgan-gp", data="digits"))[0].weight == 10.0
     assert resolve(GanConfig(objective="wgan-gp", hyper=("weight=3",)))[0].weight == 3.0
     assert isinstance(GanTask(tiny(objective="wgan")).optimizer_d, torch.optim.RMSprop)
+
+
+def test_the_critics_gradient_is_limited():
+    """To the norm that is asked for, before the optimizer sees it; 0 leaves it alone."""
+    norms = {}
+    for limit in (0.0, 1e-3):
+        task = GanTask(tiny(objective="fgan-kl", grad_clip=limit))
+        seen = []
+        task.optimizer_d.register_step_pre_hook(
+            lambda *_, task=task, seen=seen: seen.append(
+                torch.cat([p.grad.flatten() for p in task.critic.parameters()]).norm().item()
+            )
+        )
+        task.critic_step(next(task.batches))
+        norms[limit] = seen[0]
+    assert norms[0.0] > 1e-2
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    with pytest.raises(ValueError, match="grad_clip must be at least 0"):
+        GanTask(tiny(objective="fgan-kl", grad_clip=-1.0))
