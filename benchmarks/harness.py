@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
 # Before any tensor is made.
 MEMORY_KEPT = keep_freed_memory()
 # Seconds of samples for each contestant of each case.
-BUDGET = float(os.environ.get("FASTGAN_BENCH_SECONDS", "0.3"))
+BUDGET = float(os.environ.get("FASTGAN_BENCH_SECONDS", "0.2"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What allocates through PyTorch, and so has a peak that can be read.
 _WITHOUT_TORCH = ("numpy", "scipy")
