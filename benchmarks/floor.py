@@ -29,8 +29,9 @@ class _Products(TorchDispatchMode):
         key = tensor.size(), tensor.stride(), tensor.dtype
         if key not in self._tensors:
             with torch.utils._python_dispatch._disable_current_modes():
-                same = torch.empty_strided(*key[:2], dtype=key[2], device=tensor.device)
-                self._tensors[key] = same.normal_() if same.is_floating_point() else same.zero_()
+                extent = 1 + sum((n - 1) * step for n, step in zip(*key[:2], strict=True)) if tensor.numel() else 0
+                storage = torch.randn(extent, device=tensor.device).to(tensor.dtype)
+                self._tensors[key] = storage.as_strided(*key[:2])  # expanded where the step's is
         return self._tensors[key]
 
 

@@ -1,0 +1,39 @@
+"""The floor of a step: what it repeats are the step's convolutions and matrix products, no more and no fewer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import floor
+
+
+class _Counted(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_products_of_a_step_with_a_double_backward() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(3 * 16, 1))
+    x = torch.randn(2, 2, 6, 6, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def step() -> None:
+        (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        kept[:] = torch.autograd.grad(slope.square().sum(), list(net.parameters()), allow_unused=True)
+
+    replay = floor.products(step)
+    with _Counted() as counted:
+        count = replay()
+    # Forward; its backward for x; of both, what the parameters need.
+    assert counted.calls[:4] == ["convolution", "addmm", "mm", "convolution_backward"]
+    assert set(counted.calls) == {"convolution", "addmm", "mm", "convolution_backward"}
+    assert len(counted.calls) == count >= 8
+    with pytest.raises(AssertionError, match="no product"):
+        floor.products(lambda: torch.ones(2) + 1)
