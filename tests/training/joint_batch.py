@@ -51,6 +51,9 @@ class _Doubles:
         batch: Tensor = next(self.batches).double()
         return batch
 
+    def prepare(self) -> None:
+        pass
+
 
 def run(case: str) -> dict[str, Any]:
     """Three steps: the mean losses of all processes, and the state of the networks after them."""

@@ -36,6 +36,9 @@ class Recorded:
         self.seen.append(next(self.batches).clone())
         return self.seen[-1]
 
+    def prepare(self) -> None:
+        """The next batch is taken when it is asked for."""
+
 
 def plain_wgan_gp_step(
     critic: nn.Module,
