@@ -37,6 +37,8 @@ from fastgan.metrics import mode_coverage
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
 from fastgan.objectives import Defaults, Objective
 from fastgan.objectives.base import draw_alpha
+from fastgan.objectives.dragan import RegretAnalytic
+from fastgan.objectives.sliced import Sliced
 from fastgan.objectives.wgan import WassersteinPenalty
 from fastgan.training import distributed, random, sheet
 from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
@@ -121,6 +123,8 @@ class GanConfig(RunConfig):
     """Limit the norm of the critic's whole gradient to this; fgan-kl, -reverse-kl and -hellinger: 1; 0: do not."""
     lr_decay: Literal["none", "linear"] | None = None
     """Learning rates stay, or fall linearly to 0 over the run."""
+    accumulate: int = 1
+    """Split a step's batch into so many parts to save memory; a penalty draws its points for each part."""
     compile: bool = False
     """Take the critic's losses and gradients as one graph through torch.compile (wgan-gp and wgan-gp-one-sided)."""
     ema: float = 0.0
@@ -265,6 +269,7 @@ class GanTask(Task):
         fixed = torch.Generator(self.device).manual_seed(config.seed + 3)
         count = config.n_samples if self.data.points is None else 16 * config.n_samples
         self._fixed_z = self.generator.latent(count, generator=fixed)
+        _check_accumulate(config, self.settings, self.objective, self.networks)
         self._graphed = graphs(config, self.settings, self.device)
         self._graphs: dict[str, StepGraph] = {}
         if distributed.size() > 1:
@@ -331,15 +336,27 @@ class GanTask(Task):
                 fake = self.generator(self._z(len(real)))
             if self._compiled is not None:
                 return self._compiled_critic_step(real, fake)
-            terms = self.objective.critic_loss(self._trained_critic, real, fake, generator=self._draws.generator)
-            loss = _total(terms)
         self.optimizer_d.zero_grad(set_to_none=True)
-        self.precision.backward(loss)
+        parts = []
+        for some_real, some_fake in zip(*(x.chunk(self.config.accumulate) for x in (real, fake)), strict=True):
+            with self.precision.autocast():
+                terms = self.objective.critic_loss(
+                    self._trained_critic, some_real, some_fake, generator=self._draws.generator
+                )
+            parts.append(self._backward("critic", terms, len(some_real) / len(real)))
         self._limit_gradient(self.critic)
         self.precision.step(self.optimizer_d)
         self._spend(self.optimizer_d)
         self.precision.update()
-        return _named("critic", terms, loss)
+        return _sum(parts)
+
+    def _backward(self, side: str, terms: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Adds the gradients of a part's loss; returns its share of the step's losses."""
+        if share == 1:
+            loss = _total(terms)
+            self.precision.backward(loss)
+            return _named(side, terms, loss)
+        return self._backward(side, {name: term * share for name, term in terms.items()}, 1)
 
     def _limit_gradient(self, critic: nn.Module) -> None:
         if self.settings.grad_clip:
@@ -369,19 +386,21 @@ class GanTask(Task):
 
     def _update_generator(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         real = inputs.get("real", torch.empty(0, device=self.device))
-        with self._frozen_critic(), self.precision.autocast():
-            fake = self._trained_generator(self._z(len(real) or self.settings.batch_size))
-            critic = self.critic if self.critic is not None else _no_critic
-            terms = self.objective.generator_loss(critic, real, fake, generator=self._draws.generator)
-            loss = _total(terms)
-            self.optimizer_g.zero_grad(set_to_none=True)
-        self.precision.backward(loss)
+        z = self._z(len(real) or self.settings.batch_size)
+        critic = self.critic if self.critic is not None else _no_critic
+        self.optimizer_g.zero_grad(set_to_none=True)
+        parts = []
+        for some_z in z.chunk(self.config.accumulate):  # what looks at real samples is not split
+            with self._frozen_critic(), self.precision.autocast():
+                fake = self._trained_generator(some_z)
+                terms = self.objective.generator_loss(critic, real, fake, generator=self._draws.generator)
+            parts.append(self._backward("generator", terms, len(some_z) / len(z)))
         self.precision.step(self.optimizer_g)
         self._spend(self.optimizer_g)
         self.precision.update()
         if self.average is not None:
             self.average.update()
-        return _named("generator", terms, loss)
+        return _sum(parts)
 
     def _z(self, n: int) -> Tensor:
         joint = self.generator.latent(n * distributed.size(), generator=self._latent.generator)
@@ -683,6 +702,29 @@ def _total(terms: dict[str, Tensor]) -> Tensor:
     for term in rest:
         first = first + term
     return first
+
+
+def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: _total({str(k): part[name] for k, part in enumerate(parts)}) for name in parts[0]}
+
+
+def _check_accumulate(
+    config: GanConfig, settings: Defaults, objective: Objective, networks: Mapping[str, nn.Module]
+) -> None:
+    """Raises ValueError if a batch in parts has another loss than the batch."""
+    if not 1 <= config.accumulate <= settings.batch_size:
+        raise ValueError(f"accumulate must be between 1 and batch_size {settings.batch_size}, got {config.accumulate}")
+    whole = isinstance(objective, Sliced | RegretAnalytic) or any(
+        getattr(objective, name, False) for name in ("feature_matching", "pulling_away")
+    )
+    mixing = [name for name, network in networks.items() if mixes_samples(network)]
+    for reason, holds in (
+        (f"objective {config.objective!r} looks at the batch as a whole", whole),
+        (f"the {' and the '.join(mixing)} mixes samples (batch norm or minibatch discrimination)", bool(mixing)),
+        ("compile takes the critic's batch whole", config.compile),
+    ):
+        if holds and config.accumulate > 1:
+            raise ValueError(f"accumulate must be 1: {reason}")
 
 
 def _named(side: str, terms: dict[str, Tensor], loss: Tensor) -> dict[str, Tensor]:

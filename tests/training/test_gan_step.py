@@ -198,6 +198,47 @@ def test_the_step_that_compiles_computes_the_same(name, monkeypatch):
             GanTask(tiny(compile=True, **settings))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "hinge", "fused": False},
+        {"objective": "wgan-gp", "hyper": ("weight=0",)},
+        {"objective": "ebgan", "hyper": ("pulling_away=0",), "data": "digits"},
+    ],
+    ids=str,
+)
+def test_a_batch_in_parts_gives_the_same_losses(settings):
+    """Three parts of 16 samples: 6, 6 and 4; the penalty, whose points are drawn for each part, weighs 0."""
+    whole, parts = GanTask(tiny(**settings)), GanTask(tiny(**settings, accumulate=3))
+    seen = []
+    parts.critic.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    for k in range(3):
+        expected, losses = whole.step(), parts.step()
+        assert list(losses) == list(expected)
+        for name, value in losses.items():
+            assert value.item() == pytest.approx(expected[name].item(), rel=1e-3, abs=1e-5 if k == 0 else 1e-3), name
+    assert max(seen) < 16 or settings["objective"] != "hinge"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accumulate": 17}, "between 1 and batch_size 16, got 17"),
+        ({"objective": "sliced"}, "'sliced' looks at the batch as a whole"),
+        ({"objective": "ebgan"}, "'ebgan' looks at the batch as a whole"),
+        ({"objective": "dragan"}, "'dragan' looks at the batch as a whole"),
+        ({"objective": "lsgan", "hyper": ("feature_matching=true",)}, "'lsgan' looks at the batch as a whole"),
+        ({"objective": "gan", "minibatch": 3}, "the critic mixes samples"),
+        ({"norm_g": "batch"}, "the generator mixes samples"),
+        ({"compile": True}, "compile takes the critic's batch whole"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_has_no_parts_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GanTask(tiny(**{"accumulate": 2, **settings}))
+
+
 # --- what ports get wrong -----------------------------------------------------------------------------------------
 
 
