@@ -281,7 +281,9 @@ def test_static_steps_of_gans_are_the_plain_ones_and_can_be_recorded(case: str) 
     steps: dict[str, list[Recorder]] = {}
     for k in range(4):
         torch.set_rng_state(state)
-        expected = plain.step()
+        # An operator may go another way under a mode, and round otherwise: both steps are watched.
+        with Recorder() if k > 0 else contextlib.nullcontext():
+            expected = plain.step()
         torch.set_rng_state(state)
         losses = static.step()
         state = torch.get_rng_state()
