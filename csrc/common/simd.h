@@ -78,7 +78,15 @@ FASTGAN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 FASTGAN_INLINE Vec<float> load_vector(const float* p) { return simd::bits_at<Vec<float>>(p); }
 FASTGAN_INLINE Vec<double> load_vector(const double* p) { return simd::bits_at<Vec<double>>(p); }
 FASTGAN_INLINE Vec<float> load_vector(const bf16_t* p) {
+#if defined(FASTGAN_ISA_avx512)  // GCC 12 converts the halves apart
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#elif defined(FASTGAN_ISA_avx2)
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#else
   return (Vec<float>)(__builtin_convertvector(simd::bits_at<simd::Half>(p), simd::Bits) << 16);
+#endif
 }
 FASTGAN_INLINE Vec<float> load_vector(const f16_t* p) {
 #if defined(FASTGAN_ISA_avx512)
@@ -96,7 +104,12 @@ namespace simd {
 FASTGAN_INLINE Half to_bf16(Vec<float> v) {  // round to nearest even; NaN stays NaN
   const Bits bits = (Bits)v;
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector((v != v) ? ((bits >> 16) | 0x40u) : rounded, Half);
+  const Bits result = (v != v) ? ((bits >> 16) | 0x40u) : rounded;
+#if defined(FASTGAN_ISA_avx512)
+  return (Half)_mm512_cvtepi32_epi16((__m512i)result);
+#else
+  return __builtin_convertvector(result, Half);
+#endif
 }
 #if defined(FASTGAN_ISA_avx512)
 FASTGAN_INLINE __m256i to_f16(Vec<float> v) {

@@ -29,6 +29,8 @@
 namespace fastgan::FASTGAN_ISA {
 namespace {
 
+#define FASTGAN_HERE __attribute__((always_inline))  // the body of a loop
+
 constexpr int64_t kChunkElements = 8192;  // channels first; 64 accumulators (AVX-512, float) of 128 elements each
 constexpr int64_t kChunkPixels = 128;     // channels last
 constexpr int64_t kSeedElements = 256;    // what a slab's first center is taken from
@@ -37,13 +39,8 @@ constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth a
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
-constexpr int64_t kSmallPlane = 64;            // elements of a plane that shares its vectors with others
-constexpr int kPixels = 4;                     // channels last: pixels that share one load of the coefficients
-
-template <typename T, typename U>
-inline constexpr bool kSame = false;
-template <typename T>
-inline constexpr bool kSame<T, T> = true;
+constexpr int64_t kSmallPlane = 256;           // elements of a plane that shares its horizontal sums with others
+constexpr int64_t kTileBytes = 16 << 10;       // channels last: pixels that a block of channels goes over at once
 
 template <int N>
 struct Constant {
@@ -60,25 +57,26 @@ FASTGAN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // --- elementwise formulas --------------------------------------------------------------------------------------
 //
 // Every pass has coefficients per plane; kCoefs is their number, and they are numbers (channels first) or vectors
-// over channels (channels last).
+// over channels (channels last, kBlock of them in registers). The sums of `finish` lie `apart` from one another.
 
 // act'(z) times value, which for value = z is act(z). NaN stays NaN, and ReLU gives +0.
-template <typename V>
+template <typename V, bool kRelu>
 struct Activation {
   V slope;
-  enum { kNone, kRelu, kLeaky } kind;
 
-  explicit Activation(double negative)
-      : slope(broadcast(static_cast<std::decay_t<decltype(slope[0])>>(negative))),
-        kind(negative == 1   ? kNone
-             : negative == 0 ? kRelu
-                             : kLeaky) {}
   FASTGAN_INLINE V apply(V z, V value) const {
-    if (kind == kNone) return value;
-    if (kind == kRelu) return z <= 0 ? V{} : value;
+    if constexpr (kRelu) return z <= 0 ? V{} : value;
     return z <= 0 ? value * slope : value;
   }
 };
+
+// Calls body with the activation: ReLU is compiled apart; without one the slope is 1.
+template <typename V, typename Body>
+FASTGAN_INLINE void with_activation(double slope, const Body& body) {
+  const V negative = broadcast(static_cast<std::decay_t<decltype(V{}[0])>>(slope));
+  if (slope == 0) return body(Activation<V, true>{negative});
+  body(Activation<V, false>{negative});
+}
 
 template <typename V>
 struct Inputs {
@@ -98,7 +96,7 @@ struct Forward {
   using Acc = A;
   static constexpr bool kMoments = true, kReadsGrad = false, kReadsU = false, kWritesPadded = true,
                         kWritesPlain = false;
-  static constexpr int kSums = 2;
+  static constexpr int kSums = 2, kBlock = 4;
   enum { kMean, kScale, kShift, kCoefs };
 
   const InstanceNorm& p;
@@ -107,11 +105,11 @@ struct Forward {
 
   FASTGAN_INLINE void prepare(int64_t, int64_t, A*, int64_t) const {}
   // sums: of x - origin and of its square.
-  FASTGAN_INLINE void finish(int64_t n, int64_t c, A origin, const double* sums, A* coef, int64_t step,
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A origin, const double* sums, int64_t apart, A* coef, int64_t step,
                              bool write) const {
     const double elements = static_cast<double>(p.D * p.H * p.W);
     const double shift = sums[0] / elements;
-    const double variance = sums[1] / elements - shift * shift;
+    const double variance = sums[apart] / elements - shift * shift;
     const double r = 1.0 / __builtin_sqrt((variance < 0 ? 0.0 : variance) + static_cast<double>(eps));
     const A mean_nc = static_cast<A>(static_cast<double>(origin) + shift), rstd_nc = static_cast<A>(r);
     coef[kMean * step] = mean_nc;
@@ -122,10 +120,10 @@ struct Forward {
       rstd[n * p.C + c] = rstd_nc;
     }
   }
-  template <typename V>
-  FASTGAN_INLINE void reduce(const V*, const Activation<V>&, const Inputs<V>&, V*) const {}
-  template <typename V>
-  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE void reduce(const V*, const Act&, const Inputs<V>&, V*) const {}
+  template <typename V, typename Act>
+  FASTGAN_INLINE void write(const V* k, const Act& act, const Inputs<V>& in, Outputs<V>& out) const {
     const V z = in.plus_residual(fma(in.x - k[kMean], k[kScale], k[kShift]));
     out.padded = act.apply(z, z);
   }
@@ -136,8 +134,8 @@ struct Backward {
   using Acc = A;
   static constexpr bool kMoments = false, kReadsGrad = true, kReadsU = false, kWritesPadded = false,
                         kWritesPlain = true;
-  static constexpr int kSums = 2;
-  enum { kMean, kScale, kShift, kM1, kSlope, kCoefs };
+  static constexpr int kSums = 2, kBlock = 4;
+  enum { kMean, kScale, kShift, kGradX, kGradShift, kCoefs };
 
   const InstanceNorm& p;
   const A *mean, *rstd;
@@ -149,32 +147,34 @@ struct Backward {
     coef[kShift * step] = at<A>(p.bias, c, 0);
   }
   // sums: of g and of g (x - mean).
-  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, A* coef, int64_t step, bool write) const {
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, int64_t apart, A* coef, int64_t step,
+                             bool write) const {
     const double elements = static_cast<double>(p.D * p.H * p.W);
     const double r = static_cast<double>(rstd[n * p.C + c]);
-    const double mean_g = sums[0] / elements, mean_gxhat = sums[1] / elements * r;
-    coef[kM1 * step] = static_cast<A>(mean_g);
-    coef[kSlope * step] = static_cast<A>(-r * mean_gxhat);
+    const double mean_g = sums[0] / elements, mean_gxhat = sums[apart] / elements * r;
+    const double s = r * static_cast<double>(at<A>(p.weight, c, 1));
+    coef[kGradX * step] = static_cast<A>(-s * r * mean_gxhat);
+    coef[kGradShift * step] = static_cast<A>(-s * mean_g);
     if (write) {
       m1[n * p.C + c] = static_cast<A>(mean_g);
       m2[n * p.C + c] = static_cast<A>(mean_gxhat);
     }
   }
-  template <typename V>
-  FASTGAN_INLINE V gradient(const V* k, const Activation<V>& act, const Inputs<V>& in, V d) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE V gradient(const V* k, const Act& act, const Inputs<V>& in, V d) const {
     return act.apply(in.plus_residual(fma(d, k[kScale], k[kShift])), in.grad);
   }
-  template <typename V>
-  FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE void reduce(const V* k, const Act& act, const Inputs<V>& in, V* sums) const {
     const V d = in.x - k[kMean], g = gradient(k, act, in, d);
     sums[0] += g;
     sums[1] = fma(g, d, sums[1]);
   }
   // grad_x = w r (g - m1 - (x - mean) r m2)
-  template <typename V>
-  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE void write(const V* k, const Act& act, const Inputs<V>& in, Outputs<V>& out) const {
     const V d = in.x - k[kMean], g = gradient(k, act, in, d);
-    out.plain = k[kScale] * fma(d, k[kSlope], g - k[kM1]);
+    out.plain = fma(d, k[kGradX], fma(g, k[kScale], k[kGradShift]));
     out.extra = g;
   }
 };
@@ -183,7 +183,7 @@ template <typename A>
 struct DoubleBackward {
   using Acc = A;
   static constexpr bool kMoments = false, kReadsGrad = true, kReadsU = true, kWritesPadded = true, kWritesPlain = true;
-  static constexpr int kSums = 3;
+  static constexpr int kSums = 3, kBlock = 2;
   enum { kMean, kScale, kShift, kM1, kMeanU, kGradX, kGradShift, kXU, kXG, kXX, kCoefs };
 
   const InstanceNorm& p;
@@ -199,14 +199,15 @@ struct DoubleBackward {
   // With d = x - mean, u' = u - mean(u) and g' = g - m1; sums: of u, of u d and of u g' (q = mean(u g) - mean(u) m1).
   //   grad_g = s u' + r (v_w - s a) d + v_b + v_res
   //   grad_x = -s r m2 u' + r (v_w - s a) g' - r^2 (s (q - 3 a m2) + v_w m2) d
-  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, A* coef, int64_t step, bool write) const {
+  FASTGAN_INLINE void finish(int64_t n, int64_t c, A, const double* sums, int64_t apart, A* coef, int64_t step,
+                             bool write) const {
     const double elements = static_cast<double>(p.D * p.H * p.W);
     const int64_t nc = n * p.C + c;
     const double r = static_cast<double>(rstd[nc]), m = static_cast<double>(m2[nc]);
     const double s = r * static_cast<double>(at<A>(p.weight, c, 1));
     const double v_w = static_cast<double>(at<A>(v_weight, c, 0));
-    const double mean_u = sums[0] / elements, a = sums[1] / elements * r;
-    const double q = sums[2] / elements;
+    const double mean_u = sums[0] / elements, a = sums[apart] / elements * r;
+    const double q = sums[2 * apart] / elements;
     coef[kMeanU * step] = static_cast<A>(mean_u);
     coef[kGradX * step] = static_cast<A>(r * (v_w - s * a));
     coef[kGradShift * step] = at<A>(v_bias, c, 0);
@@ -215,16 +216,16 @@ struct DoubleBackward {
     coef[kXX * step] = static_cast<A>(-r * r * (s * (q - 3 * a * m) + v_w * m));
     if (write) grad_weight[nc] = static_cast<A>(r * elements * (q - a * m));
   }
-  template <typename V>
-  FASTGAN_INLINE void reduce(const V* k, const Activation<V>& act, const Inputs<V>& in, V* sums) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE void reduce(const V* k, const Act& act, const Inputs<V>& in, V* sums) const {
     const V d = in.x - k[kMean];
     const V g = act.apply(in.plus_residual(fma(d, k[kScale], k[kShift])), in.grad) - k[kM1];
     sums[0] += in.u;
     sums[1] = fma(in.u, d, sums[1]);
     sums[2] = fma(in.u, g, sums[2]);
   }
-  template <typename V>
-  FASTGAN_INLINE void write(const V* k, const Activation<V>& act, const Inputs<V>& in, Outputs<V>& out) const {
+  template <typename V, typename Act>
+  FASTGAN_INLINE void write(const V* k, const Act& act, const Inputs<V>& in, Outputs<V>& out) const {
     const V d = in.x - k[kMean], u = in.u - k[kMeanU];
     const V z = in.plus_residual(fma(d, k[kScale], k[kShift]));
     const V g = act.apply(z, in.grad) - k[kM1];
@@ -267,6 +268,11 @@ struct Plan {
 
   FASTGAN_INLINE Group group(int64_t i) const { return channels_last ? Group{i, 0} : Group{i / C, i % C}; }
   FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
+  // Whether the padding repeats nothing of row (d, h) but its ends.
+  FASTGAN_INLINE bool shown_once(int64_t d, int64_t h) const { return inner(d, D, pad_d) && inner(h, H, pad_h); }
+  static FASTGAN_INLINE bool inner(int64_t i, int64_t size, int64_t pad) {
+    return pad == 0 || ((i < 1 || i > pad) && (i < size - 1 - pad || i > size - 2));
+  }
   // Small planes have one slab, one chunk and D = 1, and no time for divisions.
   FASTGAN_INLINE Range chunks_of(int64_t slab) const {
     return slabs == 1 ? Range{0, chunks} : part(chunks, slab, slabs);
@@ -325,7 +331,7 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
   plan.groups = p.channels_last ? plan.N : plan.N * plan.C;
   plan.slabs = least(least(plan.chunks, kMaxSlabs), most(1, elements / kSlabElements));
 
-  const int64_t threads = most(1, least(p.threads, plan.groups * elements / kThreadElements));
+  const int64_t threads = most(1, least(p.threads, plan.groups * most(elements, 16) / kThreadElements));
   const int64_t rounds = ceil_div(plan.groups, threads);
   const bool uneven = rounds * threads * 10 > plan.groups * 11;
   plan.together = threads > 1 && plan.slabs >= threads && (uneven || elements * element_bytes > kL2Bytes);
@@ -371,24 +377,29 @@ FASTGAN_INLINE void for_reflected_columns(const Plan& plan, int64_t w0, int64_t 
   for (int64_t w = most(w0, last - pad); w < least(w1, last); ++w) visit(w, pad + 2 * last - w);
 }
 
-// Repeats columns [w0, w1) of row (d, h), already written to the interior of the padded tensor, wherever it shows.
+// Repeats columns [w0, w1) of row (d, h), already written to `from` in the padded tensor, wherever it shows.
 template <typename T>
-void push_reflections(const Plan& plan, const Strided& to, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w0,
-                      int64_t w1) {
+FASTGAN_INLINE void push_reflections(const Plan& plan, const Strided& to, T* from, int64_t n, int64_t c, int64_t d,
+                                     int64_t h, int64_t w0, int64_t w1) {
   const int64_t unit = plan.channels_last ? plan.C : 1;
   const size_t bytes = static_cast<size_t>(unit) * sizeof(T);
-  const RowImages rows(plan, d, h);
-  const T* from = address<T>(to, n, c, rows.d[0], rows.h[0], plan.pad_w);
-  for (int i = 0; i < rows.count; ++i) {
-    T* row = address<T>(to, n, c, rows.d[i], rows.h[i], 0);
-    if (i > 0) std::memcpy(row + (plan.pad_w + w0) * to.w, from + w0 * to.w, bytes * static_cast<size_t>(w1 - w0));
+  const auto columns = [&](T* row) {
     for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) {
       if (unit == 1) {
-        row[image * to.w] = from[w * to.w];
+        row[image * to.w] = row[(plan.pad_w + w) * to.w];
       } else {
-        std::memcpy(row + image * to.w, from + w * to.w, bytes);
+        std::memcpy(row + image * to.w, row + (plan.pad_w + w) * to.w, bytes);
       }
     });
+  };
+  columns(from);
+  if (plan.shown_once(d, h)) return;
+  const RowImages rows(plan, d, h);
+  const int64_t begin = (plan.pad_w + w0) * to.w;
+  for (int i = 1; i < rows.count; ++i) {
+    T* row = address<T>(to, n, c, rows.d[i], rows.h[i], 0);
+    std::memcpy(row + begin, from + begin, bytes * static_cast<size_t>(w1 - w0));
+    columns(row);
   }
 }
 
@@ -430,10 +441,10 @@ void pull_reflections(const Plan& plan, const Strided& grad, int64_t n, int64_t 
 // G: the gradient's element type: T, or the arithmetic's type where the padding's adjoint was added up in scratch.
 template <typename T, typename G>
 struct Run {
+  int64_t pixels, grad_stride;
   const G* grad;
   const T *x, *residual, *u, *v_residual;
   T *padded, *plain, *extra;
-  int64_t grad_stride;
 };
 
 struct Strides {  // of a pixel, where they are the same for all runs
@@ -451,16 +462,14 @@ FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s
   if constexpr (Op::kReadsU) {
     in.u = load_vector(run.u + pixel * s.u + i, lanes);
     in.has_v_residual = with_v_residual && run.v_residual != nullptr;
-    if (in.has_v_residual) {
-      in.v_residual = load_vector(run.v_residual + pixel * s.v_residual + i, lanes);
-    }
+    if (in.has_v_residual) in.v_residual = load_vector(run.v_residual + pixel * s.v_residual + i, lanes);
   }
   return in;
 }
 
-template <typename Op, typename T, typename G, typename Lanes>
-FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Activation<Vec<acc_t<T>>>& act,
-                             const Run<T, G>& run, const Strides& s, int64_t pixel, int64_t i, Lanes lanes) {
+template <typename Op, typename Act, typename T, typename G, typename Lanes>
+FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Act& act, const Run<T, G>& run,
+                             const Strides& s, int64_t pixel, int64_t i, Lanes lanes) {
   Outputs<Vec<acc_t<T>>> out;
   op.write(coef, act, read<Op>(run, s, pixel, i, lanes, true), out);
   if constexpr (Op::kWritesPadded) store_vector(run.padded + pixel * s.padded + i, out.padded, lanes);
@@ -470,9 +479,37 @@ FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Acti
   }
 }
 
+// Calls visit(offset, lanes, which of 4 accumulators) over n elements.
+template <int64_t kL, typename Visit>
+FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
+  int64_t i = 0;
+  for (; i + 4 * kL <= n; i += 4 * kL) {
+    visit(i, Whole{}, 0);
+    visit(i + kL, Whole{}, 1);
+    visit(i + 2 * kL, Whole{}, 2);
+    visit(i + 3 * kL, Whole{}, 3);
+  }
+  for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
+  if (i < n) visit(i, n - i, 1);
+}
+
+// The same from the end on: what a pass read last is what the first cache still holds.
+template <int64_t kL, typename Visit>
+FASTGAN_INLINE void for_vectors_backwards(int64_t n, const Visit& visit) {
+  int64_t i = n / kL * kL;
+  if (i < n) visit(i, n - i);
+  for (; i % (4 * kL) > 0; i -= kL) visit(i - kL, Whole{});
+  for (; i > 0; i -= 4 * kL) {
+    visit(i - kL, Whole{});
+    visit(i - 2 * kL, Whole{});
+    visit(i - 3 * kL, Whole{});
+    visit(i - 4 * kL, Whole{});
+  }
+}
+
 // --- the work of a group ---------------------------------------------------------------------------------------
 
-template <typename Op, typename T, typename G>
+template <typename Op, typename T>
 class Worker {
   using A = acc_t<T>;
   using V = Vec<A>;
@@ -487,16 +524,21 @@ class Worker {
         unit_(plan.channels_last ? plan.C : 1),
         step_(ceil_div(unit_, kL) * kL),
         strides_{t_.x.w, t_.residual.w, t_.u.w, t_.v_residual.w, t_.padded.w, t_.plain.w, t_.extra.w},
-        act_(slope),
+        slope_(slope),
+        folds_(Op::kReadsGrad && plan.padded()),
         folds_to_dense_(folds_to_dense()),
+        folds_once_(folds_ && !plan.channels_last && plan.slabs == 1),
+        tile_(most(kBlockPixels, kTileBytes / (unit_ * static_cast<int64_t>(sizeof(T))))),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
-        arrays_per_thread_((Op::kCoefs + 4) * step_ + (plan.padded() ? ceil_div(folded_elements(), kL) * kL : 0)),
+        totals_(plan.threads * kSums * step_),
+        arrays_per_thread_((Op::kCoefs + 4) * step_ + (folds_ ? ceil_div(folded_elements(), kL) * kL : 0)),
         arrays_(plan.threads * arrays_per_thread_) {}
 
   // Every thread of the plan calls this.
   void run(int thread, int threads) const {
     A* arrays = arrays_ + thread * arrays_per_thread_;
-    for (int64_t i = 0; i < arrays_per_thread_; ++i) arrays[i] = 0;
+    double* totals = totals_ + thread * kSums * step_;
+    for (int64_t i = 0; i < (Op::kCoefs + 4) * step_; ++i) arrays[i] = 0;
     if (!plan_.together) {
       const Range groups = part(plan_.groups, thread, threads);
       double* sums = sums_ + thread * sums_per_group();
@@ -504,7 +546,7 @@ class Worker {
         const Group group = plan_.group(i);
         prepare(group, arrays);
         for (int64_t slab = 0; slab < plan_.slabs; ++slab) reduce(group, slab, arrays, sums);
-        finish(group, sums, arrays, true);
+        finish(group, sums, totals, arrays, true);
         for (int64_t slab = plan_.slabs - 1; slab >= 0; --slab) write(group, slab, arrays);
       }
       return;
@@ -517,17 +559,20 @@ class Worker {
       prepare(group, arrays);
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) reduce(group, slab, arrays, sums);
       barrier(threads);
-      finish(group, sums, arrays, thread == 0);
+      finish(group, sums, totals, arrays, thread == 0);
       for (int64_t slab = slabs.end - 1; slab >= slabs.begin; --slab) write(group, slab, arrays);
     }
   }
 
  private:
   int64_t sums_per_group() const { return plan_.slabs * kSums * unit_; }
-  int64_t folded_elements() const { return plan_.piece * (plan_.channels_last ? unit_ : plan_.rows_per_chunk); }
+  int64_t chunk_elements() const { return plan_.rows_per_chunk * plan_.piece; }
+  int64_t folded_elements() const {
+    return plan_.channels_last ? plan_.piece * unit_ : chunk_elements() * (folds_once_ ? plan_.chunks : 1);
+  }
 
   // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, center, first, second);
-  // then where the padding's adjoint is added up: of a chunk, or with channels last of a row.
+  // then where the padding's adjoint is added up: of a chunk or all of them, or with channels last of a row.
   A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
   A* folded_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
 
@@ -540,13 +585,18 @@ class Worker {
     }
   }
 
-  void finish(const Group& group, const double* sums, A* arrays, bool write) const {
-    for (int64_t c = 0; c < unit_; ++c) {
-      double total[kSums] = {};
-      for (int64_t slab = 0; slab < plan_.slabs; ++slab) {
-        for (int k = 0; k < kSums; ++k) total[k] += sums[(slab * kSums + k) * unit_ + c];
-      }
-      op_.finish(group.n, group.c + c, sums_in(arrays, 0)[c], total, arrays + c, step_, write);
+  void finish(const Group& group, const double* sums, double* totals, A* arrays, bool write) const {
+    for (int64_t i = 0; i < kSums * unit_; ++i) totals[i] = sums[i];
+    for (int64_t slab = 1; slab < plan_.slabs; ++slab) {
+      for (int64_t i = 0; i < kSums * unit_; ++i) totals[i] += sums[slab * kSums * unit_ + i];
+    }
+    const A* origin = sums_in(arrays, 0);
+    const Op op = op_;
+    const int64_t step = step_, unit = unit_;
+    if (unit == 1) return op.finish(group.n, group.c, *origin, totals, 1, arrays, step, write);
+#pragma omp simd
+    for (int64_t c = 0; c < unit; ++c) {
+      op.finish(group.n, group.c + c, origin[c], totals + c, unit, arrays + c, step, write);
     }
   }
 
@@ -563,7 +613,11 @@ class Worker {
         plan_.channels_last ? moments_of_pixels(group, chunk, arrays, sums)
                             : moments_of_plane(group, chunk, arrays, sums);
       } else {
-        plan_.channels_last ? reduce_pixels(group, chunk, arrays, sums) : reduce_plane(group, chunk, arrays, sums);
+        fold_plane(group, chunk, i, arrays);
+        with_activation<V>(slope_, [&](const auto& act) {
+          plan_.channels_last ? reduce_pixels(group, chunk, i, act, arrays, sums)
+                              : reduce_plane(group, chunk, i, act, arrays, sums);
+        });
       }
     }
   }
@@ -572,78 +626,105 @@ class Worker {
     const Range chunks = plan_.chunks_of(slab);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
-      fold_plane(group, chunk, arrays);
-      if (folds_to_dense_) {
-        write_plane(dense_run(group, chunk, arrays), (chunk.row1 - chunk.row0) * plan_.W, arrays);
-        continue;
-      }
-      for (Rows row(plan_, chunk); row.more(); row.next()) {
-        for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t pixels) {
-          plan_.channels_last ? write_pixels(run, pixels, arrays) : write_plane(run, pixels, arrays);
+      if (!folds_once_) fold_plane(group, chunk, i, arrays);
+      with_activation<V>(slope_, [&](const auto& act) {
+        for_runs(group, chunk, i, arrays, [&](const auto& run) {
+          plan_.channels_last ? write_pixels(run, act, arrays) : write_plane(run, act, arrays);
         });
-        if constexpr (Op::kWritesPadded) {
-          if (!plan_.padded()) continue;
-          push_reflections<T>(plan_, t_.padded, group.n, group.c, row.d, row.h, chunk.w0, chunk.w1);
+      });
+      if constexpr (Op::kWritesPadded) {
+        if (!plan_.padded()) continue;
+        T* to = nullptr;
+        for (Rows row(plan_, chunk); row.more(); row.next(), to += t_.padded.h) {
+          if (row.row == chunk.row0 || row.h == 0) {
+            to = address<T>(t_.padded, group.n, group.c, row.d + plan_.pad_d, row.h + plan_.pad_h, 0);
+          }
+          push_reflections(plan_, t_.padded, to, group.n, group.c, row.d, row.h, chunk.w0, chunk.w1);
         }
       }
     }
   }
 
-  // Columns [w0, w1) of a row. `fold`: take the gradient of all that shows them, added up in scratch.
-  FASTGAN_INLINE Run<T, G> run_at(const Group& group, const Rows& row, int64_t row0, int64_t w0, int64_t w1, bool fold,
-                                  A* arrays) const {
+  // Columns [w0, w1) of a row and the rows behind it, of which `grad` was folded if it is not null.
+  template <typename G>
+  FASTGAN_INLINE Run<T, G> run_at(const Group& group, const Rows& row, int64_t w0, int64_t pixels,
+                                  const G* grad) const {
     const int64_t n = group.n, c = group.c, d = row.d, h = row.h;
+    const int64_t at_d = d + plan_.pad_d, at_h = h + plan_.pad_h, at_w = w0 + plan_.pad_w;
     Run<T, G> run{};
+    run.pixels = pixels;
     run.x = address<T>(t_.x, n, c, d, h, w0);
     run.residual = address<T>(t_.residual, n, c, d, h, w0);
     if constexpr (Op::kReadsU) {
       run.u = address<T>(t_.u, n, c, d, h, w0);
       run.v_residual = address<T>(t_.v_residual, n, c, d, h, w0);
     }
-    const int64_t at_d = d + plan_.pad_d, at_h = h + plan_.pad_h, at_w = w0 + plan_.pad_w;
     if constexpr (Op::kWritesPadded) run.padded = address<T>(t_.padded, n, c, at_d, at_h, at_w);
     if constexpr (Op::kWritesPlain) run.plain = address<T>(t_.plain, n, c, d, h, w0);
     if constexpr (Op::kWritesPlain && !Op::kWritesPadded) run.extra = address<T>(t_.extra, n, c, d, h, w0);
     if constexpr (Op::kReadsGrad) {
-      run.grad_stride = fold ? unit_ : t_.grad.w;
-      if (!fold) {
-        run.grad = address<G>(t_.grad, n, c, at_d, at_h, at_w);
-      } else if constexpr (kSame<G, A>) {
-        if (plan_.channels_last) pull_reflections<T, A>(plan_, t_.grad, n, c, d, h, w0, w1, folded_in(arrays));
-        run.grad = folded_in(arrays) + (plan_.channels_last ? 0 : (row.row - row0) * (w1 - w0));
-      }
+      run.grad = grad != nullptr ? grad : address<G>(t_.grad, n, c, at_d, at_h, at_w);
+      run.grad_stride = grad != nullptr ? unit_ : t_.grad.w;
     }
     return run;
   }
 
-  // Calls visit(run, pixels) over a chunk's part of a row.
+  // Calls visit(run) over the index-th chunk.
   template <typename Visit>
-  FASTGAN_INLINE void for_runs(const Group& group, const Rows& row, const Chunk& chunk, A* arrays,
+  FASTGAN_INLINE void for_runs(const Group& group, const Chunk& chunk, int64_t index, A* arrays,
                                const Visit& visit) const {
-    const auto columns = [&](int64_t w0, int64_t w1, bool fold) {
-      if (w0 < w1) visit(run_at(group, row, chunk.row0, w0, w1, fold, arrays), w1 - w0);
-    };
-    const bool fold = Op::kReadsGrad && plan_.padded();
-    if constexpr (kSame<T, A>) {
-      // Only the border pixels need the scratch row; the others are read where they are.
-      if (fold && plan_.channels_last && RowImages(plan_, row.d, row.h).count == 1) {
-        const int64_t left = least(most(chunk.w0, plan_.pad_w + 1), chunk.w1);
-        const int64_t right = most(left, least(chunk.w1, plan_.W - 1 - plan_.pad_w));
-        columns(chunk.w0, left, true);
-        columns(left, right, false);
-        columns(right, chunk.w1, true);
-        return;
+    if constexpr (Op::kReadsGrad) {
+      if (folds_ && plan_.channels_last) return for_folded_pixels(group, chunk, arrays, visit);
+      if (folds_to_dense_) {
+        const int64_t pixels = (chunk.row1 - chunk.row0) * plan_.W;
+        return visit(run_at<A>(group, Rows(plan_, chunk), 0, pixels, folded_of(index, arrays)));
       }
+      if (folds_) return for_rows<A>(group, chunk, folded_of(index, arrays), visit);
     }
-    columns(chunk.w0, chunk.w1, fold);
+    for_rows<T>(group, chunk, nullptr, visit);
+  }
+
+  template <typename G, typename Visit>
+  FASTGAN_INLINE void for_rows(const Group& group, const Chunk& chunk, const G* folded, const Visit& visit) const {
+    const int64_t width = chunk.w1 - chunk.w0;
+    Run<T, G> run{};
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      if (row.row == chunk.row0 || row.h == 0) {
+        run = run_at<G>(group, row, chunk.w0, width,
+                        folded == nullptr ? nullptr : folded + (row.row - chunk.row0) * width);
+      }
+      visit(run);
+      run.x += t_.x.h, run.residual += t_.residual.h, run.u += t_.u.h, run.v_residual += t_.v_residual.h;
+      run.padded += t_.padded.h, run.plain += t_.plain.h, run.extra += t_.extra.h;
+      run.grad += folded == nullptr ? t_.grad.h : width;
+    }
+  }
+
+  // Channels last: only what the padding repeats is folded.
+  template <typename Visit>
+  FASTGAN_INLINE void for_folded_pixels(const Group& group, const Chunk& chunk, A* arrays, const Visit& visit) const {
+    const int64_t w0 = chunk.w0, w1 = chunk.w1;
+    for (Rows row(plan_, chunk); row.more(); row.next()) {
+      const bool once = plan_.shown_once(row.d, row.h);
+      const int64_t left = once ? least(most(w0, plan_.pad_w + 1), w1) : w1;
+      const int64_t right = most(left, least(w1, plan_.W - 1 - plan_.pad_w));
+      const auto fold = [&](int64_t begin, int64_t end) {
+        if (begin == end) return;
+        A* sum = folded_in(arrays);
+        pull_reflections<T, A>(plan_, t_.grad, group.n, group.c, row.d, row.h, begin, end, sum);
+        visit(run_at<A>(group, row, begin, end - begin, sum));
+      };
+      fold(w0, left);
+      if (left < right) visit(run_at<T>(group, row, left, right - left, nullptr));
+      fold(right, w1);
+    }
   }
 
   // --- channels first ---
 
   // Whether a folded chunk lies in one piece in every tensor, so that no row has a beginning or an end.
   bool folds_to_dense() const {
-    if (!Op::kReadsGrad || Op::kWritesPadded || plan_.channels_last || !plan_.padded() || plan_.pieces > 1)
-      return false;
+    if (!folds_ || Op::kWritesPadded || plan_.channels_last || plan_.pieces > 1) return false;
     const auto dense = [&](const Strided& s) {
       return s.data == nullptr || ((s.w == 1 || plan_.W == 1) && (s.h == plan_.W || plan_.H == 1) &&
                                    (s.d == plan_.H * plan_.W || plan_.D == 1));
@@ -651,46 +732,30 @@ class Worker {
     return dense(t_.x) && dense(t_.residual) && dense(t_.plain) && dense(t_.extra);
   }
 
-  FASTGAN_INLINE Run<T, G> dense_run(const Group& group, const Chunk& chunk, A* arrays) const {
-    return run_at(group, Rows(plan_, chunk), chunk.row0, 0, plan_.W, true, arrays);
+  A* folded_of(int64_t chunk, A* arrays) const {
+    return folded_in(arrays) + (folds_once_ ? chunk * chunk_elements() : 0);
   }
 
   // Adds up the padding's adjoint of a whole chunk; most rows are shown once and have only their ends to fold.
-  FASTGAN_INLINE void fold_plane(const Group& group, const Chunk& chunk, A* arrays) const {
-    if constexpr (Op::kReadsGrad && kSame<G, A>) {
-      if (plan_.channels_last || !plan_.padded()) return;
-      const int64_t w0 = chunk.w0, w1 = chunk.w1;
-      A* to = folded_in(arrays);
-      for (Rows row(plan_, chunk); row.more(); row.next(), to += w1 - w0) {
-        if (plan_.pad_d > 0 || (plan_.pad_h > 0 && (row.h <= plan_.pad_h || row.h >= plan_.H - 1 - plan_.pad_h))) {
-          pull_reflections<T, A>(plan_, t_.grad, group.n, group.c, row.d, row.h, w0, w1, to);
-          continue;
-        }
-        const T* from = address<T>(t_.grad, group.n, group.c, row.d, row.h + plan_.pad_h, 0);
-        for_vectors(w1 - w0, [&](int64_t i, auto lanes, int) {
-          store_vector(to + i, load_vector(from + plan_.pad_w + w0 + i, lanes), lanes);
-        });
-        for_reflected_columns(plan_, w0, w1, [&](int64_t w, int64_t image) { to[w - w0] += load(from[image]); });
+  void fold_plane(const Group& group, const Chunk& chunk, int64_t index, A* arrays) const {
+    if (!folds_ || plan_.channels_last) return;
+    const int64_t w0 = chunk.w0, w1 = chunk.w1;
+    A* to = folded_of(index, arrays);
+    for (Rows row(plan_, chunk); row.more(); row.next(), to += w1 - w0) {
+      if (!plan_.shown_once(row.d, row.h)) {
+        pull_reflections<T, A>(plan_, t_.grad, group.n, group.c, row.d, row.h, w0, w1, to);
+        continue;
       }
+      const T* from = address<T>(t_.grad, group.n, group.c, row.d + plan_.pad_d, row.h + plan_.pad_h, 0);
+      const T* inner = from + plan_.pad_w + w0;
+      for_vectors<kL>(w1 - w0, [&](int64_t i, auto lanes, int)
+                                   FASTGAN_HERE { store_vector(to + i, load_vector(inner + i, lanes), lanes); });
+      for_reflected_columns(plan_, w0, w1, [&](int64_t w, int64_t image) { to[w - w0] += load(from[image]); });
     }
   }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
-  }
-
-  // Calls visit(offset, lanes, which of 4 accumulators) over a run of n elements.
-  template <typename Visit>
-  static FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
-    int64_t i = 0;
-    for (; i + 4 * kL <= n; i += 4 * kL) {
-      visit(i, Whole{}, 0);
-      visit(i + kL, Whole{}, 1);
-      visit(i + 2 * kL, Whole{}, 2);
-      visit(i + 3 * kL, Whole{}, 3);
-    }
-    for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
-    if (i < n) visit(i, n - i, 1);
   }
 
   static FASTGAN_INLINE double sum(const V* parts) {
@@ -703,7 +768,7 @@ class Worker {
     const V k = broadcast(center);
     for (Rows row(plan_, chunk); row.more(); row.next()) {
       const T* x = address<T>(t_.x, group.n, group.c, row.d, row.h, chunk.w0);
-      for_vectors(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) {
+      for_vectors<kL>(chunk.w1 - chunk.w0, [&](int64_t i, auto lanes, int j) FASTGAN_HERE {
         const V d = first_lanes(load_vector(x + i, lanes) - k, lanes);
         first[j] += d;
         second[j] = fma(d, d, second[j]);
@@ -716,10 +781,11 @@ class Worker {
   void moments_of_plane(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
     const double origin = static_cast<double>(*sums_in(arrays, 0));
     A& center = *sums_in(arrays, 1);
-    const double count = static_cast<double>((chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0));
+    const int64_t elements = (chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0);
+    const double count = static_cast<double>(elements);
     double d[2];
     if (chunk.first) {
-      const Chunk seed = chunk.seed(kSeedElements);
+      const Chunk seed = chunk.seed(least(kSeedElements, most(16, elements / 16)));
       deviations_of_plane(group, seed, center, d);
       center += static_cast<A>(d[0] / static_cast<double>((seed.row1 - seed.row0) * (seed.w1 - seed.w0)));
     }
@@ -731,48 +797,52 @@ class Worker {
     center += static_cast<A>(d[0] / count);
   }
 
-  void reduce_plane(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
-    const Activation<V> act = act_;  // in registers: no store can change it
-    V coef[Op::kCoefs];
-    load_coefs(arrays, coef);
+  template <typename Act>
+  void reduce_plane(const Group& group, const Chunk& chunk, int64_t index, const Act& act_, A* arrays,
+                    double* sums) const {
+    const Act act = act_;  // in registers: no store can change it
     V parts[4][kSums] = {};
-    const auto reduce_run = [&](const Run<T, G>& run, int64_t width) {
-      for_vectors(width, [&](int64_t i, auto lanes, int j) {
-        op_.reduce(coef, act, read<Op>(run, strides_, 0, i, lanes, false), parts[j]);
+    for_runs(group, chunk, index, arrays, [&](auto run) {
+      V coef[Op::kCoefs], mine[4][kSums];
+      load_coefs(arrays, coef);
+      std::memcpy(mine, parts, sizeof parts);
+      for_vectors<kL>(run.pixels, [&](int64_t i, auto lanes, int j) FASTGAN_HERE {
+        op_.reduce(coef, act, read<Op>(run, Strides{}, 0, i, lanes, false), mine[j]);
       });
-    };
-    fold_plane(group, chunk, arrays);
-    if (folds_to_dense_) {
-      reduce_run(dense_run(group, chunk, arrays), (chunk.row1 - chunk.row0) * plan_.W);
-    } else {
-      for (Rows row(plan_, chunk); row.more(); row.next()) for_runs(group, row, chunk, arrays, reduce_run);
-    }
+      std::memcpy(parts, mine, sizeof parts);
+    });
     for (int k = 0; k < kSums; ++k) {
       const V column[4] = {parts[0][k], parts[1][k], parts[2][k], parts[3][k]};
       sums[k] += sum(column);
     }
   }
 
-  void write_plane(const Run<T, G>& run, int64_t width, A* arrays) const {
-    const Activation<V> act = act_;  // in registers: no store can change it
+  template <typename Act, typename G>
+  FASTGAN_INLINE void write_plane(const Run<T, G>& run_, const Act& act_, const A* arrays) const {
+    const Act act = act_;
+    const Run<T, G> run = run_;
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    for_vectors(width, [&](int64_t i, auto lanes, int) { write_to(op_, coef, act, run, strides_, 0, i, lanes); });
+    for_vectors_backwards<kL>(
+        run.pixels, [&](int64_t i, auto lanes) FASTGAN_HERE { write_to(op_, coef, act, run, Strides{}, 0, i, lanes); });
   }
 
   // --- channels last ---
 
-  // Calls visit(pixel, pixels as a type, first channel, lanes): kPixels pixels share a vector of channels.
+  // Calls visit(first pixel, last pixel, first channel, vectors as a type, lanes) over blocks of a run: kBlock vectors
+  // of channels, whose coefficients and sums stay in registers, by pixels that stay in the first cache.
   template <typename Visit>
-  FASTGAN_INLINE void for_pixels(int64_t pixels, const Visit& visit) const {
-    const auto all_channels = [&](int64_t pixel, auto count) {
+  FASTGAN_INLINE void for_blocks(int64_t pixels, const Visit& visit) const {
+    constexpr int block = Op::kBlock * FASTGAN_VECTOR_BYTES / 64 > 0 ? Op::kBlock * FASTGAN_VECTOR_BYTES / 64 : 1;
+    for (int64_t begin = 0; begin < pixels; begin += tile_) {
+      const int64_t end = least(begin + tile_, pixels);
       int64_t c = 0;
-      for (; c + kL <= plan_.C; c += kL) visit(pixel, count, c, Whole{});
-      if (c < plan_.C) visit(pixel, count, c, plan_.C - c);
-    };
-    int64_t pixel = 0;
-    for (; pixel + kPixels <= pixels; pixel += kPixels) all_channels(pixel, Constant<kPixels>{});
-    for (; pixel < pixels; ++pixel) all_channels(pixel, Constant<1>{});
+      for (; c + block * kL <= unit_; c += block * kL) visit(begin, end, c, Constant<block>{}, Whole{});
+      if constexpr (block > 1) {
+        for (; c + kL <= unit_; c += kL) visit(begin, end, c, Constant<1>{}, Whole{});
+      }
+      if (c < unit_) visit(begin, end, c, Constant<1>{}, unit_ - c);
+    }
   }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, int64_t c, V* coef) const {
@@ -783,16 +853,26 @@ class Worker {
     for (int64_t c = 0; c < step_; ++c) first[c] = second[c] = 0;
     for (Rows row(plan_, chunk); row.more(); row.next()) {
       const T* x = address<T>(t_.x, group.n, 0, row.d, row.h, chunk.w0);
-      for_pixels(chunk.w1 - chunk.w0, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
-        const V k = load_vector(center + c);
-        V sum = load_vector(first + c), squares = load_vector(second + c);
-        for (int i = 0; i < pixels.value; ++i) {
-          const V d = load_vector(x + (pixel + i) * t_.x.w + c, lanes) - k;
-          sum += d;
-          squares = fma(d, d, squares);
+      const int64_t stride = t_.x.w;
+      for_blocks(chunk.w1 - chunk.w0, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+        constexpr int n = decltype(vectors)::value;
+        V k[n], sum[n], squares[n];
+        for (int v = 0; v < n; ++v) {
+          k[v] = load_vector(center + c + v * kL);
+          sum[v] = load_vector(first + c + v * kL);
+          squares[v] = load_vector(second + c + v * kL);
         }
-        store_vector(first + c, sum);
-        store_vector(second + c, squares);
+        for (int64_t pixel = begin; pixel < end; ++pixel) {
+          for (int v = 0; v < n; ++v) {
+            const V d = load_vector(x + pixel * stride + c + v * kL, lanes) - k[v];
+            sum[v] += d;
+            squares[v] = fma(d, d, squares[v]);
+          }
+        }
+        for (int v = 0; v < n; ++v) {
+          store_vector(first + c + v * kL, sum[v]);
+          store_vector(second + c + v * kL, squares[v]);
+        }
       });
     }
   }
@@ -808,53 +888,75 @@ class Worker {
     }
     deviations_of_pixels(group, chunk, center, first, second);
     const double count = static_cast<double>((chunk.row1 - chunk.row0) * (chunk.w1 - chunk.w0)), per = 1 / count;
-    for (int64_t c = 0; c < unit_; ++c) {
+    const int64_t unit = unit_;
+#pragma omp simd
+    for (int64_t c = 0; c < unit; ++c) {
       const double d = static_cast<double>(first[c]);
       const double shift = static_cast<double>(center[c]) - static_cast<double>(origin[c]);
       sums[c] += d + count * shift;
-      sums[unit_ + c] += static_cast<double>(second[c]) + shift * (2 * d + count * shift);
+      sums[unit + c] += static_cast<double>(second[c]) + shift * (2 * d + count * shift);
       center[c] += static_cast<A>(d * per);
     }
   }
 
-  void reduce_pixels(const Group& group, const Chunk& chunk, A* arrays, double* sums) const {
-    const Activation<V> act = act_;  // in registers: no store can change it
-    for (int64_t i = 0; i < kSums * step_; ++i) sums_in(arrays, 0)[i] = 0;
-    for (Rows row(plan_, chunk); row.more(); row.next()) {
-      for_runs(group, row, chunk, arrays, [&](const Run<T, G>& run, int64_t width) {
-        for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
-          V coef[Op::kCoefs], parts[kSums];
-          load_coefs(arrays, c, coef);
-          for (int k = 0; k < kSums; ++k) parts[k] = load_vector(sums_in(arrays, k) + c);
-          for (int i = 0; i < pixels.value; ++i) {
-            op_.reduce(coef, act, read<Op>(run, strides_, pixel + i, c, lanes, false), parts);
+  template <typename Act>
+  void reduce_pixels(const Group& group, const Chunk& chunk, int64_t index, const Act& act_, A* arrays,
+                     double* sums) const {
+    const Act act = act_;
+    A* first = sums_in(arrays, 0);
+    const int64_t step = step_, unit = unit_;
+    for (int64_t i = 0; i < kSums * step; ++i) first[i] = 0;
+    for_runs(group, chunk, index, arrays, [&](auto run) {
+      const Strides strides = strides_;
+      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+        constexpr int n = decltype(vectors)::value;
+        V coef[n][Op::kCoefs], parts[n][kSums];
+        for (int v = 0; v < n; ++v) {
+          load_coefs(arrays, c + v * kL, coef[v]);
+          for (int k = 0; k < kSums; ++k) parts[v][k] = load_vector(first + k * step + c + v * kL);
+        }
+        for (int64_t pixel = begin; pixel < end; ++pixel) {
+          for (int v = 0; v < n; ++v) {
+            op_.reduce(coef[v], act, read<Op>(run, strides, pixel, c + v * kL, lanes, false), parts[v]);
           }
-          for (int k = 0; k < kSums; ++k) store_vector(sums_in(arrays, k) + c, parts[k]);
-        });
+        }
+        for (int v = 0; v < n; ++v) {
+          for (int k = 0; k < kSums; ++k) store_vector(first + k * step + c + v * kL, parts[v][k]);
+        }
       });
-    }
+    });
     for (int k = 0; k < kSums; ++k) {
-      for (int64_t c = 0; c < unit_; ++c) sums[k * unit_ + c] += static_cast<double>(sums_in(arrays, k)[c]);
+#pragma omp simd
+      for (int64_t c = 0; c < unit; ++c) sums[k * unit + c] += static_cast<double>(first[k * step + c]);
     }
   }
 
-  void write_pixels(const Run<T, G>& run, int64_t width, A* arrays) const {
-    const Activation<V> act = act_;  // in registers: no store can change it
-    for_pixels(width, [&](int64_t pixel, auto pixels, int64_t c, auto lanes) {
-      V coef[Op::kCoefs];
-      load_coefs(arrays, c, coef);
-      for (int i = 0; i < pixels.value; ++i) write_to(op_, coef, act, run, strides_, pixel + i, c, lanes);
+  template <typename Act, typename G>
+  FASTGAN_INLINE void write_pixels(const Run<T, G>& run_, const Act& act_, const A* arrays) const {
+    const Act act = act_;
+    const Run<T, G> run = run_;
+    const Strides strides = strides_;
+    for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+      constexpr int n = decltype(vectors)::value;
+      V coef[n][Op::kCoefs];
+      for (int v = 0; v < n; ++v) load_coefs(arrays, c + v * kL, coef[v]);
+      for (int64_t pixel = begin; pixel < end; ++pixel) {
+        for (int v = 0; v < n; ++v) write_to(op_, coef[v], act, run, strides, pixel, c + v * kL, lanes);
+      }
     });
   }
+
+  static constexpr int64_t kBlockPixels = 4;  // at least, of a tile
 
   const Op& op_;
   const Plan& plan_;
   const Tensors& t_;
   const int64_t unit_, step_;  // elements of a pixel, rounded up to whole vectors
   const Strides strides_;
-  const Activation<V> act_;
-  const bool folds_to_dense_;
-  const Scratch<double> sums_;
+  const double slope_;
+  const bool folds_, folds_to_dense_, folds_once_;
+  const int64_t tile_;
+  const Scratch<double> sums_, totals_;
   const int64_t arrays_per_thread_;
   const Scratch<A> arrays_;
 };
@@ -872,7 +974,7 @@ bool has_small_planes(const Plan& plan, const Tensors& t) {
          dense(t.plain) && dense(t.extra);
 }
 
-// A block is kLanes planes: in memory [planes, size], in scratch [size, kLanes].
+// A block is kLanes planes, whose sums and coefficients are the lanes of a vector.
 template <typename Op, typename T>
 class SmallPlanes {
   using A = acc_t<T>;
@@ -882,168 +984,136 @@ class SmallPlanes {
 
  public:
   SmallPlanes(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
-      : op_(op), t_(tensors), size_(plan.W), C_(plan.C), planes_(plan.N * plan.C), act_(slope) {}
+      : op_(op), t_(tensors), size_(plan.W), C_(plan.C), planes_(plan.N * plan.C), slope_(slope) {}
 
   int64_t blocks() const { return ceil_div(planes_, kL); }
 
   void run(int thread, int threads) const {
     const Range part_of_blocks = part(blocks(), thread, threads);
-    for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * kL, least(kL, planes_ - i * kL));
+    with_activation<V>(slope_, [&](const auto& act) {
+      for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * kL, act);
+    });
   }
 
  private:
-  void block(int64_t first, int64_t planes) const {
-    alignas(64) A scratch[9][kSmallPlane * kL];
-    A* spare = scratch[8];
-    int used = 0;
-    const auto read_block = [&](const Strided& s) -> const A* {
-      return s.data == nullptr ? nullptr
-                               : gather(static_cast<const T*>(s.data) + first * size_, planes, scratch[used++], spare);
-    };
-    Run<A, A> run{};
-    run.grad_stride = kL;
-    run.x = read_block(t_.x);
-    run.residual = read_block(t_.residual);
-    if constexpr (Op::kReadsGrad) run.grad = read_block(t_.grad);
-    if constexpr (Op::kReadsU) run.u = read_block(t_.u), run.v_residual = read_block(t_.v_residual);
-    if constexpr (Op::kWritesPadded) run.padded = scratch[used++];
-    if constexpr (Op::kWritesPlain) run.plain = scratch[used++];
-    if constexpr (Op::kWritesPlain && !Op::kWritesPadded)
-      run.extra = t_.extra.data == nullptr ? nullptr : scratch[used++];
-
-    const Strides strides{kL, kL, kL, kL, kL, kL, kL};
-    const Activation<V> act = act_;
-    alignas(64) A coefs[Op::kCoefs * kL] = {};
-    const int64_t n0 = first / C_, c0 = first % C_;
-    int64_t n = n0, c = c0;
-    for (int64_t i = 0; i < planes; ++i) {
-      op_.prepare(n, c, coefs + i, kL);
-      if (++c == C_) c = 0, ++n;
-    }
-
-    V coef[Op::kCoefs], parts[4][kSums] = {};
-    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs + j * kL);
-    V origin{};
-    if constexpr (Op::kMoments) {
-      const V x0 = load_vector(run.x);
-      V sum[4] = {};
-      for (int64_t i = 0; i < size_; ++i) sum[i & 3] += load_vector(run.x + i * kL) - x0;
-      origin = x0 + ((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<A>(size_);
-    }
-    for (int64_t i = 0; i < size_; ++i) {
-      V* to = parts[i & 3];
-      if constexpr (Op::kMoments) {
-        const V d = load_vector(run.x + i * kL) - origin;
-        to[0] += d;
-        to[1] = fma(d, d, to[1]);
-      } else {
-        op_.reduce(coef, act, read<Op>(run, strides, i, 0, Whole{}, false), to);
-      }
-    }
-    alignas(64) A sums[kSums][kL], origins[kL];
-    store_vector(origins, origin);
-    for (int k = 0; k < kSums; ++k) store_vector(sums[k], (parts[0][k] + parts[1][k]) + (parts[2][k] + parts[3][k]));
-
-    n = n0, c = c0;
-    for (int64_t i = 0; i < planes; ++i) {
-      double total[kSums];
-      for (int k = 0; k < kSums; ++k) total[k] = static_cast<double>(sums[k][i]);
-      op_.finish(n, c, origins[i], total, coefs + i, kL, true);
-      if (++c == C_) c = 0, ++n;
-    }
-    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs + j * kL);
-    for (int64_t i = 0; i < size_; ++i) write_to(op_, coef, act, run, strides, i, 0, Whole{});
-
-    const auto write_block = [&](const Strided& s, A* block) {
-      if (block != nullptr) scatter(block, spare, planes, static_cast<T*>(s.data) + first * size_);
-    };
-    write_block(t_.padded, run.padded);
-    write_block(t_.plain, run.plain);
-    write_block(t_.extra, run.extra);
+  Run<T, T> plane(int64_t i) const {
+    const auto at = [&](const Strided& s) { return s.data == nullptr ? nullptr : static_cast<T*>(s.data) + i * size_; };
+    return {size_,           1,           at(t_.grad),       at(t_.x),
+            at(t_.residual), at(t_.u),    at(t_.v_residual), at(t_.padded),
+            at(t_.plain),    at(t_.extra)};
   }
 
-  // Sizes that are powers of two are transposed by unzipping: each pass turns the bits of [plane, element] by one.
-  bool zips() const { return (size_ & (size_ - 1)) == 0; }
-
-  const A* gather(const T* from, int64_t planes, A* to, A*& spare) const {
-    if (!zips()) {
-      for (int64_t i = 0; i < size_; ++i) {
-        for (int64_t j = 0; j < planes; ++j) to[i * kL + j] = load(from[j * size_ + i]);
-        for (int64_t j = planes; j < kL; ++j) to[i * kL + j] = 0;
-      }
-      return to;
-    }
-    copy(planes, [&](int64_t i, auto lanes) { store_vector(to + i, load_vector(from + i, lanes)); });
-    for (int64_t width = 1; width < size_; width *= 2) {
-      for (int64_t j = 0; j < size_ / 2; ++j) {
-        V a = load_vector(to + 2 * j * kL), b = load_vector(to + (2 * j + 1) * kL);
-        unzip(a, b);
-        store_vector(spare + j * kL, a);
-        store_vector(spare + (j + size_ / 2) * kL, b);
-      }
-      A* other = spare;
-      spare = to;
-      to = other;
-    }
-    return to;
-  }
-
-  void scatter(A* from, A* spare, int64_t planes, T* to) const {
-    if (!zips()) {
-      for (int64_t j = 0; j < planes; ++j) {
-        for (int64_t i = 0; i < size_; ++i) store(to[j * size_ + i], from[i * kL + j]);
-      }
-      return;
-    }
-    for (int64_t width = 1; width < size_; width *= 2) {
-      for (int64_t j = 0; j < size_ / 2; ++j) {
-        V a = load_vector(from + j * kL), b = load_vector(from + (j + size_ / 2) * kL);
-        zip(a, b);
-        store_vector(spare + 2 * j * kL, a);
-        store_vector(spare + (2 * j + 1) * kL, b);
-      }
-      A* other = spare;
-      spare = from;
-      from = other;
-    }
-    copy(planes, [&](int64_t i, auto lanes) { store_vector(to + i, load_vector(from + i), lanes); });
-  }
-
-  // Calls visit(offset, lanes) for the vectors of a block, as many as a plane has elements.
+  // Calls visit(offset, lanes, which of 2 accumulators) over a plane.
   template <typename Visit>
-  FASTGAN_INLINE void copy(int64_t planes, const Visit& visit) const {
-    if (planes == kL) {
-      for (int64_t i = 0; i < size_ * kL; i += kL) visit(i, Whole{});
-      return;
+  static FASTGAN_INLINE void for_plane(int64_t size, const Visit& visit) {
+    int64_t i = 0;
+    for (; i + 2 * kL <= size; i += 2 * kL) {
+      visit(i, Whole{}, 0);
+      visit(i + kL, Whole{}, 1);
     }
-    for (int64_t i = 0; i < size_ * kL; i += kL) visit(i, most(0, least(kL, planes * size_ - i)));
+    for (; i + kL <= size; i += kL) visit(i, Whole{}, 0);
+    if (i < size) visit(i, size - i, 1);
+  }
+
+  // The sums of each vector's lanes.
+  static FASTGAN_INLINE V sum_each(V* vectors) {
+    for (int64_t count = kL; count > 1; count /= 2) {
+      for (int64_t i = 0; i < count; i += 2) {
+        V a = vectors[i], b = vectors[i + 1];
+        unzip(a, b);
+        vectors[i / 2] = a + b;
+      }
+    }
+    return vectors[0];
+  }
+
+  template <typename Act>
+  void block(int64_t first, const Act& act_) const {
+    const Act act = act_;
+    const Op op = op_;
+    const int64_t size = size_, planes = least(kL, planes_ - first);
+    alignas(64) A coefs[Op::kCoefs][kL], origin[kL];
+    alignas(64) double totals[kSums][kL];
+    V sums[kSums][kL];
+    if (planes < kL) std::memset(sums, 0, sizeof sums), std::memset(origin, 0, sizeof origin);
+
+    // Calls visit(n, c, plane) with as many planes at once as lie in one sample.
+    const auto for_samples = [&](const auto& visit) {
+      int64_t n = first / C_, c = first % C_;
+      for (int64_t i = 0; i < planes;) {
+        const int64_t end = least(planes, i + C_ - c);
+        visit(n, c - i, i, end);
+        i = end, c = 0, ++n;
+      }
+    };
+    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) op.prepare(n, c + i, coefs[0] + i, kL);
+    });
+    if constexpr (Op::kMoments) {
+      for (int64_t i = 0; i < planes; ++i) {
+        const T* x = plane(first + i).x;
+        const V x0 = broadcast(load(x[0]));
+        V sum[2] = {};
+        for_plane(size, [&](int64_t e, auto lanes, int j)
+                            FASTGAN_HERE { sum[j] += first_lanes(load_vector(x + e, lanes) - x0, lanes); });
+        sums[0][i] = sum[0] + sum[1];
+        origin[i] = load(x[0]);
+      }
+      store_vector(origin, load_vector(origin) + sum_each(sums[0]) / static_cast<A>(size_));
+    }
+    for (int64_t i = 0; i < planes; ++i) {
+      const Run<T, T> run = plane(first + i);
+      V coef[Op::kCoefs], parts[2][kSums] = {};
+      for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
+      const V center = broadcast(origin[i]);
+      for_plane(size, [&](int64_t e, auto lanes, int j) FASTGAN_HERE {
+        if constexpr (Op::kMoments) {
+          const V d = first_lanes(load_vector(run.x + e, lanes) - center, lanes);
+          parts[j][0] += d;
+          parts[j][1] = fma(d, d, parts[j][1]);
+        } else {
+          op.reduce(coef, act, read<Op>(run, Strides{}, 0, e, lanes, false), parts[j]);
+        }
+      });
+      for (int k = 0; k < kSums; ++k) sums[k][i] = parts[0][k] + parts[1][k];
+    }
+    for (int k = 0; k < kSums; ++k) {
+      const V sum = sum_each(sums[k]);
+      for (int64_t i = 0; i < kL; ++i) totals[k][i] = static_cast<double>(sum[i]);
+    }
+    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) {
+        op.finish(n, c + i, origin[i], totals[0] + i, kL, coefs[0] + i, kL, true);
+      }
+    });
+    for (int64_t i = 0; i < planes; ++i) {
+      const Run<T, T> run = plane(first + i);
+      V coef[Op::kCoefs];
+      for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
+      for_plane(size,
+                [&](int64_t e, auto lanes, int) FASTGAN_HERE { write_to(op, coef, act, run, Strides{}, 0, e, lanes); });
+    }
   }
 
   const Op& op_;
   const Tensors& t_;
   const int64_t size_, C_, planes_;
-  const Activation<V> act_;
+  const double slope_;
 };
-
-template <typename T, typename G, typename Op>
-void run(const InstanceNorm& p, const Plan& plan, const Tensors& tensors, const Op& op) {
-  const Worker<Op, T, G> worker(op, plan, tensors, p.slope);
-  parallel(plan.threads, [&](int thread, int threads) { worker.run(thread, threads); });
-}
 
 template <typename T, typename Op>
 void run(const InstanceNorm& p, Tensors& tensors, const Op& op) {
   if (p.N * p.C * p.D * p.H * p.W == 0) return;
   const Plan plan = make_plan(p, tensors, sizeof(T));
-  if constexpr (Op::kReadsGrad && !kSame<T, acc_t<T>>) {
-    if (plan.padded()) return run<T, acc_t<T>>(p, plan, tensors, op);
-  }
   if (has_small_planes(plan, tensors)) {
     const SmallPlanes<Op, T> small(op, plan, tensors, p.slope);
     return parallel(static_cast<int>(least(plan.threads, small.blocks())),
                     [&](int thread, int threads) { small.run(thread, threads); });
   }
-  run<T, T>(p, plan, tensors, op);
+  const Worker<Op, T> worker(op, plan, tensors, p.slope);
+  parallel(plan.threads, [&](int thread, int threads) { worker.run(thread, threads); });
 }
 
 // Calls body with a null pointer to the element type.
