@@ -345,6 +345,21 @@ def test_compiled_double_backward(weighted: bool) -> None:
     torch.testing.assert_close(forward(x), F.wasserstein_1d(x, y, a))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_compiles_for_sizes_that_change(weighted: bool) -> None:
+    def loss(x: Tensor, y: Tensor, a: Tensor | None) -> Tensor:
+        return F.wasserstein_1d(x, y, a, p=2.0).sum() + F.sliced_wasserstein(x, y, projections=torch.eye(x.size(-1)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n, m in ((5, 6), (8, 9), (4, 11)):
+        x, y = torch.randn(m, n, requires_grad=True), torch.randn(m, n)
+        a = torch.rand(m, n) if weighted else None
+        torch.testing.assert_close(compiled(x, y, a), loss(x, y, a))
+        (got,) = torch.autograd.grad(compiled(x, y, a), x)
+        torch.testing.assert_close(got, torch.autograd.grad(loss(x, y, a), x)[0])
+
+
 # --- dtypes, shapes, special values, errors ---------------------------------------------------------------------
 
 

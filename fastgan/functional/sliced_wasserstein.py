@@ -74,7 +74,7 @@ def sliced_wasserstein(
             ],
             -1,
         )
-    if math.isinf(p):
+    if p == math.inf:
         return costs.amax(-1)
     return _root(costs.mean(-1), p)
 

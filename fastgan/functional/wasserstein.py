@@ -68,9 +68,8 @@ def wasserstein_1d(
     dtype = x.dtype
     if dtype == torch.float16 and _may_overflow(x, y, p):
         x, y = x.float(), y.float()
-    backend = dispatch.select(
-        _NAME, x, n=x.size(-1), m=y.size(-1), weighted=x_weights is not None or y_weights is not None
-    )
+    # Facts are few: a backend is chosen once for each, and a symbolic size is none.
+    backend = dispatch.select(_NAME, x, long_rows=bool(x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31))
     _check_masses(_NAME, x_weights, y_weights)
     if backend == "reference":
         return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root).to(dtype)
@@ -148,7 +147,8 @@ def _prepare(
     name: str, x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The checked arguments, of one dtype, samples and weights expanded to one leading shape."""
-    if not isinstance(p, (int, float)) or not p >= 1:
+    # A compiled program's own number may be symbolic; the kernels fix it.
+    if not isinstance(p, (int, float, torch.SymInt, torch.SymFloat)) or not p >= 1:
         raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
     for what, samples in (("x", x), ("y", y)):
         _check.tensor(name, what, samples)

@@ -190,17 +190,16 @@ def test_emulated_results_stay_in_their_place(emulated: ModuleType) -> None:
 
 
 def test_supports_says_what_is_missing() -> None:
-    def reason(n: int, dtype: torch.dtype = torch.float32) -> str | None:
-        return _wasserstein_cuda.supports(Call("wasserstein_1d", "cuda", dtype, (("n", n), ("m", 5))))
+    def reason(long_rows: bool) -> str | None:
+        return _wasserstein_cuda.supports(Call("wasserstein_1d", "cuda", torch.float32, (("long_rows", long_rows),)))
 
-    assert "32-bit" in str(reason(1 << 31))
-    assert "float16" in str(reason(70000, torch.float16))
+    assert "32-bit" in str(reason(True))
     if not _C.build_info()["cuda_built"]:
-        assert "left out" in str(reason(5))
+        assert "left out" in str(reason(False))
     elif not torch.cuda.is_available():
-        assert "no CUDA device" in str(reason(5))
+        assert "no CUDA device" in str(reason(False))
     else:
-        assert reason(5) is None
+        assert reason(False) is None
 
 
 def test_registers_and_spills() -> None:

@@ -17,16 +17,11 @@ from fastgan.kernels.native import _cuda_module, _wasserstein_call
 from fastgan.kernels.native._tensor import DTYPES, address
 from fastgan.kernels.native._wasserstein_call import rows_of, side
 
-_LARGEST_HALF = 65504
-
 
 def supports(call: Call) -> str | None:
     """None if the kernels serve the call, else the reason why not."""
-    longest = max(call["n"], call["m"])
-    if longest >= 1 << 31:
+    if call["long_rows"]:
         return "indices are 32-bit: a row must have fewer than 2^31 samples"
-    if call.dtype == torch.float16 and longest > _LARGEST_HALF:
-        return f"n times a gradient may overflow float16 in rows of more than {_LARGEST_HALF} samples"
     loaded = _cuda_module.load()
     if isinstance(loaded, str):
         return loaded
