@@ -293,6 +293,7 @@ class CycleGan(Task):
                 self.device,
                 [self.optimizer_G, self.optimizer_D],
                 share=next(iter(self._graphs.values()), None),
+                required=self.config.cuda_graph == "on",
             )
         return self._graphs[apart](inputs)
 

@@ -312,7 +312,10 @@ class GanTask(Task):
             optimizer = self.optimizer_g if side == "generator" else self.optimizer_d
             generators = [self._latent.generator, self._draws.generator]
             share = next(iter(self._graphs.values()), None)
-            self._graphs[side] = StepGraph(update, self.device, [optimizer], generators=generators, share=share)
+            required = self.config.cuda_graph == "on"
+            self._graphs[side] = StepGraph(
+                update, self.device, [optimizer], generators=generators, share=share, required=required
+            )
         return self._graphs[side](inputs)
 
     def restored(self) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from fastgan.training import distributed
 if TYPE_CHECKING:
     from fastgan.training.task import RunConfig
 
+logger = logging.getLogger("fastgan")
 Step = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
@@ -66,7 +68,6 @@ class StepGraph:
     """A step that is called with new inputs and returns its losses.
 
     Inputs of other shapes or types than the first ones' (an epoch's last batch) go through the step without the graph.
-    A call raises RuntimeError if the recording fails.
 
     Args:
         step: takes inputs by name, all on the device, and returns scalars, the same ones each time. See the module for
@@ -77,6 +78,8 @@ class StepGraph:
         warmup: how many calls precede the recording.
         share: a graph whose memory this one may use too: the two are never replayed at once, and the results of one do
             not outlive a replay of the other.
+        required: a step that cannot be recorded raises RuntimeError; otherwise it is run without a graph from then on,
+            and a warning says why.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class StepGraph:
         generators: Sequence[torch.Generator] = (),
         warmup: int = 3,
         share: StepGraph | None = None,
+        required: bool = True,
     ) -> None:
         self._step = step
         self._device = device
@@ -95,6 +99,7 @@ class StepGraph:
         self._optimizers = optimizers
         self._generators = generators
         self._warmup = warmup
+        self._required = required
         self._cuda = device.type == "cuda"
         # Warm-up, recording and graphs that share memory all use one stream.
         self._stream: torch.cuda.Stream | None = None
@@ -108,6 +113,7 @@ class StepGraph:
         self._names: tuple[str, ...] = ()
         self._values = torch.empty(0)
         self._calls = 0
+        self._failed = False
 
     @property
     def recorded(self) -> bool:
@@ -124,13 +130,20 @@ class StepGraph:
         for name, buffer in self._inputs.items():
             buffer.copy_(inputs[name], non_blocking=True)
         self._calls += 1
-        if not self._cuda or self._calls <= self._warmup:
+        if not self._cuda or self._failed or self._calls <= self._warmup:
             return self._call(self._inputs)
         if self._graph is None:
             try:
                 self._record()
             except RuntimeError as error:
-                raise RuntimeError(f"the step cannot be recorded (--cuda_graph off does without): {error}") from error
+                message = f"the step cannot be recorded (--cuda_graph off does without): {error}"
+                if self._required:
+                    raise RuntimeError(message) from error
+                logger.warning("%s; going on without a CUDA graph", message)
+                self._failed = True
+                for optimizer in self._optimizers:  # gradients that were only recorded
+                    optimizer.zero_grad(set_to_none=True)
+                return self._call(self._inputs)
         assert self._graph is not None
         self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))

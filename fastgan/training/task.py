@@ -52,7 +52,8 @@ class RunConfig:
     channels_last: Switch = "auto"
     """Memory format of networks and images; auto: channels last on a GPU and where fused operators keep it."""
     cuda_graph: Switch = "auto"
-    """Record each training step as a CUDA graph and replay it; auto: on a GPU where nothing else prevents it."""
+    """Record each training step as a CUDA graph and replay it; auto: on a GPU where nothing
+    else prevents it; a step that turns out not to be recordable is run without, after a warning."""
     print_freq: int = 100
     """Write the mean losses since the last time to the progress bar, stats.jsonl and TensorBoard."""
     display_freq: int = 400

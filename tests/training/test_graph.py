@@ -141,6 +141,19 @@ def test_what_a_graph_cannot_hold_is_noticed() -> None:
         assert steps[2].syncs or steps[1].outside != steps[2].outside
 
 
+def test_a_failed_recording_may_be_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = {"x": torch.randn(4, 3), "y": torch.randn(4, 1)}
+    line, plain = Line(), Line()
+    graph = StepGraph(line.step, CPU, [line.optimizer], warmup=1, required=False)
+    monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(graph, "_record", lambda: torch.empty(-1))
+    for _ in range(4):
+        assert graph(inputs) == plain.step(inputs)
+    assert caplog.text.count("going on without a CUDA graph") == 1
+
+
 def test_a_failed_recording_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line()
     graph = StepGraph(line.step, CPU, [line.optimizer], warmup=0)
