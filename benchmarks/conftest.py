@@ -1,4 +1,4 @@
-"""Contestants of a case run one after another, and the result file says what it depends on.
+"""Contestants of a case run side by side, and the result file says what it depends on.
 
 FASTGAN_BENCH_UNTIL, in Unix time, is when the last benchmark may begin.
 """
@@ -16,7 +16,7 @@ from benchmarks import harness
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the contestants of a case next to each other: what slows a machine for a minute slows all of them."""
+    """Puts the contestants of a case next to each other."""
     first: dict[Hashable, int] = {}
     items.sort(key=lambda item: first.setdefault(_case(item), len(first)))
 
@@ -30,6 +30,12 @@ def _case(item: pytest.Item) -> Hashable:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if time.time() > float(os.environ.get("FASTGAN_BENCH_UNTIL", "inf")):
         pytest.skip("no time left (FASTGAN_BENCH_UNTIL)")
+
+
+@pytest.hookimpl(tryfirst=True)  # while the case's fixtures live
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or _case(nextitem) != _case(item):
+        harness.take_turns()
 
 
 @pytest.hookimpl(optionalhook=True)

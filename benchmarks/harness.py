@@ -1,8 +1,8 @@
 """How every benchmark measures: the result is checked first, inputs are cold on a GPU, every sample is kept.
 
 A benchmark is one contestant (``fastgan``, ``eager``, ``compile``, ``numpy``, …) on one case; the contestants of a case
-share a pytest-benchmark group and run one after another (see conftest.py), so ``pytest benchmarks --benchmark-only``
-prints them side by side. What each found goes to its ``extra_info``, in bytes, seconds and bytes per second.
+share a pytest-benchmark group. On the CPU they are measured in turn, sample by sample (:func:`take_turns`); on a GPU,
+one after another. What each found goes to its ``extra_info``, in bytes, seconds and bytes per second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -98,16 +99,11 @@ def measure(
         benchmark.extra_info["operations"] = operations
     turn = _turns(inputs)
     if DEVICE == "cuda":
-        seconds = _measure_cuda(benchmark, run, turn)
-    else:
-        seconds = _measure_cpu(benchmark, run, turn)
-        if contestant not in _WITHOUT_TORCH:
-            benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: run(next(turn)))
-    if bytes_moved is not None and seconds:
-        floor = bytes_moved / copy_bandwidth()
-        benchmark.extra_info.update(
-            bytes=bytes_moved, gb_per_s=bytes_moved / seconds / 1e9, copy_percent=100 * floor / seconds, floor=floor
-        )
+        _add_bandwidth(benchmark.extra_info, bytes_moved, _measure_cuda(benchmark, run, turn))
+        return
+    if contestant not in _WITHOUT_TORCH:
+        benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: run(next(turn)))
+    _begin_cpu(benchmark, run, turn, bytes_moved)
 
 
 def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) -> Callable[[], tuple[Any, ...]]:
@@ -228,15 +224,57 @@ def _turns(inputs: list[Any]) -> Iterator[Any]:
         yield from inputs
 
 
-def _measure_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]) -> float | None:
+def _add_bandwidth(facts: dict[str, Any], nbytes: int | None, seconds: float) -> None:
+    if nbytes is not None:
+        floor = nbytes / copy_bandwidth()
+        facts.update(bytes=nbytes, gb_per_s=nbytes / seconds / 1e9, copy_percent=100 * floor / seconds, floor=floor)
+
+
+@dataclass
+class _Contestant:
+    benchmark: Any
+    call: Callable[[], Any]
+    seconds: float  # a call's, roughly
+    loops: int  # calls in a sample
+    rounds: int
+    bytes_moved: int | None
+
+
+_waiting: list[_Contestant] = []  # the contestants of a case, on the CPU, until all are there
+
+
+def _begin_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any], bytes_moved: int | None) -> None:
     call = lambda: run(next(turn))
     call()
-    single = wall_seconds(call)
-    loops = max(1, int(2e-3 / max(single, 1e-9)))
-    slow = single > 0.2
-    rounds = max(3 if slow else 5, min(200, int(BUDGET / max(single * loops, 1e-9))))
-    benchmark.pedantic(call, rounds=rounds, iterations=loops, warmup_rounds=0 if slow else 2)
-    return None if benchmark.stats is None else float(benchmark.stats.stats.median)
+    single = max(wall_seconds(call), 1e-9)
+    if single < 0.05:
+        single = min(single, *(wall_seconds(call) for _ in range(3)))
+    loops = max(1, int(2e-3 / single))
+    rounds = max(3 if single > 0.2 else 5, min(200, int(BUDGET / (single * loops))))
+    benchmark.pedantic(call, rounds=1, iterations=loops)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        _waiting.append(_Contestant(benchmark, call, single, loops, rounds, bytes_moved))
+
+
+def take_turns() -> None:
+    """Measures the contestants of a case on the CPU, sample by sample in turn, so that all of them see the machine's
+    slow moments alike; conftest.py calls it after the last one. What the others left in the caches is warmed away."""
+    contestants = [*_waiting]
+    _waiting.clear()
+    for each in contestants:
+        each.benchmark.stats.stats = type(each.benchmark.stats.stats)()
+    for k in range(max((each.rounds for each in contestants), default=0)):
+        for each in contestants:
+            if k >= each.rounds:
+                continue
+            if each.seconds < 0.05:
+                each.call()
+            start = time.perf_counter()
+            for _ in range(each.loops):
+                each.call()
+            each.benchmark.stats.update(time.perf_counter() - start)
+    for each in contestants:
+        _add_bandwidth(each.benchmark.extra_info, each.bytes_moved, float(each.benchmark.stats.stats.median))
 
 
 def _measure_cuda(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]) -> float:

@@ -44,6 +44,25 @@ def test_peak_memory_is_that_of_results_and_temporaries() -> None:
     assert harness.peak_bytes(lambda: x.exp().sin().cos()) == 2 * x.nbytes  # each frees the one before the last
 
 
+def test_contestants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample but those of a contestant that needs fewer lies between two of the others'."""
+    calls: list[str] = []
+
+    class Samples:
+        median = 1.0
+
+    def contestant(name: str, loops: int, rounds: int) -> harness._Contestant:
+        stats = SimpleNamespace(stats=Samples(), update=lambda seconds: calls.append(f"{name} sampled"))
+        benchmark = SimpleNamespace(stats=stats, extra_info={})
+        return harness._Contestant(benchmark, lambda: calls.append(name), 1e-3, loops, rounds, None)
+
+    monkeypatch.setattr(harness, "_waiting", [contestant("a", 2, 2), contestant("b", 1, 3)])
+    harness.take_turns()
+    a, b = ["a", "a", "a", "a sampled"], ["b", "b", "b sampled"]  # the first call warms the caches
+    assert calls == [*a, *b, *a, *b, *b]
+    assert harness._waiting == []
+
+
 def test_quantiles() -> None:
     assert harness.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 0.0]) == {"p20": 1.0, "p50": 2.0, "p80": 4.0}
 
