@@ -721,7 +721,7 @@ _SPLIT = {  # operator -> plain, padded
     "double_backward": ((2048, 8), (1024, 4)),
 }
 
-_LOOPED = {"forward": (8, 8), "backward": (8, 4), "double_backward": (8, 2)}  # elements of a thread, of 1024
+_LOOPED = {"forward": (8, 8), "backward": (8, 2), "double_backward": (8, 2)}  # elements of a thread, of 1024
 
 
 @lru_cache(maxsize=1024)
