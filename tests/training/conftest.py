@@ -1,4 +1,4 @@
-"""One thread: the networks of these tests are too small for more."""
+"""What the tests of training share. One thread: their networks are too small for more."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def full_precision() -> Iterator[None]:
+    """Convolutions on a GPU in float32, not TF32: for losses that are compared with others."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed

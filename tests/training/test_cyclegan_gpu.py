@@ -12,15 +12,7 @@ from fastgan.training import checkpoint, loop
 from fastgan.training.cyclegan import CycleGan
 from tests.training.test_cyclegan_step import Pairs, batches, tiny
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _full_precision() -> Any:
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("full_precision")]
 
 
 @pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla", "wgangp"])

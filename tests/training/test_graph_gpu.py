@@ -16,15 +16,7 @@ from fastgan.training.gan import GanTask
 from tests.training.test_cyclegan_step import Pairs, batches, tiny
 from tests.training.test_gan_step import tiny as gan_tiny
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _full_precision() -> Any:
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("full_precision")]
 
 
 def assert_near(losses: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
