@@ -13,6 +13,8 @@ import fastgan.functional as F
 from fastgan import reference
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+# Elements of which any dtype takes more than the 2 MiB from which on the C++ kernels write past the caches.
+LARGE = 2**20 + 64
 
 
 def tensor(shape: Sequence[int], dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Tensor:

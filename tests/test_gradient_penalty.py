@@ -14,7 +14,7 @@ import fastgan
 import fastgan.functional as F
 import fastgan.nn
 from fastgan.models.gan import MinibatchDiscrimination
-from tests.losses import BF16, F16, F32, F64, check_penalty, tensor
+from tests.losses import BF16, F16, F32, F64, LARGE, check_penalty, tensor
 
 
 def small_critic(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -67,7 +67,7 @@ def test_norm_penalty_of_every_dtype_and_layout(dtype: torch.dtype, layout: str)
 
 
 @pytest.mark.parametrize(("target", "one_sided"), [(0.0, False), (0.0, True), (1.5, False), (1.5, True), (1e6, True)])
-@pytest.mark.parametrize("shape", [(1, 1), (300, 2), (2, 1, 1, 7), (2, 3, 4099)])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 2), (2, 1, 1, 7), (2, 3, 4099), (2, LARGE), (2, LARGE + 1)])
 def test_norm_penalty_of_odd_shapes_and_targets(shape: tuple[int, ...], target: float, one_sided: bool) -> None:
     check_penalty("auto", tensor(shape, F32), target, one_sided)
 

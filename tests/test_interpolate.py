@@ -9,7 +9,7 @@ from torch import Tensor
 import fastgan
 import fastgan.functional as F
 from fastgan.reference.interpolate import draw_alpha
-from tests.losses import BF16, F16, F32, F64, check_interpolate, tensor
+from tests.losses import BF16, F16, F32, F64, LARGE, check_interpolate, tensor
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
@@ -19,7 +19,7 @@ def test_value_layout_and_gradients(dtype: torch.dtype, layout: str) -> None:
     check_interpolate("auto", tensor(shape, dtype, layout), tensor(shape, dtype, seed=1), tensor((3,), F32, seed=2))
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (300, 2), (2, 1, 1, 1), (2, 3, 4097)])
+@pytest.mark.parametrize("shape", [(1,), (7,), (300, 2), (2, 1, 1, 1), (2, 3, 4097), (2, LARGE), (2, LARGE + 1)])
 def test_odd_shapes_and_mixed_dtypes(shape: tuple[int, ...]) -> None:
     check_interpolate("auto", tensor(shape, F32), tensor(shape, BF16, seed=1), tensor(shape[:1], F64, seed=2))
     check_interpolate("auto", tensor(shape, F16), tensor(shape, F16, seed=1), tensor(shape[:1], F16, seed=2))

@@ -13,7 +13,7 @@ from torch import Tensor
 import fastgan
 import fastgan.functional as F
 from fastgan import nn, reference
-from tests.losses import BF16, F16, F32, F64, check_l1, tensor
+from tests.losses import BF16, F16, F32, F64, LARGE, check_l1, tensor
 
 native = pytest.mark.skipif(
     fastgan.kernels.dispatch.why_not("native", fastgan.kernels.dispatch.Call("weighted_l1", "cpu", F32)) is not None,
@@ -26,7 +26,7 @@ native = pytest.mark.skipif(
     ("a", "b"), [(F32, F32), (F64, F64), (F16, F16), (BF16, BF16), (F32, BF16), (F16, F32), (F16, BF16), (F64, F32)]
 )
 def test_value_and_gradients_of_every_dtype(a: torch.dtype, b: torch.dtype) -> None:
-    shapes = [(1,), (63,), (64, 2), (3, 5, 7, 11), (4097,), (2, 3, 41, 43)]
+    shapes = [(1,), (63,), (64, 2), (3, 5, 7, 11), (4097,), (2, 3, 41, 43), (LARGE,)]
     check_l1("native", [(tensor(s, a, seed=k), tensor(s, b, seed=k + 20), k - 1.5) for k, s in enumerate(shapes)])
 
 
@@ -83,8 +83,9 @@ def test_every_instruction_set_gives_the_reference() -> None:
     code = (
         "from tests.losses import *; import fastgan._C as c; print(c.cpu_isa())\n"
         "for dtype in (F32, F64, F16, BF16):\n"
-        "    check_l1('native', [(tensor((s,), dtype), tensor((s,), dtype, seed=1), 2.0) for s in (5, 64, 4200)])\n"
-        "    for s in ((2, 3), (3, 4133)):\n"
+        "    sizes = (5, 64, 4200, LARGE)\n"
+        "    check_l1('native', [(tensor((s,), dtype), tensor((s,), dtype, seed=1), 2.0) for s in sizes])\n"
+        "    for s in ((2, 3), (3, 4133), (3, LARGE // 2)):\n"
         "        x, y = tensor(s, dtype), tensor(s, dtype, seed=1)\n"
         "        check_penalty('native', x, 1.0, False)\n"
         "        check_interpolate('native', x, y, tensor((s[0],), F32, seed=2))\n"

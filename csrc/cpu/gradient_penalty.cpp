@@ -17,11 +17,12 @@ FASTGAN_INLINE Coefficients coefficients(double norm, double target, bool one_si
   return {scale * (1 - target / norm), scale * target / (norm * norm * norm)};
 }
 
-template <typename T>
+template <bool kStream, typename T>
 FASTGAN_INLINE void scale_into(double factor, const T* from, T* to, int64_t begin, int64_t end) {
   const Vec<acc_t<T>> by = broadcast(static_cast<acc_t<T>>(factor));
-  each_vector<acc_t<T>>(begin, end,
-                        [&](int64_t i, auto lanes) { store_vector(to + i, by * load_vector(from + i, lanes), lanes); });
+  each_vector<acc_t<T>>(begin, end, [&](int64_t i, auto lanes) {
+    put_vector<kStream>(to + i, by * load_vector(from + i, lanes), lanes);
+  });
 }
 
 template <typename T>
@@ -37,9 +38,11 @@ double forward(const T* grads, acc_t<T>* norms, double grad, T* out, double targ
   if (out == nullptr) {
     sum_then<A, false>(samples, size, threads, partials, square, [](auto...) {});
   } else {
-    sum_then<A, true>(samples, size, threads, partials, square, [&](int64_t, double sum, int64_t begin, int64_t end) {
-      const double norm = static_cast<double>(static_cast<A>(__builtin_sqrt(sum)));
-      scale_into(grad * coefficients(norm, target, one_sided, samples).c, grads, out, begin, end);
+    with_bool(streams_samples(out, samples, size), [&](auto stream) {
+      sum_then<A, true>(samples, size, threads, partials, square, [&](int64_t, double sum, int64_t begin, int64_t end) {
+        const double norm = static_cast<double>(static_cast<A>(__builtin_sqrt(sum)));
+        scale_into<stream.value>(grad * coefficients(norm, target, one_sided, samples).c, grads, out, begin, end);
+      });
     });
   }
   double penalty = 0;
@@ -54,9 +57,11 @@ double forward(const T* grads, acc_t<T>* norms, double grad, T* out, double targ
 template <typename T>
 void backward(double grad, const T* grads, const acc_t<T>* norms, T* out, double target, bool one_sided,
               int64_t samples, int64_t size, int threads) {
-  each_piece(samples, size, threads, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
-    const double c = coefficients(static_cast<double>(norms[n]), target, one_sided, samples).c;
-    scale_into(grad * c, grads, out, begin, end);
+  with_bool(streams_samples(out, samples, size), [&](auto stream) {
+    each_piece(samples, size, threads, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
+      const double c = coefficients(static_cast<double>(norms[n]), target, one_sided, samples).c;
+      scale_into<stream.value>(grad * c, grads, out, begin, end);
+    });
   });
 }
 
@@ -67,12 +72,16 @@ double double_backward(double grad, const T* u, const T* grads, const acc_t<T>* 
   const int64_t pieces = pieces_of(size);
   const Scratch<double> partials(samples * pieces);
   const auto product = [&](int64_t i, auto lanes) { return load_vector(u + i, lanes) * load_vector(grads + i, lanes); };
-  sum_then<A, true>(samples, size, threads, partials, product, [&](int64_t n, double dot, int64_t begin, int64_t end) {
-    const Coefficients k = coefficients(static_cast<double>(norms[n]), target, one_sided, samples);
-    const Vec<A> of_u = broadcast(static_cast<A>(grad * k.c)), of_g = broadcast(static_cast<A>(grad * k.e * dot));
-    each_vector<A>(begin, end, [&](int64_t i, auto lanes) {
-      store_vector(out + i, of_u * load_vector(u + i, lanes) + of_g * load_vector(grads + i, lanes), lanes);
-    });
+  with_bool(streams_samples(out, samples, size), [&](auto stream) {
+    const auto write = [&](int64_t n, double dot, int64_t begin, int64_t end) {
+      const Coefficients k = coefficients(static_cast<double>(norms[n]), target, one_sided, samples);
+      const Vec<A> of_u = broadcast(static_cast<A>(grad * k.c)), of_g = broadcast(static_cast<A>(grad * k.e * dot));
+      each_vector<A>(begin, end, [&](int64_t i, auto lanes) {
+        const Vec<A> v = of_u * load_vector(u + i, lanes) + of_g * load_vector(grads + i, lanes);
+        put_vector<stream.value>(out + i, v, lanes);
+      });
+    };
+    sum_then<A, true>(samples, size, threads, partials, product, write);
   });
   double grad_grad = 0;
   for (int64_t n = 0; n < samples; ++n) {

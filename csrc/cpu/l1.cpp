@@ -124,7 +124,7 @@ FASTGAN_INLINE double forward_chunk(const Ta* a, const Tb* b, uint8_t* signs, in
   return sums.total();
 }
 
-template <typename T>
+template <bool kStream, typename T>
 FASTGAN_INLINE void backward_chunk(acc_t<T> value, const uint8_t* signs, T* out, int64_t n) {
   using A = acc_t<T>;
   const Vec<A> plus = broadcast(value), minus = broadcast(-value);
@@ -132,7 +132,7 @@ FASTGAN_INLINE void backward_chunk(acc_t<T> value, const uint8_t* signs, T* out,
     uint64_t words[2];
     std::memcpy(words, signs + i / 4, sizeof words);
     each_of_block<A>(n - i < kBlock ? n - i : kBlock, [&](int64_t offset, int, auto lanes) {
-      store_vector(out + i + offset, choose<A>(words[0] >> offset, words[1] >> offset, plus, minus), lanes);
+      put_vector<kStream>(out + i + offset, choose<A>(words[0] >> offset, words[1] >> offset, plus, minus), lanes);
     });
   }
 }
@@ -202,7 +202,11 @@ double forward_one(const L1Pair& pair, int64_t chunk) {
 template <typename T>
 void backward_typed(double value, const L1Pair& pair, void* out, int64_t chunk) {
   const int64_t begin = chunk * kL1Chunk, left = pair.n - begin, n = left < kL1Chunk ? left : kL1Chunk;
-  backward_chunk(static_cast<acc_t<T>>(value), pair.signs + chunk * kL1SignBytes, static_cast<T*>(out) + begin, n);
+  constexpr int64_t size = sizeof(T);
+  with_bool(streams(out, size * pair.n, size * kL1Chunk), [&](auto stream) {
+    backward_chunk<stream.value>(static_cast<acc_t<T>>(value), pair.signs + chunk * kL1SignBytes,
+                                 static_cast<T*>(out) + begin, n);
+  });
 }
 
 void write_gradients(double grad, const L1Pair& pair, int64_t chunk) {
