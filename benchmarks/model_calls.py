@@ -111,7 +111,7 @@ def _cyclegan(gan_mode: GanMode, *, generators: bool) -> Counter[ModelCall]:
         images = torch.zeros(1, 3, 256, 256).to(memory_format=torch.channels_last)
         fakes = (images, images)
         if generators:
-            _, _, fakes = task._generator_losses(images, images, False)
+            fakes = task._generators_loss(images, images, apart=False).images
         for critic, fake in zip(("D_A", "D_B"), fakes, strict=True):
             alpha = torch.zeros(1) if gan_mode == "wgangp" else None
             task._discriminator_loss(critic, images, fake, alpha)

@@ -90,7 +90,7 @@ def test_images_on_the_device_and_batches_ahead_change_nothing(data: Path, monke
     """Also over a restart, with a batch prepared that the step has not seen."""
     whole = settings(data, name="whole", save_latest_freq=2, cache="off")
     cyclegan.train(whole)
-    monkeypatch.setattr(cyclegan, "Prefetcher", functools.partial(Prefetcher, ahead=True))
+    monkeypatch.setattr(cyclegan.trainer, "Prefetcher", functools.partial(Prefetcher, ahead=True))
     parts = settings(data, name="parts", max_steps=5, cache="device")
     assert cyclegan.make(parts)._resident is not None
     cyclegan.train(parts)

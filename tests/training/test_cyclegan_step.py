@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
+from fastgan.training.cyclegan.report import activation_bytes
 from fastgan.training.pool import ImagePool
 from fastgan.training.watch import Meter
 
@@ -327,10 +328,10 @@ def test_memory_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> Non
     if task.config.fused:
         A, B = task.precision.batch(A), task.precision.batch(B)
     weights = {p.untyped_storage().data_ptr() for net in task.networks.values() for p in net.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), task._backend():
-        task._generator_losses(A, B, False)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), task.backend():
+        task._generators_loss(A, B, apart=False)
     real = sum(size for pointer, (_, size) in kept.items() if pointer not in weights)
-    assert task._activation_bytes(SIZE) == pytest.approx(real, rel=0.05)
+    assert activation_bytes(task, SIZE) == pytest.approx(real, rel=0.05)
 
 
 class _Syncs(TorchDispatchMode):

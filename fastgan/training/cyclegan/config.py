@@ -1,0 +1,180 @@
+"""The settings of CycleGAN, and which of them fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fastgan.training import schedule
+from fastgan.training.graph import wants_graph
+from fastgan.training.precision import Cache
+from fastgan.training.task import RunConfig
+
+GanMode = Literal["lsgan", "vanilla", "wgangp", "hinge"]
+PreprocessMode = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleGanConfig(RunConfig):
+    """Settings of CycleGAN. Names and defaults are those of the authors' command line."""
+
+    name: str = "cyclegan"
+    """The run's name: its files are in checkpoints_dir/name."""
+    dataroot: Path
+    """Folder with trainA/ and trainB/ (and testA/, testB/ for sheets and evaluation)."""
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+    """BtoA: the folders change places."""
+    input_nc: int = 3
+    """Channels of domain A: 3 for RGB, 1 for grey."""
+    output_nc: int = 3
+    """Channels of domain B."""
+    netG: str = "resnet_9blocks"
+    """resnet_9blocks, resnet_6blocks (any count), unet_128 or unet_256 (any power of two from 32)."""
+    netD: Literal["basic", "n_layers", "pixel"] = "basic"
+    """basic: the 70x70 PatchGAN; n_layers: a PatchGAN of n_layers_D; pixel: 1x1."""
+    ngf: int = 64
+    """Generator channels after the first convolution."""
+    ndf: int = 64
+    """Discriminator channels after the first convolution."""
+    n_layers_D: int = 3
+    """Strided convolutions of netD n_layers."""
+    norm: Literal["instance", "batch", "none"] = "instance"
+    """Normalisation of all networks."""
+    no_dropout: bool = True
+    """No dropout in the generators."""
+    init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
+    """Initialisation of the weights."""
+    init_gain: float = 0.02
+    """Its scale."""
+    pretrained: Path | None = None
+    """Begin with the weights of an official run: a folder with latest_net_G_A.pth and so on."""
+    gan_mode: GanMode = "lsgan"
+    """lsgan: least squares; vanilla: cross-entropy; wgangp: Wasserstein with a gradient penalty; hinge."""
+    lambda_A: float = 10.0
+    """Weight of the cycle loss A -> B -> A."""
+    lambda_B: float = 10.0
+    """Weight of the cycle loss B -> A -> B."""
+    lambda_identity: float = 0.5
+    """Weight of the identity loss, in units of lambda_A and lambda_B; 0: none."""
+    lambda_gp: float = 10.0
+    """Weight of the gradient penalty of wgangp."""
+    gp_one_sided: bool = False
+    """wgangp: penalise gradient norms above 1 only."""
+    pool_size: int = 50
+    """Generated images that the discriminators' pools hold; 0: none."""
+    n_epochs: int = 100
+    """Epochs at the initial learning rate."""
+    n_epochs_decay: int = 100
+    """Epochs over which policy linear takes it to zero."""
+    epoch_count: int = 1
+    """The first epoch's number, for schedules that continue an official run."""
+    lr: float = 2e-4
+    """Adam's learning rate."""
+    beta1: float = 0.5
+    """Adam's first beta; the second is 0.999."""
+    lr_policy: schedule.Policy = "linear"
+    """linear, step, cosine, or plateau (of the epoch's mean cycle and identity loss)."""
+    lr_decay_iters: int = 50
+    """Policy step: epochs between falls of the learning rate to a tenth."""
+    batch_size: int = 1
+    """Pairs in a step, of each process."""
+    load_size: int = 286
+    """Images are scaled to this size."""
+    crop_size: int = 256
+    """Then cropped to this size."""
+    preprocess: PreprocessMode = "resize_and_crop"
+    """How images are scaled and cropped."""
+    no_flip: bool = False
+    """No random horizontal flips."""
+    serial_batches: bool = False
+    """Take A and B in their order, not at random."""
+    max_dataset_size: int | None = None
+    """Use only so many images of each folder."""
+    cache: Cache = "auto"
+    """Decode and scale all images once and keep them in memory (on), or on the device, to be cropped and mirrored there
+    (device); auto: if they surely take less than 2 GB; on a GPU, there if they take less than a tenth of its memory."""
+    ema: float = 0.0
+    """Decay of averaged generators, used for sheets, evaluation and translation; 0: none."""
+    accumulate: int = 1
+    """Split a step's batch into so many parts to save memory."""
+    recompute: bool = False
+    """Recompute the generators' activations in the backward pass to save memory."""
+    batched_calls: bool = False
+    """Join calls that share weights (G_A on [A; B], D on [real; fake]); the same result, as norms are per sample."""
+    compile: bool = False
+    """torch.compile the networks."""
+    save_epoch_freq: int = 5
+    """Save a checkpoint every this many epochs; 0: only as save_latest_freq says, and at the end."""
+
+    FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache"}
+
+
+def check(config: CycleGanConfig) -> None:
+    """Raises ValueError if settings are out of their range or contradict each other."""
+    least = {
+        "batch_size": 1, "accumulate": 1, "lr_decay_iters": 1, "epoch_count": 1, "n_epochs": 0, "n_epochs_decay": 0,
+        "lr": 0, "lambda_A": 0, "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0,
+    }  # fmt: skip
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
+    if not 0 <= config.beta1 < 1:
+        raise ValueError(f"beta1 must be in [0, 1), got {config.beta1}")
+    side = config.crop_size if "crop" in config.preprocess else config.load_size
+    layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
+    if layers and config.preprocess != "none" and side >> layers < 3:
+        raise ValueError(
+            f"netD {config.netD} of {layers} layers needs images of at least {3 << layers} pixels, got {side}; "
+            "use a smaller n_layers_D with netD n_layers"
+        )
+    if config.lambda_identity > 0 and config.input_nc != config.output_nc:
+        raise ValueError(
+            "the identity loss needs as many input as output channels "
+            f"(got input_nc {config.input_nc}, output_nc {config.output_nc}); set lambda_identity 0"
+        )
+    if config.lr_policy == "cosine" and config.n_epochs < 1:
+        raise ValueError("lr_policy cosine takes n_epochs to reach 0: n_epochs must be at least 1, got 0")
+    if config.gan_mode == "wgangp" and config.preprocess in ("none", "scale_width"):
+        raise ValueError(
+            "gan_mode wgangp interpolates between images of both domains, which needs one size: preprocess must be "
+            f"resize_and_crop, crop or scale_width_and_crop, got {config.preprocess}"
+        )
+    if config.gp_one_sided and config.gan_mode != "wgangp":
+        raise ValueError(f"gp_one_sided is for gan_mode wgangp, got {config.gan_mode}")
+    if config.gan_mode == "wgangp" and config.norm == "batch":
+        raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
+    for option, used in (
+        ("batched_calls", config.batched_calls),
+        ("accumulate", config.accumulate > 1),
+        ("recompute", config.recompute),
+    ):
+        if used and config.norm == "batch":
+            raise ValueError(f"{option} changes the result of norm batch; it needs norm instance or none")
+    if not 1 <= config.accumulate <= config.batch_size:
+        raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
+    if config.preprocess == "none" and config.batch_size > 1:
+        raise ValueError(f"preprocess none keeps images' own sizes: batch_size must be 1, got {config.batch_size}")
+    if config.n_epochs + config.n_epochs_decay < config.epoch_count:
+        raise ValueError(
+            f"nothing to train: epoch_count {config.epoch_count} is past n_epochs {config.n_epochs} + "
+            f"n_epochs_decay {config.n_epochs_decay}"
+        )
+
+
+def graphs(config: CycleGanConfig, device: torch.device) -> bool:
+    """Whether steps are to be recorded as CUDA graphs.
+
+    Raises:
+        ValueError: ``cuda_graph`` is on, and something else prevents it; the message says what.
+    """
+    return wants_graph(
+        config,
+        device,
+        {
+            f"preprocess {config.preprocess} leaves images their own sizes": "crop" not in config.preprocess,
+            "recompute with dropout keeps random states": config.recompute and not config.no_dropout,
+        },
+    )

@@ -1,0 +1,80 @@
+"""Where CycleGAN's images come from: the folders of a data root, in memory or on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastgan.data import PairedImageFolder, Preprocess, UnpairedImageFolder
+from fastgan.data.decode import list_images
+from fastgan.data.resident import ResidentPairs, on_device
+from fastgan.training.cyclegan.config import CycleGanConfig
+from fastgan.training.cyclegan.networks import size_multiple
+from fastgan.training.loader import Source
+
+
+def training_images(config: CycleGanConfig) -> UnpairedImageFolder:
+    """trainA and trainB, all of whose files are checked.
+
+    Raises:
+        DataError: a folder that is missing or empty, an unreadable image, one smaller than the crop.
+    """
+    return UnpairedImageFolder(
+        config.dataroot,
+        _preprocess(config),
+        serial_batches=config.serial_batches,
+        cache=_caches(config),
+        **_folders(config),
+    )
+
+
+def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | PairedImageFolder | None, bool]:
+    """testA and testB, if they are there, and whether their files have the same names: then they are pairs."""
+    folders = [config.dataroot / "testA", config.dataroot / "testB"]
+    if not all(folder.is_dir() for folder in folders):
+        return None, False
+    rule, names = _preprocess(config).for_testing(), [[path.stem for path in list_images(f)] for f in folders]
+    if names[0] == names[1]:
+        return PairedImageFolder(config.dataroot, rule, phase="test", **_folders(config)), True
+    return UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config)), False
+
+
+def _preprocess(config: CycleGanConfig) -> Preprocess:
+    return Preprocess(config.preprocess, config.load_size, config.crop_size, not config.no_flip, size_multiple(config))
+
+
+def _folders(config: CycleGanConfig) -> dict[str, Any]:
+    return {
+        "channels_a": config.input_nc,
+        "channels_b": config.output_nc,
+        "direction": config.direction,
+        "max_dataset_size": config.max_dataset_size,
+    }
+
+
+def _caches(config: CycleGanConfig) -> bool:
+    """Whether decoded images are to be kept; ``auto``: when they surely take less than 2 GB."""
+    if config.cache != "auto":
+        return config.cache in ("on", "device")
+    if config.preprocess != "resize_and_crop":
+        return False
+    images = sum(
+        min(sum(1 for _ in (config.dataroot / f).rglob("*")), config.max_dataset_size or 10**9)
+        for f in ("trainA", "trainB")
+        if (config.dataroot / f).is_dir()
+    )
+    return images * config.load_size**2 * max(config.input_nc, config.output_nc) < 2 * 10**9
+
+
+def resident(config: CycleGanConfig, train: Source, device: torch.device) -> ResidentPairs | None:
+    """``train`` on the device, if ``config.cache`` wants its images there.
+
+    Raises:
+        ValueError: it does, and they cannot be; the message says why.
+    """
+    if config.cache == "device" and not isinstance(train, UnpairedImageFolder):
+        raise ValueError(f"cache device serves folders of images, not {type(train).__name__}")
+    if not isinstance(train, UnpairedImageFolder) or not on_device(config.cache, [train.a, train.b], device):
+        return None
+    return ResidentPairs(train, device)

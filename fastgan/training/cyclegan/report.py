@@ -1,0 +1,119 @@
+"""What a run of CycleGAN shows of itself: sheets, scores of held-out images, the plan of a dry run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.metrics import PairedScores, sliced_wasserstein_patches
+from fastgan.nn import fuse
+from fastgan.training import distributed, sheet
+from fastgan.training.cyclegan.config import CycleGanConfig
+from fastgan.training.cyclegan.losses import generators_loss
+from fastgan.training.cyclegan.networks import build_networks, for_generators
+from fastgan.training.loader import Source
+from fastgan.training.memory import kept_for_backward
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fastgan.training.cyclegan.trainer import CycleGan
+
+
+def check(config: CycleGanConfig, test: Source | None, paired: bool) -> None:
+    """Raises ValueError if ``config`` asks for scores that ``test`` cannot have."""
+    if config.eval_freq and test is None:
+        raise ValueError(f"eval_freq evaluates held-out images: {config.dataroot} has no testA and testB")
+    known = [f"{name}_{domain}" for name in (*(("l1", "psnr", "ssim") if paired else ()), "swd") for domain in "BA"]
+    if config.best_metric and config.best_metric not in known:
+        why = "" if paired else " (the files of testA and testB have other names, so they are no pairs)"
+        raise ValueError(f"best_metric must be one of {', '.join(known)}{why}, got {config.best_metric!r}")
+
+
+def sheet_of(task: CycleGan, rows: int) -> Image.Image | None:
+    """Real, translated and reconstructed images of both domains, or None if there are none."""
+    lines = []
+    for real_A, real_B in task.held_out(rows):
+        made = task.translate(real_A, real_B)
+        line = [real_A, made["fake_B"], made["rec_A"], real_B, made["fake_A"], made["rec_B"]]
+        lines.append([_rgb(image[0].cpu()) for image in line])
+    titles = ["A", "G_A(A)", "G_B(G_A(A))", "B", "G_B(B)", "G_A(G_B(B))"]
+    return sheet.table(lines, titles) if lines else None
+
+
+def evaluate(task: CycleGan) -> dict[str, float]:
+    """:func:`scores` of held-out images: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A."""
+    real: dict[str, list[Tensor]] = {"B": [], "A": []}
+    fake: dict[str, list[Tensor]] = {"B": [], "A": []}
+    for real_A, real_B in task.held_out():
+        made = task.translate(real_A, real_B, cycle=False)
+        for domain, image in (("A", real_A), ("B", real_B)):
+            real[domain].append(image[0])
+            fake[domain].append(made[f"fake_{domain}"][0].cpu())
+    return {f"{k}_{d}": v for d in real for k, v in scores(real[d], fake[d], task.paired).items()}
+
+
+def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, float]:
+    """l1, psnr and ssim if ``fake[i]`` should be ``real[i]``; swd, the sliced Wasserstein distance of patches of
+    :func:`fastgan.metrics.sliced_wasserstein_patches`, if all images have one size of at least 16 pixels."""
+    found: dict[str, float] = {}
+    if paired:
+        pairs = PairedScores()
+        for x, y in zip(fake, real, strict=True):
+            pairs.update(x[None], y[None])
+        found |= pairs.compute()
+    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= 16:
+        found["swd"] = sliced_wasserstein_patches(torch.stack(real), torch.stack(fake)).mean
+    return found
+
+
+def plan(task: CycleGan) -> dict[str, str]:
+    """What a dry run prints beside the settings."""
+    config, loader = task.config, task.loader
+    side = config.crop_size if "crop" in config.preprocess else config.load_size
+    weights = {name: sum(p.numel() for p in network.parameters()) for name, network in task.networks.items()}
+    # Weights, gradients and Adam's two moments, in float32; the averages; the pools.
+    fixed = 16 * sum(weights.values()) + 4 * sum(weights[name] for name in task.ema)
+    pools = 2 * config.pool_size * 4 * config.output_nc * side**2
+    activations = activation_bytes(task, side)
+    return {
+        "networks": ", ".join(f"{name} {count / 1e6:.3f} M" for name, count in weights.items()),
+        "steps": f"{task.total_steps} ({loader.batches_per_epoch} an epoch, {len(task.train)} items)",
+        "joint batch": f"{config.batch_size} x {distributed.size()} processes, {side} x {side} pixels",
+        "runs on": f"{task.device}, autocast {task.precision.amp}, {task.precision.memory_format}",
+        "weights, gradients, moments": _mib(fixed),
+        "image pools": _mib(pools),
+        "kept for the backward pass": _mib(activations),
+        "memory, about": _mib(fixed + pools + activations),
+    }
+
+
+def activation_bytes(task: CycleGan, side: int) -> int:
+    """What autograd keeps of the generators' loss, which keeps most of a step, on side × side pixels."""
+    config = task.config
+
+    def make() -> list[nn.Module]:
+        networks = build_networks(config)
+        for network in networks.values():
+            if config.fused:
+                fuse(network)
+        return list(networks.values())
+
+    def run(*networks: nn.Module) -> object:
+        rows = -(-config.batch_size // config.accumulate)
+        real_A, real_B = (torch.empty(rows, c, side, side) for c in (config.input_nc, config.output_nc))
+        nets = for_generators(dict(zip(task.networks, networks, strict=True)), config)
+        with task.backend(), task.precision.autocast():
+            return generators_loss(nets, config, real_A, real_B, apart=False)
+
+    return kept_for_backward(make, run)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _rgb(image: Tensor) -> Tensor:
+    return image.expand(3, -1, -1) if image.size(0) == 1 else image
