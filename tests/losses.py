@@ -13,7 +13,7 @@ import fastgan.functional as F
 from fastgan import reference
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
-# Elements of which any dtype takes more than the 2 MiB from which on the C++ kernels write past the caches.
+# Elements of which the C++ kernels write float32 and float64 past the caches.
 LARGE = 2**20 + 64
 
 

@@ -138,32 +138,22 @@ FASTGAN_INLINE void store_vector(f16_t* p, Vec<float> v) {
 #endif
 }
 
-// --- stores that bypass the caches --------------------------------------------------------------------------------
+// --- stores that bypass the caches -----------------------------------------------------------------------------
 
-// Stores a vector at p, aligned to what it takes there, without reading the cache lines it replaces. Other threads see
-// it after stream_fence(), which `parallel` calls.
-template <typename T, typename V>
-FASTGAN_INLINE void stream_vector(T* p, V v) {
-#if defined(__SSE2__)
-  alignas(FASTGAN_VECTOR_BYTES) T part[kLanes<acc_t<T>>];
-  store_vector(part, v);
-  if constexpr (sizeof part == 64) {
+// Stores v at p, which is aligned to a vector. Other threads see it after stream_fence(), which `parallel` calls.
+template <typename A>
+FASTGAN_INLINE void stream_vector(A* p, Vec<A> v) {
 #if defined(FASTGAN_ISA_avx512)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_load_si512(part));
-#endif
-  } else if constexpr (sizeof part == 32) {
-#if defined(FASTGAN_ISA_avx512) || defined(FASTGAN_ISA_avx2)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_load_si256(reinterpret_cast<const __m256i*>(part)));
-#endif
-  } else if constexpr (sizeof part == 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm_load_si128(reinterpret_cast<const __m128i*>(part)));
-  } else {
-    store_vector(p, v);
-  }
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(FASTGAN_ISA_avx2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
 #else
   store_vector(p, v);
 #endif
 }
+
 // --- the first `lanes` elements only ---------------------------------------------------------------------------
 
 #if defined(FASTGAN_ISA_avx512)
@@ -241,22 +231,24 @@ FASTGAN_INLINE V first_lanes(V v, Whole) {
 // Stores whole vectors past the caches if kStream; p is aligned then, see `streams`.
 template <bool kStream, typename T, typename V, typename L>
 FASTGAN_INLINE void put_vector(T* p, V v, L lanes) {
-  if constexpr (kStream && std::is_same_v<L, Whole>) {
+  if constexpr (kStream && std::is_same_v<L, Whole> && std::is_same_v<T, acc_t<T>>) {
     stream_vector(p, v);
   } else {
     store_vector(p, v, lanes);
   }
 }
 
-// An ordinary store reads the line that it replaces. From this size on that costs more than the next reader gains by
-// finding the tensor in the caches: 1.1 to 1.3 times the time of an interpolation and its penalty at 3 and 12 MiB, 0.8
-// to 1 times at 768 KiB.
-constexpr int64_t kStreamBytes = 2 << 20;
+// An ordinary store first reads the line that it replaces. From this size on that costs more than the next reader gains
+// by finding the tensor in the caches: tensors of 3 to 16 MiB, written and then scaled in place, take 1.1 to 1.3 times
+// as long so, smaller ones 0.8 to 1 times. So do those of 16-bit elements, whose vectors are half a line.
+constexpr int64_t kStreamBytes = 3 << 20;
 
-// Whether to write `bytes` bytes at `out` past the caches, in runs that begin at multiples of `stride` bytes.
-FASTGAN_INLINE bool streams(const void* out, int64_t bytes, int64_t stride) {
-  return bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(out) % FASTGAN_VECTOR_BYTES == 0 &&
-         stride % FASTGAN_VECTOR_BYTES == 0;
+// Whether to write so many elements past the caches, in runs that begin at multiples of `stride` from `out` on.
+template <typename T>
+FASTGAN_INLINE bool streams(const T* out, int64_t elements, int64_t stride) {
+  constexpr int64_t size = sizeof(T);
+  return std::is_same_v<T, acc_t<T>> && size * elements >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(out) % FASTGAN_VECTOR_BYTES == 0 && size * stride % FASTGAN_VECTOR_BYTES == 0;
 }
 
 // Calls body(std::true_type or std::false_type).

@@ -38,7 +38,7 @@ double forward(const T* grads, acc_t<T>* norms, double grad, T* out, double targ
   if (out == nullptr) {
     sum_then<A, false>(samples, size, threads, partials, square, [](auto...) {});
   } else {
-    with_bool(streams_samples(out, samples, size), [&](auto stream) {
+    with_bool(streams(out, samples * size, size), [&](auto stream) {
       sum_then<A, true>(samples, size, threads, partials, square, [&](int64_t, double sum, int64_t begin, int64_t end) {
         const double norm = static_cast<double>(static_cast<A>(__builtin_sqrt(sum)));
         scale_into<stream.value>(grad * coefficients(norm, target, one_sided, samples).c, grads, out, begin, end);
@@ -57,7 +57,7 @@ double forward(const T* grads, acc_t<T>* norms, double grad, T* out, double targ
 template <typename T>
 void backward(double grad, const T* grads, const acc_t<T>* norms, T* out, double target, bool one_sided,
               int64_t samples, int64_t size, int threads) {
-  with_bool(streams_samples(out, samples, size), [&](auto stream) {
+  with_bool(streams(out, samples * size, size), [&](auto stream) {
     each_piece(samples, size, threads, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
       const double c = coefficients(static_cast<double>(norms[n]), target, one_sided, samples).c;
       scale_into<stream.value>(grad * c, grads, out, begin, end);
@@ -72,7 +72,7 @@ double double_backward(double grad, const T* u, const T* grads, const acc_t<T>* 
   const int64_t pieces = pieces_of(size);
   const Scratch<double> partials(samples * pieces);
   const auto product = [&](int64_t i, auto lanes) { return load_vector(u + i, lanes) * load_vector(grads + i, lanes); };
-  with_bool(streams_samples(out, samples, size), [&](auto stream) {
+  with_bool(streams(out, samples * size, size), [&](auto stream) {
     const auto write = [&](int64_t n, double dot, int64_t begin, int64_t end) {
       const Coefficients k = coefficients(static_cast<double>(norms[n]), target, one_sided, samples);
       const Vec<A> of_u = broadcast(static_cast<A>(grad * k.c)), of_g = broadcast(static_cast<A>(grad * k.e * dot));

@@ -267,6 +267,7 @@ struct Plan {
   int threads;
 
   FASTGAN_INLINE Group group(int64_t i) const { return channels_last ? Group{i, 0} : Group{i / C, i % C}; }
+  FASTGAN_INLINE int64_t elements() const { return N * C * D * H * W; }
   FASTGAN_INLINE bool padded() const { return pad_d + pad_h + pad_w > 0; }
   // Whether the padding repeats nothing of row (d, h) but its ends.
   FASTGAN_INLINE bool shown_once(int64_t d, int64_t h) const { return inner(d, D, pad_d) && inner(h, H, pad_h); }
@@ -467,15 +468,15 @@ FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s
   return in;
 }
 
-template <typename Op, typename Act, typename T, typename G, typename Lanes>
+template <bool kStream, typename Op, typename Act, typename T, typename G, typename Lanes>
 FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Act& act, const Run<T, G>& run,
                              const Strides& s, int64_t pixel, int64_t i, Lanes lanes) {
   Outputs<Vec<acc_t<T>>> out;
   op.write(coef, act, read<Op>(run, s, pixel, i, lanes, true), out);
-  if constexpr (Op::kWritesPadded) store_vector(run.padded + pixel * s.padded + i, out.padded, lanes);
-  if constexpr (Op::kWritesPlain) store_vector(run.plain + pixel * s.plain + i, out.plain, lanes);
+  if constexpr (Op::kWritesPadded) put_vector<kStream>(run.padded + pixel * s.padded + i, out.padded, lanes);
+  if constexpr (Op::kWritesPlain) put_vector<kStream>(run.plain + pixel * s.plain + i, out.plain, lanes);
   if constexpr (Op::kWritesPlain && !Op::kWritesPadded) {
-    if (run.extra != nullptr) store_vector(run.extra + pixel * s.extra + i, out.extra, lanes);
+    if (run.extra != nullptr) put_vector<kStream>(run.extra + pixel * s.extra + i, out.extra, lanes);
   }
 }
 
@@ -528,6 +529,7 @@ class Worker {
         folds_(Op::kReadsGrad && plan.padded()),
         folds_to_dense_(folds_to_dense()),
         folds_once_(folds_ && !plan.channels_last && plan.slabs == 1),
+        streams_(!(Op::kWritesPadded && plan.padded()) && streams<T>(nullptr, plan.elements(), kL)),
         tile_(most(kBlockPixels, kTileBytes / (unit_ * static_cast<int64_t>(sizeof(T))))),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
         totals_(plan.threads * kSums * step_),
@@ -754,6 +756,22 @@ class Worker {
     }
   }
 
+  // Calls body(std::true_type) where a run's results are written past the caches, else body(std::false_type).
+  template <typename G, typename Body>
+  FASTGAN_INLINE void with_stores(const Run<T, G>& run, const Strides& s, const Body& body) const {
+    if constexpr (std::is_same_v<T, A>) {
+      const auto aligned = [](const T* to, int64_t stride) {
+        return (reinterpret_cast<uintptr_t>(to) | static_cast<uintptr_t>(stride) * sizeof(T)) % FASTGAN_VECTOR_BYTES ==
+               0;
+      };
+      if (streams_ && (!Op::kWritesPadded || aligned(run.padded, s.padded)) &&
+          (!Op::kWritesPlain || aligned(run.plain, s.plain)) && (Op::kWritesPadded || aligned(run.extra, s.extra))) {
+        return body(std::true_type{});
+      }
+    }
+    body(std::false_type{});
+  }
+
   FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
     for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
   }
@@ -823,8 +841,11 @@ class Worker {
     const Run<T, G> run = run_;
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    for_vectors_backwards<kL>(
-        run.pixels, [&](int64_t i, auto lanes) FASTGAN_HERE { write_to(op_, coef, act, run, Strides{}, 0, i, lanes); });
+    with_stores(run, Strides{}, [&](auto stream) FASTGAN_HERE {
+      for_vectors_backwards<kL>(run.pixels, [&](int64_t i, auto lanes) FASTGAN_HERE {
+        write_to<stream.value>(op_, coef, act, run, Strides{}, 0, i, lanes);
+      });
+    });
   }
 
   // --- channels last ---
@@ -936,13 +957,17 @@ class Worker {
     const Act act = act_;
     const Run<T, G> run = run_;
     const Strides strides = strides_;
-    for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
-      constexpr int n = decltype(vectors)::value;
-      V coef[n][Op::kCoefs];
-      for (int v = 0; v < n; ++v) load_coefs(arrays, c + v * kL, coef[v]);
-      for (int64_t pixel = begin; pixel < end; ++pixel) {
-        for (int v = 0; v < n; ++v) write_to(op_, coef[v], act, run, strides, pixel, c + v * kL, lanes);
-      }
+    with_stores(run, strides, [&](auto stream) {
+      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+        constexpr int n = decltype(vectors)::value;
+        V coef[n][Op::kCoefs];
+        for (int v = 0; v < n; ++v) load_coefs(arrays, c + v * kL, coef[v]);
+        for (int64_t pixel = begin; pixel < end; ++pixel) {
+          for (int v = 0; v < n; ++v) {
+            write_to<stream.value>(op_, coef[v], act, run, strides, pixel, c + v * kL, lanes);
+          }
+        }
+      });
     });
   }
 
@@ -954,7 +979,7 @@ class Worker {
   const int64_t unit_, step_;  // elements of a pixel, rounded up to whole vectors
   const Strides strides_;
   const double slope_;
-  const bool folds_, folds_to_dense_, folds_once_;
+  const bool folds_, folds_to_dense_, folds_once_, streams_;
   const int64_t tile_;
   const Scratch<double> sums_, totals_;
   const int64_t arrays_per_thread_;
@@ -1092,8 +1117,8 @@ class SmallPlanes {
       const Run<T, T> run = plane(first + i);
       V coef[Op::kCoefs];
       for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
-      for_plane(size,
-                [&](int64_t e, auto lanes, int) FASTGAN_HERE { write_to(op, coef, act, run, Strides{}, 0, e, lanes); });
+      for_plane(size, [&](int64_t e, auto lanes, int)
+                          FASTGAN_HERE { write_to<false>(op, coef, act, run, Strides{}, 0, e, lanes); });
     }
   }
 

@@ -18,7 +18,7 @@ void forward(const T* real, const T* fake, acc_t<T>* alpha, bool draw, uint64_t 
       for (int64_t n = range.begin; n < range.end; ++n) alpha[n] = uniform(philox(seed, static_cast<uint64_t>(n)));
     });
   }
-  with_bool(streams_samples(out, samples, size), [&](auto stream) {
+  with_bool(streams(out, samples * size, size), [&](auto stream) {
     each_piece(samples, size, threads, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
       const Vec<A> a = broadcast(alpha[n]), b = broadcast(1 - alpha[n]);
       each_vector<A>(begin, end, [&](int64_t i, auto lanes) {

@@ -202,8 +202,7 @@ double forward_one(const L1Pair& pair, int64_t chunk) {
 template <typename T>
 void backward_typed(double value, const L1Pair& pair, void* out, int64_t chunk) {
   const int64_t begin = chunk * kL1Chunk, left = pair.n - begin, n = left < kL1Chunk ? left : kL1Chunk;
-  constexpr int64_t size = sizeof(T);
-  with_bool(streams(out, size * pair.n, size * kL1Chunk), [&](auto stream) {
+  with_bool(streams(static_cast<const T*>(out), pair.n, kL1Chunk), [&](auto stream) {
     backward_chunk<stream.value>(static_cast<acc_t<T>>(value), pair.signs + chunk * kL1SignBytes,
                                  static_cast<T*>(out) + begin, n);
   });

@@ -18,13 +18,6 @@ FASTGAN_INLINE int team_for(int64_t elements, int threads) {
   return worth < threads ? static_cast<int>(worth) : threads;
 }
 
-// Whether to write a result [samples, size] past the caches.
-template <typename T>
-FASTGAN_INLINE bool streams_samples(const T* out, int64_t samples, int64_t size) {
-  constexpr int64_t bytes = sizeof(T);
-  return streams(out, bytes * samples * size, bytes * size);
-}
-
 FASTGAN_INLINE int64_t pieces_of(int64_t size) { return ceil_div(size, kPiece); }
 
 // Calls body(sample, piece of the sample, first element, end) for every piece of every sample.

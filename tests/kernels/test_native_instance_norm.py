@@ -68,6 +68,10 @@ CASES = [
     ((2, 70, 33, 31), True, 0, bf16),
     ((1, 3, 5, 6, 7), True, 2, fp64),
     ((2, 2, 9, 8, 10), False, 1, fp16),
+    # Large enough to be written past the caches.
+    ((1, 13, 512, 129), False, 0, fp32),
+    ((2, 16, 161, 160), True, 0, fp32),
+    ((4, 64, 40, 41), True, 2, fp64),
 ]
 
 
