@@ -17,18 +17,24 @@ F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat1
 LARGE = 2**20 + 64
 
 
-def tensor(shape: Sequence[int], dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Tensor:
+def tensor(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Random data off centre, in a layout, requiring grad; between guards of NaN that no kernel may read."""
     generator = torch.Generator().manual_seed(seed)
-    data = (torch.randn(shape, generator=generator, dtype=F64) + 0.7).to(dtype)
+    data = (torch.randn(shape, generator=generator, dtype=F64) + 0.7).to(device, dtype)
     if layout == "channels_last":
         data = data.movedim(1, -1).contiguous()
     if layout == "sliced":
-        guarded = torch.full([size + 2 for size in shape], torch.nan, dtype=dtype)
+        guarded = torch.full([size + 2 for size in shape], torch.nan, dtype=dtype, device=device)
         inner = guarded[tuple(slice(1, -1) for _ in shape)]
         inner.copy_(data)
         return inner.requires_grad_()
-    guarded = torch.full((data.numel() + 128,), torch.nan, dtype=dtype)
+    guarded = torch.full((data.numel() + 128,), torch.nan, dtype=dtype, device=device)
     inner = guarded[64:-64].view(data.shape)
     inner.copy_(data)
     return (inner.movedim(-1, 1) if layout == "channels_last" else inner).requires_grad_()
@@ -64,11 +70,12 @@ def check_l1(backend: str, cases: Sequence[tuple[Tensor, Tensor, float]]) -> Non
     exact = reference.weighted_l1(wide)
     assert value.dtype == (F64 if F64 in {t.dtype for t in leaves} else F32)
     assert_as_good(value, reference.weighted_l1(cases), exact)
-    oracle = iter(t for pair in reference.l1.gradients(torch.ones((), dtype=F64), wide) for t in pair)
+    one = torch.ones((), dtype=F64, device=value.device)
+    oracle = iter(t for pair in reference.l1.gradients(one, wide) for t in pair)
     expected: dict[int, Tensor] = {}
     for a, b, _ in cases:
         for t in (a, b):
-            expected[id(t)] = expected.get(id(t), torch.zeros(())) + next(oracle)
+            expected[id(t)] = expected.get(id(t), torch.zeros_like(value)) + next(oracle)
     for leaf, grad, repeated in zip(leaves, grads, again, strict=True):
         assert grad.dtype == leaf.dtype
         torch.testing.assert_close(grad, expected[id(leaf)].to(leaf.dtype))
@@ -79,7 +86,7 @@ def check_interpolate(backend: str, real: Tensor, fake: Tensor, alpha: Tensor) -
     """Value, layout and gradients of interpolate."""
     dtype = torch.promote_types(real.dtype, fake.dtype)
     inputs = (real, fake, alpha)
-    cotangent = tensor(real.shape, dtype, seed=9).detach()
+    cotangent = tensor(real.shape, dtype, seed=9, device=real.device).detach()
 
     def run(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> list[Tensor]:
         y = function(*arguments)
@@ -99,10 +106,10 @@ def check_interpolate(backend: str, real: Tensor, fake: Tensor, alpha: Tensor) -
 
 def check_penalty(backend: str, grads: Tensor, target: float, one_sided: bool) -> None:
     """Value, gradient and double backward of gradient_norm_penalty."""
-    u = tensor(grads.shape, grads.dtype, seed=9).detach()
+    u = tensor(grads.shape, grads.dtype, seed=9, device=grads.device).detach()
 
     def run(function: Callable[..., Tensor], g: Tensor) -> list[Tensor]:
-        scale = torch.tensor(1.5, dtype=F64 if g.dtype == F64 else F32, requires_grad=True)
+        scale = torch.tensor(1.5, dtype=F64 if g.dtype == F64 else F32, device=g.device, requires_grad=True)
         value = function(g, target=target, one_sided=one_sided)
         (grad,) = torch.autograd.grad(value, g, scale, create_graph=True)
         return [value, grad, *torch.autograd.grad(grad, (scale, g), u.to(g.dtype))]

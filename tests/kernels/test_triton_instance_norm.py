@@ -26,6 +26,7 @@ from fastgan.kernels.triton.instance_norm import Setting
 from fastgan.reference import instance_norm as reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 GUARD = 64
 fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -149,7 +150,7 @@ def _inputs(example: Example) -> Inputs:
     last, dtype = example.channels_last, example.dtype
     vectors = [torch.randn(c, device=DEVICE) if example.affine else None for _ in range(4)]
     residual = _residual(example)
-    return Inputs(
+    inputs = Inputs(
         x=_tensor(example.shape, last, dtype, 2, 3),
         weight=vectors[0],
         bias=vectors[1],
@@ -160,6 +161,13 @@ def _inputs(example: Example) -> Inputs:
         v_weight=vectors[2],
         v_bias=vectors[3],
     )
+    # Where the activation's argument is near 0, rounding decides whether it cuts.
+    for _ in range(20 if example.activation != "none" else 0):
+        near = reference.forward(*inputs.to(torch.float64)[:4], "none", 0.2, 0, 1e-5)[0].abs() < 1e-4
+        if not near.any():
+            break
+        inputs.x[near] += 0.25
+    return inputs
 
 
 def _all(module: Any, example: Example, i: Inputs, statistics: tuple[Tensor, ...] | None = None) -> dict[str, Tensor]:
@@ -184,13 +192,16 @@ def _expected(example: Example, inputs: Inputs) -> tuple[dict[str, Tensor], dict
     return exact, _all(reference, example, inputs)
 
 
-def _check(got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
+def _check(got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Tensor], offset: float = 0) -> None:
+    """offset: the mean in standard deviations; y is off by what the mean is."""
     for name, value in got.items():
         assert value.shape == exact[name].shape, name
         eps = torch.finfo(plain[name].dtype).eps
         scale = exact[name].abs().max().item()
         if name == "grad_weight":  # a plane's sum of terms of order 1, which may cancel
             scale = max(scale, exact["grad_x"][0, 0].numel() / 4)
+        if name == "y":
+            scale += offset
         allowed = 2 * (plain[name].double() - exact[name]).abs().max().item() + 4 * eps * scale
         error = (value.double() - exact[name]).abs().max().item()
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"  # NaN fails
@@ -253,7 +264,7 @@ def test_extreme_data(example: Example, scale: float, shift: float, monkeypatch:
     exact |= _all(reference, example, inputs.to(torch.float64), tuple(t.double() for t in statistics)) | {
         name: exact[name] for name in ("y", "mean", "rstd")
     }
-    _check(got, exact, plain)
+    _check(got, exact, plain, abs(shift) / scale if scale else 0)
 
 
 def test_nan_stays_nan_in_its_own_plane(monkeypatch: pytest.MonkeyPatch) -> None:

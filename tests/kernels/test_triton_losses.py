@@ -1,6 +1,8 @@
-"""The Triton kernels of the losses, in the interpreter: against the reference, and the numbers that C++ draws."""
+"""The Triton kernels of the losses, in the interpreter or on a GPU, against the reference, random numbers included."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ pytest.importorskip("triton")
 
 import fastgan
 import fastgan.functional as F
-from tests.losses import BF16, F16, F32, check_interpolate, check_l1, check_penalty, tensor
+from tests import losses
+from tests.losses import BF16, F16, F32, check_interpolate, check_l1, check_penalty
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+tensor = partial(losses.tensor, device=DEVICE)
 # The interpreter's bfloat16 stores truncate, so gradients of that dtype are judged on a GPU only.
 DTYPES = [F32, F16, pytest.param(BF16, marks=pytest.mark.gpu)]
 
@@ -28,7 +34,7 @@ def test_weighted_l1_where_one_side_wants_a_gradient() -> None:
 
 def test_weighted_l1_twice() -> None:
     a, b = tensor((2, 3, 5, 7), F32, "channels_last"), tensor((2, 3, 5, 7), F32, seed=1)
-    u, scale = tensor((2, 3, 5, 7), F32, seed=2), torch.ones((), requires_grad=True)
+    u, scale = tensor((2, 3, 5, 7), F32, seed=2), torch.ones((), device=DEVICE, requires_grad=True)
     results = []
     for backend in ("triton", "reference"):
         with fastgan.use_backend(backend):
@@ -51,8 +57,8 @@ def test_interpolate_draws_the_numbers_of_every_backend() -> None:
         drawn = []
         for backend in ("triton", "reference"):
             with fastgan.use_backend(backend):
-                generator = torch.Generator().manual_seed(seed)
-                drawn.append(F.interpolate(torch.ones(9, 2), torch.zeros(9, 2), generator=generator))
+                ones, generator = torch.ones(9, 2, device=DEVICE), torch.Generator(DEVICE).manual_seed(seed)
+                drawn.append(F.interpolate(ones, torch.zeros_like(ones), generator=generator))
         assert torch.equal(*drawn)
 
 
@@ -64,12 +70,12 @@ def test_gradient_norm_penalty(dtype: torch.dtype, target: float, one_sided: boo
 
 
 def test_zero_and_nan_norms() -> None:
-    g = torch.tensor([[0.0, 0.0], [1.0, torch.nan]], requires_grad=True)
+    g = torch.tensor([[0.0, 0.0], [1.0, torch.nan]], device=DEVICE, requires_grad=True)
     with fastgan.use_backend("triton"):
         value = F.gradient_norm_penalty(g)
         (grad,) = torch.autograd.grad(value, g, create_graph=True)
         (second,) = torch.autograd.grad(grad[0].sum(), g)
     assert value.isnan()
-    assert torch.equal(grad[0], torch.zeros(2))
+    assert torch.equal(grad[0], torch.zeros_like(grad[0]))
     assert grad[1].isnan().all()
-    assert torch.equal(second[0], torch.zeros(2))
+    assert torch.equal(second[0], torch.zeros_like(second[0]))

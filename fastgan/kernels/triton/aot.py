@@ -9,8 +9,8 @@ must run in a process without TRITON_INTERPRET, which would define the kernels a
 
 **Registering kernels.** A module of :data:`STEMS` has a function ``aot_cases()`` that yields a :class:`Case` for each
 setting of its launch table. A case runs the stem's launchers on meta tensors; each launch they make (through
-:func:`fastgan.kernels.triton._launch.launch`) is specialised as a real one would be, 16-byte alignment and all,
-compiled, and held against its :class:`Budget`. For example::
+:func:`fastgan.kernels.triton._launch.launch`) goes through Triton's own launch up to the driver, which compiles what it
+would run, and is held against its :class:`Budget`. For example::
 
     def aot_cases() -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
@@ -38,7 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 from fastgan.kernels.triton._launch import Launch, record
 
@@ -116,7 +117,7 @@ class Line:
 
 def report(archs: tuple[int, ...] = tuple(ARCHITECTURES), stems: tuple[str, ...] = STEMS) -> Iterator[Line]:
     """Compiles every registered case for each architecture; the same specialisation only once."""
-    done: dict[object, dict[str, int]] = {}
+    done: dict[str, dict[str, int]] = {}
     for arch in archs:
         for stem in stems:
             module = importlib.import_module(f"fastgan.kernels.triton.{stem}")
@@ -131,48 +132,54 @@ def report(archs: tuple[int, ...] = tuple(ARCHITECTURES), stems: tuple[str, ...]
                     yield _line(case.name, launch, budget, arch, done)
 
 
-def specialise(launch: Launch) -> tuple[dict[str, str], dict[tuple[int], Any], dict[tuple[int], list[Any]]]:
-    """The signature, constants and attributes with which Triton would compile this launch."""
-    signature, constants, attrs = {}, {}, {}
-    values = dict(zip(launch.kernel.arg_names, launch.args, strict=False)) | launch.constexprs
-    for i, parameter in enumerate(launch.kernel.params):
-        value = values.get(parameter.name, parameter.default)
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + _TYPES[value.dtype]
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
-        elif isinstance(value, bool):
-            signature[parameter.name], aligned = "u1", False
-        elif isinstance(value, int):
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0
-        else:
-            signature[parameter.name], aligned = "fp32", False
-        if aligned:
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    return signature, constants, attrs
+class _Driver:
+    """In a GPU driver's place: Triton's own launch specialises and compiles a kernel for it, and runs nothing.
+
+    Its devices are numbered by their compute capability.
+    """
+
+    def __init__(self) -> None:
+        self.arch = 0
+        self.utils = self
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": ARCHITECTURES[device].shared - 1024}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[object, ...]:
+        return binary, name, 0, 0, 1024  # module, function, registers, spills, most threads
+
+    def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *arguments: object) -> None:
+        grid = arguments[:3]
+        if any(not isinstance(n, int) or not 0 < n <= most for n, most in zip(grid, _LARGEST_GRID, strict=True)):
+            raise ValueError(f"a grid of {grid} programs cannot be launched")
 
 
-_TYPES = {
-    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
-    torch.int64: "i64", torch.int32: "i32", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1",
-}  # fmt: skip
+_LARGEST_GRID = (2**31 - 1, 65535, 65535)
+_driver = _Driver()
 
 
 def compile_launch(launch: Launch, arch: int) -> Any:
-    """The compiled kernel of a launch, for compute capability ``arch`` / 10."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    """The compiled kernel of a launch, for compute capability ``arch`` / 10, by the launch itself.
 
+    From then on no kernel of this process runs: see :class:`_Driver`.
+    """
     if not hasattr(launch.kernel, "params"):
         raise RuntimeError("kernels cannot be compiled ahead of time in a process with TRITON_INTERPRET=1")
-    signature, constants, attrs = specialise(launch)
-    source = ASTSource(launch.kernel, signature, constants, attrs)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.num_warps})
+    _driver.arch = arch
+    triton.runtime.driver.set_active(_driver)
+    return launch.kernel[launch.grid](*launch.args, num_warps=launch.num_warps, **launch.constexprs)
 
 
 def resources(compiled: Any) -> dict[str, int]:
@@ -209,12 +216,11 @@ def resident_warps(arch: Architecture, registers: int, shared: int, num_warps: i
     return min(by_registers, by_shared, arch.warps // num_warps, 32) * num_warps
 
 
-def _line(case: str, launch: Launch, budget: Budget, arch: int, done: dict[object, dict[str, int]]) -> Line:
-    signature, constants, attrs = specialise(launch)
-    key = (arch, launch.kernel.__name__, launch.num_warps, repr((signature, constants, attrs)))
-    if key not in done:
-        done[key] = resources(compile_launch(launch, arch))
-    used, device = done[key], ARCHITECTURES[arch]
+def _line(case: str, launch: Launch, budget: Budget, arch: int, done: dict[str, dict[str, int]]) -> Line:
+    compiled = compile_launch(launch, arch)
+    if compiled.hash not in done:
+        done[compiled.hash] = resources(compiled)
+    used, device = done[compiled.hash], ARCHITECTURES[arch]
     warps = resident_warps(device, used["registers"], used["shared"], launch.num_warps)
     programs = 1
     for size in launch.grid:
@@ -245,16 +251,12 @@ def _line(case: str, launch: Launch, budget: Budget, arch: int, done: dict[objec
 
 
 def _tool(name: str, *args: str) -> str:
-    import triton
-
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([str(tool), *args], check=True, capture_output=True, text=True).stdout
 
 
 def save(lines: list[Line], path: Path) -> None:
     """Writes lines and the version of Triton that made them, one line of JSON for each."""
-    import triton
-
     rows = ",\n".join(json.dumps(dataclasses.asdict(line)) for line in lines)
     path.write_text(f'{{"triton": "{triton.__version__}", "lines": [\n{rows}\n]}}\n')
 
