@@ -168,6 +168,12 @@ class Classifier(Objective):
         raise NotImplementedError
 
 
+def differentiable_twice(critic: Critic) -> Critic:
+    """The network that ``torch.compile`` wrapped, for a gradient penalty: what it compiled has no second derivative."""
+    inner: Critic = getattr(critic, "_orig_mod", critic)
+    return inner
+
+
 def draw_alpha(batch: Batch, real: Tensor, generator: torch.Generator | None) -> Tensor:
     """The α of a gradient penalty, [N]: this process's of those that one process would draw for the whole batch."""
     one = torch.ones(len(real) * batch.size, device=real.device)
@@ -176,7 +182,7 @@ def draw_alpha(batch: Batch, real: Tensor, generator: torch.Generator | None) ->
 
 def forward_features(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
     """The critic's output and the features [N, F] of its last hidden layer, from one pass."""
-    critic = critic.module if isinstance(critic, DistributedDataParallel) else critic
+    critic = critic.module if isinstance(critic, DistributedDataParallel) else differentiable_twice(critic)
     method = getattr(critic, "forward_features", None)
     if method is None:
         raise TypeError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastgan.functional as F
 from fastgan.functional._piecewise import without_zero_gradients
-from fastgan.objectives.base import Critic, Defaults, Requirements, Terms, draw_alpha
+from fastgan.objectives.base import Critic, Defaults, Requirements, Terms, differentiable_twice, draw_alpha
 from fastgan.objectives.gan import NonSaturating
 
 
@@ -45,6 +45,11 @@ class RegretAnalytic(NonSaturating):
             given["std"] = self.batch.all(real).std(correction=0)
         with without_zero_gradients():
             terms["penalty"] = F.dragan_penalty(
-                critic, real, weight=self.weight, c=self.spread, grad_scale=self.grad_scale, **given
+                differentiable_twice(critic),
+                real,
+                weight=self.weight,
+                c=self.spread,
+                grad_scale=self.grad_scale,
+                **given,
             )
         return terms

@@ -10,7 +10,17 @@ from torch import Tensor
 
 import fastgan.functional as F
 from fastgan.functional._piecewise import without_zero_gradients
-from fastgan.objectives.base import Critic, CriticSchedule, Defaults, Objective, Requirements, Terms, draw_alpha, full
+from fastgan.objectives.base import (
+    Critic,
+    CriticSchedule,
+    Defaults,
+    Objective,
+    Requirements,
+    Terms,
+    differentiable_twice,
+    draw_alpha,
+    full,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class WassersteinPenalty(Wasserstein):
         alpha = draw_alpha(self.batch, real, generator) if self.batch.size > 1 else None
         with without_zero_gradients():
             terms["penalty"] = F.gradient_penalty(
-                critic, real, fake, weight=self.weight, one_sided=self.one_sided, alpha=alpha,
+                differentiable_twice(critic), real, fake, weight=self.weight, one_sided=self.one_sided, alpha=alpha,
                 generator=generator if alpha is None else None, grad_scale=self.grad_scale,
             )  # fmt: skip
         return terms

@@ -193,7 +193,7 @@ def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
     Raises:
         RunError: with the differences.
     """
-    saved = {"processes": 1, **saved}
+    saved = {"processes": 1, **config.defaults(), **saved}  # an option that was not there yet did nothing
     now = json.loads(json.dumps({**config.to_dict(), "processes": distributed.size()}))
     changed = [
         f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"

@@ -86,6 +86,10 @@ class RunConfig:
         }
     )  # fmt: skip
 
+    def defaults(self) -> dict[str, Any]:
+        """The settings that have a default, as JSON has them."""
+        return {f.name: _plain(f.default) for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+
     @property
     def folder(self) -> Path:
         """The run's folder."""

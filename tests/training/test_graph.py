@@ -207,7 +207,7 @@ def test_static_pool_is_the_pool(size: int, batch: int, layout: torch.memory_for
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets trainers take the static step on the CPU."""
     monkeypatch.setattr(cyclegan.trainer, "graphs", lambda config, device: config.cuda_graph == "on")
-    monkeypatch.setattr(gan, "graphs", lambda config, settings, device: config.cuda_graph == "on")
+    monkeypatch.setattr(gan.trainer, "graphs", lambda config, settings, device, dropout: config.cuda_graph == "on")
 
 
 CYCLEGAN = {

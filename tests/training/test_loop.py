@@ -138,6 +138,14 @@ def test_refuses_a_changed_configuration_with_a_diff(tmp_path: Path) -> None:
     )
 
 
+def test_an_option_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
+    config = quiet(tmp_path)
+    saved = {name: value for name, value in config.to_dict().items() if name != "lr"}
+    assert not loop.check_config(saved, config, tmp_path)
+    with pytest.raises(loop.RunError, match=r"lr: 0.05 -> 0.1\n"):
+        loop.check_config(saved, quiet(tmp_path, lr=0.1), tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
 def test_corrupt_checkpoint_is_one_clear_error(tmp_path: Path, damage: str) -> None:
     run(tmp_path, max_steps=6)

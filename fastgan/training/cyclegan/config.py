@@ -109,7 +109,7 @@ class CycleGanConfig(RunConfig):
     save_epoch_freq: int = 5
     """Save a checkpoint every this many epochs; 0: only as save_latest_freq says, and at the end."""
 
-    FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache"}
+    FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache", "recompute"}
 
 
 def check(config: CycleGanConfig) -> None:

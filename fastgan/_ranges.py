@@ -1,0 +1,28 @@
+"""The range of a numeric setting, in one line."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_range(
+    what: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float = -math.inf,
+    most: float | None = None,
+    below: float = math.inf,
+) -> None:
+    """Raises ValueError unless ``value`` is finite and in the range, whose ends are included as ``least`` and ``most``
+    or excluded as ``above`` and ``below``. The message names ``what``, what was got and what was expected."""
+    low, high = above if least is None else least, below if most is None else most
+    if above < value < below and (least is None or value >= least) and (most is None or value <= most):
+        return
+    if high < math.inf:
+        wanted = f"in {'(' if least is None else '['}{low:g}, {high:g}{')' if most is None else ']'}"
+    elif least is not None:
+        wanted = f"at least {least:g}"
+    else:
+        wanted = "positive" if above == 0 else "finite" if above == -math.inf else f"above {above:g}"
+    raise ValueError(f"{what} must be {wanted}{'' if math.isfinite(value) else ' and finite'}, got {value}")

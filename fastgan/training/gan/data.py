@@ -1,0 +1,60 @@
+"""The real samples of a run: points, digits, MNIST, CIFAR-10, a folder of images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.data import points, tensors
+from fastgan.data.images import SingleImageFolder
+from fastgan.data.points import Points
+from fastgan.data.resident import ResidentImages, on_device
+from fastgan.data.tensors import ImageTensor
+from fastgan.data.transforms import Preprocess
+from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
+from fastgan.training.gan.config import GanConfig, sample_shape
+
+
+class RealData:
+    """The real samples that ``config.data`` names.
+
+    Raises:
+        ValueError, DataError: no such data, or settings that do not fit it.
+    """
+
+    def __init__(self, config: GanConfig) -> None:
+        self.shape = sample_shape(config)
+        kind, _, folder = config.data.partition(":")
+        self.points = Points(kind) if kind in points.NAMES else None
+        self._images: ImageTensor | SingleImageFolder | None = None
+        if kind == "digits":
+            self._images = tensors.digits()
+        elif kind == "mnist":
+            self._images = tensors.mnist(folder, size=self.shape[-1])
+        elif kind == "cifar10":
+            self._images = tensors.cifar10(folder)
+        elif self.points is None:
+            preprocess = Preprocess(load_size=self.shape[-1], crop_size=self.shape[-1], flip=config.flip, multiple=1)
+            self._images = SingleImageFolder(
+                config.data, preprocess, channels=config.channels, cache=config.cache != "off"
+            )
+
+    def batches(self, batch_size: int, config: GanConfig, device: torch.device) -> Batches:
+        """Endless batches for training."""
+        if self.points is not None:
+            return Fresh(self.points, batch_size, config.seed, device)
+        assert self._images is not None
+        if isinstance(self._images, ImageTensor):
+            return Shuffled(self._images, batch_size, config.seed, device)
+        kept = on_device(config.cache, [self._images], device)
+        source = ResidentImages(self._images, device) if kept else self._images
+        return Loaded(source, batch_size, config.seed, device, workers=config.num_threads)
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """n real samples (fewer if there are no more), the same for the same seed, on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.points is not None:
+            return self.points.sample(n, generator=generator)
+        assert self._images is not None
+        chosen = torch.randperm(len(self._images), generator=generator)[:n]
+        return torch.stack([self._images[i] for i in chosen.tolist()])

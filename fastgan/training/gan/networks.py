@@ -1,0 +1,95 @@
+"""The networks of a run and their optimizers, made as the configuration and the objective say."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
+from fastgan.objectives import Defaults, Objective
+from fastgan.training import distributed
+from fastgan.training.gan.config import GanConfig, architecture_name, sample_shape
+from fastgan.training.precision import Precision
+from fastgan.training.recompute import recompute_activations
+
+
+def make_generator(config: GanConfig) -> LatentGenerator:
+    """The generator, drawn from the global random state."""
+    return build_gan_generator(
+        architecture_name(config),
+        sample_shape(config),
+        latent_dim=config.latent_dim,
+        width=config.width_g,
+        norm=config.norm_g,
+    )
+
+
+def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
+    """The critic that the objective requires, None for none, drawn from the global random state."""
+    requires = objective.requires
+    if requires.output == "none":
+        return None
+    if config.code_dim is not None and requires.output != "energy":
+        raise ValueError(f"code_dim is for critics that are autoencoders (ebgan), not for {config.objective!r}")
+    shape = sample_shape(config)
+    dropout = config.dropout if config.dropout is not None else 0.5 if requires.dropout else 0.0
+    if requires.dropout and not dropout:
+        raise ValueError(f"objective {config.objective!r} compares two dropout passes: dropout must be above 0")
+    return build_critic(
+        architecture_name(config),
+        shape,
+        width=config.width_d,
+        norm=config.norm_d,
+        independent=requires.independent,
+        spectral_norm=requires.spectral_norm,
+        dropout=dropout,
+        minibatch=config.minibatch,
+        energy=requires.output == "energy",
+        code_dim=min(128, max(1, math.prod(shape) // 2)) if config.code_dim is None else config.code_dim,
+    )
+
+
+def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> None:
+    """Puts a network in its place, joins its batch norms over the processes, and lets it recompute if asked for."""
+    precision.place(network)
+    distributed.join_batch_norms(network)
+    for module in network.modules():
+        if isinstance(module, MinibatchDiscrimination) and distributed.size() > 1:
+            module.all = distributed.differentiable_rows
+    if config.recompute:
+        recompute_activations(network)
+
+
+def running(network: nn.Module, config: GanConfig) -> nn.Module:
+    """What is called to train ``network``: compiled if asked for, and averaging gradients over the processes."""
+    return distributed.wrap(torch.compile(network) if config.compile else network)  # type: ignore[arg-type]
+
+
+def within(network: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, which waits for gradients after each of its passes."""
+    inner: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    return inner
+
+
+def mixes_samples(critic: nn.Module) -> bool:
+    """Whether a sample's output depends on the rest of the batch."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm | MinibatchDiscrimination) for m in critic.modules())
+
+
+def make_optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -> Optimizer:
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(network.parameters(), lr=lr)
+    # None, not False: without fused kernels the choice is PyTorch's own.
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=settings.betas, fused=True if fused else None)
+
+
+def parameter_count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def no_critic(x: Tensor) -> Tensor:
+    """The critic of an objective without one."""
+    raise RuntimeError("this objective has no critic")
