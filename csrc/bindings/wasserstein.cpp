@@ -18,7 +18,7 @@ void wasserstein(const py::tuple& x, const py::tuple& y, int64_t rows, int dtype
 
 void scale_signs(uintptr_t signs, uintptr_t factors, int64_t rows, int64_t n, int dtype, uintptr_t grad, int threads) {
   const py::gil_scoped_release release;
-  FASTGAN_CALL(scale_signs, reinterpret_cast<const int8_t*>(signs), reinterpret_cast<const double*>(factors), rows, n,
+  FASTGAN_CALL(scale_signs, reinterpret_cast<const uint32_t*>(signs), reinterpret_cast<const double*>(factors), rows, n,
                static_cast<fastgan::DType>(dtype), reinterpret_cast<void*>(grad), threads);
 }
 

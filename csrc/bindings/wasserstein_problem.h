@@ -17,7 +17,7 @@ T* pointer(const pybind11::handle& address) {
 inline WassersteinSide side_of(const pybind11::tuple& t) {
   return {pointer<const void>(t[0]), t[1].cast<int64_t>(),  pointer<const double>(t[2]),
           t[3].cast<int64_t>(),      t[4].cast<int64_t>(),  pointer<void>(t[5]),
-          pointer<int8_t>(t[6]),     pointer<double>(t[7]), pointer<const void>(t[8])};
+          pointer<uint32_t>(t[6]),   pointer<double>(t[7]), pointer<const void>(t[8])};
 }
 
 inline WassersteinProblem problem_of(const pybind11::tuple& x, const pybind11::tuple& y, int64_t rows, int dtype,

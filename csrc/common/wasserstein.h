@@ -9,6 +9,9 @@
 
 namespace fastgan {
 
+// Signs, two bits each: a word has the positive ones of 16 samples in its lower half, the negative ones in its upper.
+constexpr int64_t sign_words(int64_t n) { return (n + 15) / 16; }
+
 struct WassersteinSide {
   const void* values;     // [rows, n] with the given row stride
   int64_t values_stride;  // in elements; n on CUDA
@@ -16,8 +19,9 @@ struct WassersteinSide {
   int64_t weights_stride;
   int64_t n;
   // Results, null where not wanted.
-  void* grad;            // [rows, n], as values: n D times the gradient of the cost
-  int8_t* signs;         // [rows, n], instead of grad, where that is -1, 0 or 1 (p = 1, n = m, no weights); CPU only
+  void* grad;  // [rows, n], as values: n D times the gradient of the cost
+  // [rows, sign_words(n)], instead of grad, where that is -1, 0 or 1 (p = 1, n = m, no weights); CPU only.
+  uint32_t* signs;
   double* grad_weights;  // [rows, n]: the gradient of the cost
   // For the second derivative: the cotangent of the values' gradient, [rows, n], as values; null: zero.
   const void* cotangent;

@@ -6,7 +6,8 @@
 #include <limits>
 
 #include "common/quantile.h"
-#include "cpu/row_sort.h"
+#include "cpu/radix_sort.h"
+#include "cpu/sorting_network.h"
 
 namespace fastgan::FASTGAN_ISA {
 namespace {
@@ -96,7 +97,8 @@ struct Side {
   double* cuts;           // [n + 1], if either side is weighted
   double total, unit;     // the sum of the weights, scaled by the power of two `unit`
   S* grad;                // of this row, or null
-  int8_t* signs;
+  int8_t* signs;          // scratch, where `sign_words` are wanted
+  uint32_t* sign_words;
   double* grad_weights;
   const S* cotangent;
 };
@@ -234,6 +236,27 @@ FASTGAN_INLINE void spread(const Sorted<T>& sorted, int64_t begin, int64_t count
   for (int64_t k = 0; k < count; ++k) store(to[sorted.from(begin + k)], sign * slopes[k]);
 }
 
+// Signs [n], a byte each, as words of 16.
+void pack_signs(const int8_t* signs, int64_t n, uint32_t* words) {
+  for (int64_t i = 0; i < n; i += 16) {
+    uint32_t positive = 0, negative = 0;
+#if defined(FASTGAN_ISA_avx512) || defined(FASTGAN_ISA_avx2)
+    if (n - i >= 16) {
+      const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(signs + i));
+      positive = _mm_movemask_epi8(_mm_cmpgt_epi8(sixteen, _mm_setzero_si128()));
+      negative = _mm_movemask_epi8(sixteen);
+      words[i / 16] = positive | negative << 16;
+      continue;
+    }
+#endif
+    for (int64_t k = 0; k < 16 && i + k < n; ++k) {
+      positive |= static_cast<uint32_t>(signs[i + k] > 0) << k;
+      negative |= static_cast<uint32_t>(signs[i + k] < 0) << k;
+    }
+    words[i / 16] = positive | negative << 16;
+  }
+}
+
 // The same for n = m with uniform weights, where atom k meets atom k: both sides at once.
 template <typename S, Order kOrder>
 void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
@@ -279,6 +302,10 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk];
     *cost = sum / static_cast<double>(n);
   }
+  for_each(threads, 2, [&](int64_t side) {
+    const Side<S>& s = side == 0 ? x : y;
+    if (s.sign_words != nullptr) pack_signs(s.signs, n, s.sign_words);
+  });
 }
 
 // --- weights: both sides' atoms merged by where they end -----------------------------------------------------------
@@ -523,11 +550,11 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     if (problem.grad == nullptr) {
       problem.cost[row] = nan;
-      problem.scale[row] = x.signs != nullptr || y.signs != nullptr ? nan : 1;
+      problem.scale[row] = x.sign_words != nullptr || y.sign_words != nullptr ? nan : 1;
     }
     for (Side<S>* side : {&x, &y}) {
       fill(side->grad, side->n, static_cast<T>(nan));
-      if (side->signs != nullptr) std::memset(side->signs, 0, side->n);
+      if (side->sign_words != nullptr) std::memset(side->sign_words, 0, sign_words(side->n) * sizeof(uint32_t));
       for (int64_t i = 0; side->grad_weights != nullptr && i < side->n; ++i) side->grad_weights[i] = nan;
     }
   } else if (merged == nullptr) {
@@ -550,7 +577,8 @@ bool needs_order(const WassersteinProblem& problem, const WassersteinSide& side)
 }
 
 template <typename S>
-Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> sorted, double* cuts) {
+Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> sorted, double* cuts,
+                    int8_t* signs = nullptr) {
   Side<S> s;
   s.sorted = sorted;
   s.n = side.n;
@@ -558,7 +586,8 @@ Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> s
   s.cuts = cuts;
   s.total = s.unit = 1;
   s.grad = side.grad == nullptr ? nullptr : static_cast<S*>(side.grad) + row * side.n;
-  s.signs = side.signs == nullptr ? nullptr : side.signs + row * side.n;
+  s.signs = signs;
+  s.sign_words = side.signs == nullptr ? nullptr : side.signs + row * sign_words(side.n);
   s.grad_weights = side.grad_weights == nullptr ? nullptr : side.grad_weights + row * side.n;
   s.cotangent = side.cotangent == nullptr ? nullptr : static_cast<const S*>(side.cotangent) + row * side.n;
   return s;
@@ -574,7 +603,13 @@ class RowSorter {
     const S* from = static_cast<const S*>(side_.values) + row * side_.values_stride;
     sorted_ = indexed_ ? sort_row<S, true>(from, side_.n, items_) : sort_row<S, false>(from, side_.n, items_);
   }
-  Sorted<acc_t<S>> sorted() const { return sorted_; }
+  Side<S> side(int64_t row, double* cuts) const {
+    // The sort leaves half of its memory free.
+    char *const items = items_, *const half = items + sort_row_scratch<S>(side_.n, indexed_) / 2;
+    char* const free = reinterpret_cast<const char*>(sorted_.values) == items ? half : items;
+    return side_of_row<S>(side_, row, sorted_, cuts,
+                          side_.signs == nullptr ? nullptr : reinterpret_cast<int8_t*>(free));
+  }
 
  private:
   const WassersteinSide& side_;
@@ -592,8 +627,8 @@ void run_rows(const WassersteinProblem& problem, int outer, int inner) {
     const Range rows = part(problem.rows, thread, of);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       for_each(inner, 2, [&](int64_t side) { (side == 0 ? x : y).sort(row); });
-      Side<S> a = side_of_row<S>(problem.x, row, x.sorted(), merged == nullptr ? nullptr : merged->x_ends);
-      Side<S> b = side_of_row<S>(problem.y, row, y.sorted(), merged == nullptr ? nullptr : merged->y_ends);
+      Side<S> a = x.side(row, merged == nullptr ? nullptr : merged->x_ends);
+      Side<S> b = y.side(row, merged == nullptr ? nullptr : merged->y_ends);
       solve_row(problem, row, a, b, merged, inner);
     }
   });
@@ -623,14 +658,43 @@ FASTGAN_INLINE Lanes lane_slope(Lanes d) {
   return d + d;
 }
 struct Group {
-  const network::Keys *x, *y;  // of the sorted values [n], [m]
-  Lanes *x_slopes, *y_slopes;  // [n], [m]: unit gradients in sorted order; null where not wanted
+  const network::Keys *x, *y;         // of the sorted values [n], [m]
+  Lanes *x_slopes, *y_slopes;         // [n], [m]: unit gradients in sorted order; null where not wanted
+  network::Signs *x_signs, *y_signs;  // the same, where those are signs
   int64_t n, m;
   FASTGAN_INLINE Lanes difference(int64_t i, int64_t j) const {
     const Lanes a = network::signed_values(x[i]), b = network::signed_values(y[j]);
     return a == b ? Lanes{} : a - b;
   }
 };
+
+// The costs of every lane for n = m and p = 1, and signs, of the other side's wires the opposite ones.
+void solve_signs(const Group& g, double* costs) {
+  using network::Decision;
+  constexpr int kBlock = network::kBlock;
+  for (int l = 0; l < kGroup; ++l) costs[l] = 0;
+  for (int64_t begin = 0; begin < g.n; begin += kBlock) {
+    const int64_t count = begin + kBlock < g.n ? kBlock : g.n - begin;
+    Decision positive[kBlock] = {}, negative[kBlock] = {};
+    Lanes part = {};
+    for (int64_t k = 0; k < count; ++k) {
+      const network::Keys a = g.x[begin + k], b = g.y[begin + k];
+      const Lanes d = g.difference(begin + k, begin + k);
+      part += lane_cost<Order::one>(d);
+      positive[k] = network::larger(a, b);
+      negative[k] = network::larger(b, a);
+    }
+    add_lanes(costs, part);
+    const auto put = [&](network::Signs* to, const Decision* first, const Decision* second) {
+      if (to == nullptr) return;
+      std::memcpy(to + begin / kBlock, first, sizeof positive);
+      std::memcpy(reinterpret_cast<char*>(to + begin / kBlock) + sizeof positive, second, sizeof positive);
+    };
+    put(g.x_signs, positive, negative);
+    put(g.y_signs, negative, positive);
+  }
+  for (int l = 0; l < kGroup; ++l) costs[l] /= static_cast<double>(g.n);
+}
 
 // Cost of every lane, and slopes; uniform weights.
 template <Order kOrder>
@@ -691,6 +755,33 @@ FASTGAN_INLINE bool order_matters(const network::Keys* keys, const Lanes* slopes
   return any != 0;
 }
 
+FASTGAN_INLINE bool order_matters(const network::Keys* keys, const network::Signs* signs, int64_t n) {
+  using network::Decision;
+  constexpr int kBlock = network::kBlock;
+  Decision before[2] = {}, found = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const Decision* const block = reinterpret_cast<const Decision*>(signs + k / kBlock) + k % kBlock;
+    const Decision changed = (block[0] ^ before[0]) | (block[kBlock] ^ before[1]);
+    if (k > 0) found |= changed & network::equal(keys[k], keys[k - 1]);
+    before[0] = block[0];
+    before[1] = block[kBlock];
+  }
+  return found != 0;
+}
+
+// Puts signs where their samples came from.
+void scatter(const network::Signs* signs, const uint32_t* order, int64_t rows, int64_t n, uint32_t* words) {
+  constexpr int kBlock = network::kBlock;
+  std::memset(words, 0, rows * sign_words(n) * sizeof(uint32_t));
+  for (int64_t k = 0; k < n; ++k) {
+    const network::Decision* const block = reinterpret_cast<const network::Decision*>(signs + k / kBlock) + k % kBlock;
+    for (int64_t l = 0; l < rows; ++l) {
+      const uint32_t i = order[k * kGroup + l], positive = block[0] >> l & 1, negative = block[kBlock] >> l & 1;
+      words[l * sign_words(n) + i / 16] |= (positive | negative << 16) << i % 16;
+    }
+  }
+}
+
 // Sorts a group of rows. Its slopes go back through the network; only where that, which is not stable, would not give
 // equal values their gradients in index order, is the group sorted again with indices.
 template <typename S>
@@ -699,30 +790,38 @@ class GroupSorter {
   GroupSorter(const WassersteinProblem& problem, const WassersteinSide& side, bool in_lanes)
       : side_(side),
         indexed_(!in_lanes && needs_order(problem, side)),
-        with_slopes_(in_lanes && (side.grad != nullptr || side.signs != nullptr)),
+        with_slopes_(in_lanes && side.grad != nullptr),
+        with_signs_(in_lanes && side.signs != nullptr),
         keys_(padded_size(side.n)),
         values_(in_lanes ? 0 : side.n * kGroup),
         slopes_(with_slopes_ ? padded_size(side.n) : 0),
-        decisions_(with_slopes_ ? network::comparators(side.n) : 0),
-        order_(indexed_ || with_slopes_ ? padded_size(side.n) * kGroup : 0),
-        pairs_(indexed_ || with_slopes_ ? padded_size(side.n) * kWide : 0) {}
+        signs_(with_signs_ ? padded_size(side.n) / network::kBlock : 0),
+        decisions_(with_slopes_ || with_signs_ ? network::comparators(side.n) : 0),
+        order_(indexed_ || with_slopes_ || with_signs_ ? padded_size(side.n) * kGroup : 0),
+        pairs_(indexed_ || with_slopes_ || with_signs_ ? padded_size(side.n) * kWide : 0) {}
   void sort(int64_t row, int64_t rows) {
     if (indexed_ || ties_) {
       sort_indexed(row, rows);
     } else {
-      decisions_end_ = sort_group<S>(values_of(row), side_.values_stride, rows, side_.n, keys_,
-                                     with_slopes_ ? static_cast<network::Decision*>(decisions_) : nullptr);
+      decisions_end_ =
+          sort_group<S>(values_of(row), side_.values_stride, rows, side_.n, keys_,
+                        with_slopes_ || with_signs_ ? static_cast<network::Decision*>(decisions_) : nullptr);
     }
   }
   const network::Keys* keys() const { return keys_; }
   Lanes* slopes() const { return with_slopes_ ? static_cast<Lanes*>(slopes_) : nullptr; }
+  network::Signs* signs() const { return with_signs_ ? static_cast<network::Signs*>(signs_) : nullptr; }
   // The slopes become the rows' gradients.
   void finish(int64_t row, int64_t rows, const double* costs) {
+    const int64_t n = side_.n, words = sign_words(n);
     if (side_.signs != nullptr) {
-      take_back(row, rows, side_.signs + row * side_.n);
+      uint32_t* const to = side_.signs + row * words;
+      const network::SignWords ends = {to, rows, words, padded_size(n) / network::kBlock};
+      take_back<network::UndoSigns>(row, rows, static_cast<network::Signs*>(signs_), ends, to);
     } else if (side_.grad != nullptr) {
-      S* const grad = static_cast<S*>(side_.grad) + row * side_.n;
-      take_back(row, rows, grad);
+      S* const grad = static_cast<S*>(side_.grad) + row * n;
+      const network::RowValues<S> ends = {grad, rows, n};
+      take_back<network::Undo>(row, rows, static_cast<Lanes*>(slopes_), ends, grad);
       for (int64_t l = 0; l < rows; ++l) {
         if (std::isnan(costs[l])) fill(grad + l * side_.n, side_.n, std::numeric_limits<float>::quiet_NaN());
       }
@@ -748,16 +847,15 @@ class GroupSorter {
 
  private:
   const S* values_of(int64_t row) const { return static_cast<const S*>(side_.values) + row * side_.values_stride; }
-  template <typename G>
-  void take_back(int64_t row, int64_t rows, G* grad) {
-    const bool matters = order_matters(keys_, slopes_, side_.n);
+  template <typename Step, typename V, typename Ends, typename G>
+  void take_back(int64_t row, int64_t rows, V* slopes, const Ends& ends, G* grad) {
+    const bool matters = order_matters(keys_, slopes, side_.n);
     if (matters && !ties_) sort_indexed(row, rows);
     if (matters || ties_) {
-      scatter(slopes_, order_, rows, side_.n, grad);
+      scatter(slopes, order_, rows, side_.n, grad);
     } else {
-      network::Undo step = {decisions_end_};
-      sort_columns(step, network::RowValues<G>{grad, rows, side_.n}, static_cast<Lanes*>(slopes_), 0,
-                   padded_size(side_.n));
+      Step step = {decisions_end_};
+      sort_columns(step, ends, slopes, 0, padded_size(side_.n));
     }
     ties_ = matters;  // a good guess of the next group's
   }
@@ -766,11 +864,12 @@ class GroupSorter {
   }
 
   const WassersteinSide& side_;
-  const bool indexed_, with_slopes_;
+  const bool indexed_, with_slopes_, with_signs_;
   bool ties_ = false;
   Scratch<network::Keys> keys_;
   Scratch<int32_t> values_;
   Scratch<Lanes> slopes_;
+  Scratch<network::Signs> signs_;
   Scratch<network::Decision> decisions_;
   network::Decision* decisions_end_ = nullptr;
   Scratch<uint32_t> order_;
@@ -805,9 +904,11 @@ void run_groups(const WassersteinProblem& problem, int threads) {
         }
         continue;
       }
-      const Group g = {x.keys(), y.keys(), x.slopes(), y.slopes(), problem.x.n, problem.y.n};
+      const Group g = {x.keys(), y.keys(), x.slopes(), y.slopes(), x.signs(), y.signs(), problem.x.n, problem.y.n};
       double costs[kGroup];
-      if (problem.p == 1) {
+      if (signs) {
+        solve_signs(g, costs);
+      } else if (problem.p == 1) {
         solve_lanes<Order::one>(g, costs);
       } else {
         solve_lanes<Order::two>(g, costs);
@@ -827,16 +928,44 @@ int useful_threads(int64_t samples, int most) {
   return threads < 1 ? 1 : static_cast<int>(threads);
 }
 
+// 16 signs times a factor; a factor that is not finite makes all of them NaN.
+FASTGAN_INLINE void scale_word(uint32_t word, float factor, float* to) {
+  using network::Decision;
+  const Lanes zero = broadcast(0 * factor), plus = broadcast(factor), minus = broadcast(-factor);
+  for (int k = 0; k < 16; k += kGroup) {
+    constexpr uint32_t kMask = (1u << kGroup) - 1;
+    const Decision positive = static_cast<Decision>(word >> k & kMask);
+    const Decision negative = static_cast<Decision>(word >> (16 + k) & kMask);
+    store_vector(to + k, network::choose(positive, network::choose(negative, zero, minus), plus));
+  }
+}
+FASTGAN_INLINE void scale_word(uint32_t word, double factor, double* to) {
+  for (int k = 0; k < 16; ++k)
+    to[k] = factor * (static_cast<int>(word >> k & 1) - static_cast<int>(word >> (16 + k) & 1));
+}
+
 template <typename S>
-void scale_rows(const int8_t* signs, const double* factors, int64_t rows, int64_t n, S* grad, int threads) {
+void scale_rows(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, S* grad, int threads) {
+  const int64_t words = sign_words(n);
   parallel(useful_threads(rows * n, threads), [&](int thread, int of) {
-    const Range range = part(rows * n, thread, of);
-    for (int64_t row = range.begin / n; row * n < range.end; ++row) {
-      const int64_t begin = row * n > range.begin ? row * n : range.begin;
-      const int64_t end = (row + 1) * n < range.end ? (row + 1) * n : range.end;
+    const Range range = part(rows * words, thread, of);
+    for (int64_t row = range.begin / words; row * words < range.end; ++row) {
+      const int64_t begin = row * words > range.begin ? row * words : range.begin;
+      const int64_t end = (row + 1) * words < range.end ? (row + 1) * words : range.end;
       const acc_t<S> factor = static_cast<acc_t<S>>(factors[row]);
-#pragma omp simd
-      for (int64_t k = begin; k < end; ++k) store(grad[k], static_cast<acc_t<S>>(signs[k]) * factor);
+      for (int64_t w = begin; w < end; ++w) {
+        const int64_t k = (w - row * words) * 16;
+        S* const to = grad + row * n + k;
+        acc_t<S> values[16];
+        if constexpr (std::is_same_v<S, float>) {
+          if (n - k >= 16) {
+            scale_word(signs[w], factor, to);
+            continue;
+          }
+        }
+        scale_word(signs[w], factor, values);
+        for (int64_t i = 0; i < 16 && k + i < n; ++i) store(to[i], values[i]);
+      }
     }
   });
 }
@@ -848,8 +977,9 @@ void run(const WassersteinProblem& problem, int most) {
   const int threads = useful_threads(samples, most);
   if constexpr (!std::is_same_v<S, double>) {
     // Measured: where a network that sorts kGroup rows at once beats a radix sort of each.
+    const bool signs = problem.x.signs != nullptr || problem.y.signs != nullptr;
     const bool indexed = needs_order(problem, problem.x) || needs_order(problem, problem.y);
-    if (longest <= 64 || (longest <= (indexed ? 8192 : 32768) && problem.rows >= kGroup / 2)) {
+    if (longest <= 64 || (longest <= (indexed && !signs ? 8192 : 32768) && problem.rows >= kGroup / 2)) {
       const int64_t groups = ceil_div(problem.rows, kGroup);
       run_groups<S>(problem, threads < groups ? threads : static_cast<int>(groups));
       return;
@@ -873,7 +1003,7 @@ void wasserstein(const WassersteinProblem& problem, int threads) {
   }
 }
 
-void scale_signs(const int8_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype, void* grad,
+void scale_signs(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype, void* grad,
                  int threads) {
   switch (dtype) {
     case DType::f32: return scale_rows(signs, factors, rows, n, static_cast<float*>(grad), threads);

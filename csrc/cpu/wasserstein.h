@@ -13,8 +13,8 @@ namespace fastgan {
 // 8 or 4): 4 R, with gradients or weights 20 R, and R / 8 for each of (log2 n)^2 / 4 comparators that a sample passes.
 FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem, int threads);)
 
-// Samples' gradients [rows, n] of the given dtype: signs [rows, n] times a factor a row.
-FASTGAN_PER_ISA(void scale_signs(const int8_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype,
+// Samples' gradients [rows, n] of the given dtype: signs [rows, sign_words(n)] times a factor a row.
+FASTGAN_PER_ISA(void scale_signs(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype,
                                  void* grad, int threads);)
 
 }  // namespace fastgan

@@ -367,7 +367,7 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, want, backend)
         return tuple([
-            None if unit is None or like is None else _scaled(unit, factor, like.dtype, backend)
+            None if unit is None or like is None else _scaled(unit, factor, like, backend)
             for unit, factor, like in zip(units, _factors(grad, x, y, scale, p), (x, y, a, b), strict=True)
         ])  # fmt: skip
 
@@ -413,6 +413,8 @@ class _DoubleBackward(torch.autograd.Function):
         grad_grad = torch.zeros_like(grad)
         for unit, v, factor in zip(units, cotangents, _factors(torch.ones_like(grad), x, y, scale, p), strict=True):
             if unit is not None and v is not None:
+                if unit.dtype == torch.int32:
+                    unit = _scale_signs(unit, torch.ones_like(factor), v.size(-1), v.dtype, backend)
                 grad_grad += factor * (unit.to(grad.dtype) * v).sum(-1)
         if p == 1 or math.isinf(p) or not want:
             return grad_grad, None, None, None, None
@@ -467,9 +469,10 @@ def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor, p: float) -> tup
     return of_x, of_x if y.size(-1) == x.size(-1) else per_scale / y.size(-1), grad, grad
 
 
-def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    if unit.dtype == torch.int8:
-        scaled: Tensor = _scale_signs(unit, factor, dtype, backend)
+def _scaled(unit: Tensor, factor: Tensor, like: Tensor, backend: str) -> Tensor:
+    dtype = like.dtype
+    if unit.dtype == torch.int32:
+        scaled: Tensor = _scale_signs(unit, factor, like.size(-1), dtype, backend)
         return scaled
     # A factor of 1 / n may be subnormal in half precision: multiply in float32.
     wide = torch.float64 if unit.dtype == torch.float64 else torch.float32
@@ -485,12 +488,13 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     rows = x.shape[:-1]
     per_row = x.new_empty(rows, dtype=torch.float64)
-    samples = dispatch.kernels(backend, "wasserstein").unit_dtype(x, y, a, b, p)
+    dtype, together = dispatch.kernels(backend, "wasserstein").samples_unit(x, y, a, b, p)
     units = [
-        x.new_empty(t.shape, dtype=samples if i < 2 else torch.float64)
+        x.new_empty((*rows, -(-t.size(-1) // together)), dtype=dtype) if i < 2
+        else x.new_empty(t.shape, dtype=torch.float64)
         for i, t in enumerate((x, y, x, y))
         if need >> i & 1
-    ]
+    ]  # fmt: skip
     return per_row, torch.empty_like(per_row), units
 
 
@@ -511,7 +515,7 @@ _second = RawOperator(
     _second_fake,
 )
 _scale_signs = RawOperator(
-    "wasserstein_1d_scale_signs(Tensor signs, Tensor factor, ScalarType dtype, str backend) -> Tensor",
+    "wasserstein_1d_scale_signs(Tensor signs, Tensor factor, SymInt n, ScalarType dtype, str backend) -> Tensor",
     kernel_of("wasserstein", "scale_signs"),
-    lambda signs, factor, dtype, backend: signs.new_empty(signs.shape, dtype=dtype),
+    lambda signs, factor, n, dtype, backend: signs.new_empty((*signs.shape[:-1], n), dtype=dtype),
 )

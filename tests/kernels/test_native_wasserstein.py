@@ -86,7 +86,22 @@ def test_ties_take_gradients_in_index_order(rows: int, n: int, m: int, p: float)
     expected = torch.autograd.grad(reference.wasserstein_1d(*exact, p=p, root=False).sum(), exact)
     finite = torch.arange(rows) != 7 if p > 1 else torch.arange(rows) >= 0
     for unit, grad in zip(units, expected, strict=True):
+        if unit.dtype == torch.int32:
+            unit = native.scale_signs(unit, torch.ones(rows, dtype=torch.float64), n, torch.float32)
         torch.testing.assert_close(unit[finite].double() / unit.size(-1), grad[finite], rtol=2e-6, atol=2e-6 / n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_signs_times_any_factor(dtype: torch.dtype) -> None:
+    """-1, 0 and 1, 16 a word, times factors that may be 0, infinite or NaN, at every length of the last word."""
+    factor = torch.tensor([0.5, -3.0, 0.0, -0.0, math.inf, math.nan, 7.0], dtype=torch.float64)
+    for n in range(1, 50):
+        signs = torch.randint(-1, 2, (len(factor), n))
+        bits = torch.nn.functional.pad(signs, (0, -n % 16)).unflatten(-1, (-1, 16))
+        places = 1 << torch.arange(16)
+        words = ((bits > 0) * places).sum(-1) + (((bits < 0) * places).sum(-1) << 16)
+        grad = native.scale_signs(words.to(torch.int32), factor, n, dtype)
+        torch.testing.assert_close(grad, (signs * factor[:, None]).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_rows_of_nan_with_signs() -> None:
@@ -118,7 +133,7 @@ def test_weighted_rows_of_many_chunks(n: int, m: int) -> None:
 # rows, n, weighted, need, bytes of workspace for each sample of the row (both sides) that csrc/cpu/wasserstein.h states
 MEMORY = [
     (1, 4_000_000, False, 0, 8), (1, 3_000_000, False, 3, 16), (1, 2_000_000, True, 15, 44),
-    (64, 32768, False, 0, 64), (64, 8192, False, 3, 320 + 170),
+    (64, 32768, False, 0, 64), (64, 8192, False, 3, 320 + 170), (32, 32768, False, 3, 320 + 230),
 ]  # fmt: skip
 
 
@@ -207,7 +222,8 @@ def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_units_that_are_not_needed_are_not_made() -> None:
     x, y = torch.randn(20, 50), torch.randn(20, 50)
     everything = native.forward(x, y, None, None, 1.0, 3)
-    assert everything[2][0].dtype == torch.int8  # a quarter of the memory: -1, 0 and 1 are all there is
+    assert everything[2][0].dtype == torch.int32  # 16 samples a word: -1, 0 and 1 are all there is
+    assert everything[2][0].shape == (20, 4)
     for need in (0, 1, 2):
         cost, _, units = native.forward(x, y, None, None, 1.0, need)
         assert torch.equal(cost, everything[0])

@@ -24,13 +24,14 @@ def forward(
     p: float,
     need: int,
     samples: torch.dtype,
+    together: int = 1,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(cost, scale, the needed unit gradients); those of the samples are of dtype ``samples``."""
+    """(cost, scale, the needed unit gradients); those of the samples are of dtype ``samples``, so many an element."""
     device = x.device
     cost = empty(x.shape[:-1], torch.float64, device)
     scale = torch.empty_like(cost)
-    ux = empty(x.shape, samples, device) if need & 1 else None
-    uy = empty(y.shape, samples, device) if need & 2 else None
+    ux = empty((*x.shape[:-1], -(-x.size(-1) // together)), samples, device) if need & 1 else None
+    uy = empty((*y.shape[:-1], -(-y.size(-1) // together)), samples, device) if need & 2 else None
     ua = empty(x.shape, torch.float64, device) if need & 4 else None
     ub = empty(y.shape, torch.float64, device) if need & 8 else None
     run(x, y, x_weights, y_weights, p, (ux, ua, None), (uy, ub, None), cost, scale, None)
@@ -68,7 +69,7 @@ def side(
     values: Tensor, weights: Tensor | None, grad: Tensor | None, grad_weights: Tensor | None, cotangent: Tensor | None
 ) -> tuple[int, ...]:
     """What the bindings call a side."""
-    gradient, is_signs = address(grad), grad is not None and grad.dtype == torch.int8
+    gradient, is_signs = address(grad), grad is not None and grad.dtype == torch.int32
     return (
         values.data_ptr(), values.stride(0), address(weights), 0 if weights is None else weights.stride(0),
         values.size(1), 0 if is_signs else gradient, gradient if is_signs else 0,

@@ -1,9 +1,9 @@
 """Exact 1-D Wasserstein on the CPU: the launchers of csrc/cpu/wasserstein.cpp; CUDA calls go on to _wasserstein_cuda.
 
 Contract of every backend: :func:`forward` gives the cost of d/D and the scale D [...] in float64, and the unit
-gradients of the inputs whose bits are set in ``need``. For samples that is n times the gradient of the cost for d/D, in
-:func:`unit_dtype`; for weights the gradient of the cost, in float64. :func:`second` gives what the backward pass sends
-on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
+gradients of the inputs whose bits are set in ``need``. For samples that is n times the gradient of the cost for d/D, as
+:func:`samples_unit` says; for weights the gradient of the cost, in float64. :func:`second` gives what the backward pass
+sends on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ def supports(call: Call) -> str | None:
     return None
 
 
-def unit_dtype(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float) -> torch.dtype:
-    """The dtype of the samples' unit gradients: theirs, or int8 where the CPU kernels need no more: -1, 0 and 1.
+def samples_unit(
+    x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float
+) -> tuple[torch.dtype, int]:
+    """What the samples' unit gradients are made of: their dtype, and how many samples [..., n] an element has.
 
-    There a row that is NaN has a scale of NaN, which makes its gradients NaN.
+    An element is one sample's, of its dtype. But where the unit gradients are -1, 0 and 1, the CPU kernels keep words
+    of 16 samples: which of them are positive, a bit each, and in the upper half which are negative. There a row that is
+    NaN has a scale of NaN, which makes its gradients NaN.
     """
     equal = p == 1 and x.size(-1) == y.size(-1) and x_weights is None and y_weights is None
-    return torch.int8 if equal and x.device.type == "cpu" else x.dtype
+    return (torch.int32, 16) if equal and x.device.type == "cpu" else (x.dtype, 1)
 
 
 def forward(
@@ -43,8 +47,8 @@ def forward(
     """(cost, scale, the needed unit gradients of x, y, x_weights, y_weights)."""
     if x.is_cuda:
         return _wasserstein_cuda.forward(x, y, x_weights, y_weights, p, need)
-    samples = unit_dtype(x, y, x_weights, y_weights, p)
-    return _wasserstein_call.forward(_run, x, y, x_weights, y_weights, p, need, samples)
+    samples = samples_unit(x, y, x_weights, y_weights, p)
+    return _wasserstein_call.forward(_run, x, y, x_weights, y_weights, p, need, *samples)
 
 
 def second(
@@ -63,12 +67,12 @@ def second(
     return _wasserstein_call.second(run, vx, vy, grad, x, y, x_weights, y_weights, scale, p)
 
 
-def scale_signs(signs: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The samples' gradients [..., n]: int8 unit gradients times a float64 factor [...] for each row."""
-    grad = empty(signs.shape, dtype)
+def scale_signs(signs: Tensor, factor: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """The samples' gradients [..., n]: words of signs times a float64 factor [...] for each row."""
+    grad = empty((*signs.shape[:-1], n), dtype)
     signs, factor = signs.contiguous(), factor.contiguous()
     _C.wasserstein_scale_signs(
-        signs.data_ptr(), factor.data_ptr(), factor.numel(), signs.size(-1), DTYPES[dtype], grad.data_ptr(), threads()
+        signs.data_ptr(), factor.data_ptr(), factor.numel(), n, DTYPES[dtype], grad.data_ptr(), threads()
     )
     return grad
 

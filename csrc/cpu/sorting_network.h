@@ -1,7 +1,5 @@
-// Sorting rows of floating-point values by order-preserving integer keys, with or without each value's index.
-//
-// Short rows go "row in lane": as many rows as a vector has lanes are transposed, and one sorting network, of vertical
-// minima and maxima, sorts them all. Long rows are radix sorted one by one. Sorts with indices are stable.
+// Sorting many short rows at once, "row in lane": as many rows as a vector has lanes are transposed, and one sorting
+// network, of vertical minima and maxima, sorts them all; with what its comparators did noted, it can be run backwards.
 // Included by kernel files, once per instruction set.
 #pragma once
 
@@ -11,20 +9,8 @@
 #include <utility>
 
 #include "common/simd.h"
-#include "common/sort_keys.h"
 
 namespace fastgan::FASTGAN_ISA {
-
-// Sorted values, and where each was before (null unless asked for).
-template <typename T>
-struct Sorted {
-  const T* values;
-  const uint32_t* order;
-  FASTGAN_INLINE T operator[](int64_t k) const { return values[k]; }
-  FASTGAN_INLINE uint32_t from(int64_t k) const { return order[k]; }
-};
-
-// --- sorting networks --------------------------------------------------------------------------------------------
 
 namespace network {
 
@@ -61,11 +47,16 @@ FASTGAN_INLINE Pairs high(Pairs a, Pairs b) {
 }
 
 // --- what a comparator does: `kReverse` steps are run through the network backwards ---
+//
+// Every step's operator()(a, b, at) is given the place of its comparator in a record of them. One network on adjacent
+// wires has its comparators in order; kBlock tiles of a merge, which lie side by side, have theirs by turns, so that
+// the decisions of one comparator on kBlock neighbouring wires are one vector.
 
-// The comparators that exchanged, a bit a lane.
+// The lanes in which a comparator exchanged, a bit each.
 #if defined(FASTGAN_ISA_avx512)
 using Decision = uint16_t;
 FASTGAN_INLINE Decision larger(Keys a, Keys b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
+FASTGAN_INLINE Decision equal(Keys a, Keys b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
 FASTGAN_INLINE Vec<float> choose(Decision second, Vec<float> a, Vec<float> b) {
   return (Vec<float>)_mm512_mask_blend_ps(second, (__m512)a, (__m512)b);
 }
@@ -76,51 +67,83 @@ FASTGAN_INLINE Keys lane_bits() {
   for (int l = 0; l < kRows; ++l) bits[l] = 1 << l;
   return bits;
 }
-FASTGAN_INLINE Decision larger(Keys a, Keys b) {
+FASTGAN_INLINE Decision bits_of(Keys mask) {
 #if defined(FASTGAN_ISA_avx2)
-  return static_cast<Decision>(_mm256_movemask_ps((__m256)(a > b)));
+  return static_cast<Decision>(_mm256_movemask_ps((__m256)mask));
 #else
-  const Keys bits = (a > b) & lane_bits();
+  const Keys bits = mask & lane_bits();
   return static_cast<Decision>(bits[0] | bits[1] | bits[2] | bits[3]);
 #endif
 }
+FASTGAN_INLINE Decision larger(Keys a, Keys b) { return bits_of(a > b); }
+FASTGAN_INLINE Decision equal(Keys a, Keys b) { return bits_of(a == b); }
 FASTGAN_INLINE Vec<float> choose(Decision second, Vec<float> a, Vec<float> b) {
   return (broadcast<int32_t>(second) & lane_bits()) != 0 ? b : a;
 }
 #endif
 
 struct Exchange {
-  static constexpr bool kReverse = false;
+  static constexpr bool kReverse = false, kPacked = false;
   template <typename V>
   FASTGAN_INLINE void operator()(V& a, V& b, int) const {
     const V smaller = low(a, b);
     b = high(a, b);
     a = smaller;
   }
+  FASTGAN_INLINE Exchange tile(int) const { return {}; }
   FASTGAN_INLINE void advance(int) {}
 };
 
 // Exchanges, and notes what it did.
 struct Record {
-  static constexpr bool kReverse = false;
+  static constexpr bool kReverse = false, kPacked = false;
   Decision* next;
   FASTGAN_INLINE void operator()(Keys& a, Keys& b, int at) const {
     // volatile: GCC would collect the decisions of many comparators into one vector.
     *const_cast<volatile Decision*>(next + at) = larger(a, b);
     Exchange()(a, b, at);
   }
+  FASTGAN_INLINE Record tile(int i) const { return {next + i}; }
   FASTGAN_INLINE void advance(int count) { next += count; }
 };
 
 // Takes the recorded exchanges back: what stands at the places of sorted keys returns to where the keys came from.
 struct Undo {
-  static constexpr bool kReverse = true;
+  static constexpr bool kReverse = true, kPacked = false;
   const Decision* end;
   FASTGAN_INLINE void operator()(Vec<float>& a, Vec<float>& b, int at) const {
     const Vec<float> first = choose(end[at], a, b);
     b = choose(end[at], b, a);
     a = first;
   }
+  FASTGAN_INLINE Undo tile(int i) const { return {end + i}; }
+  FASTGAN_INLINE void advance(int count) { end -= count; }
+};
+
+// A number of {-1, 0, 1} for each lane of kBlock wires: the lanes of each wire that are positive, a bit each, and then
+// those that are negative.
+typedef Decision Signs __attribute__((vector_size(2 * kBlock * sizeof(Decision))));
+
+// Takes exchanges of signs back, a block of wires in one vector: a comparator is one selection of bits.
+struct UndoSigns {
+  static constexpr bool kReverse = true, kPacked = true;
+  const Decision* end;
+  FASTGAN_INLINE Signs exchanges(int at) const {  // of both halves
+#if defined(FASTGAN_ISA_avx512)
+    return (Signs)_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(end + at)));
+#else
+    typedef uint64_t Halves __attribute__((vector_size(sizeof(Signs))));
+    uint64_t half;
+    std::memcpy(&half, end + at, sizeof half);
+    return (Signs)(Halves{} + half);
+#endif
+  }
+  FASTGAN_INLINE void operator()(Signs& a, Signs& b, int at) const {
+    const Signs both = exchanges(at), changed = (a ^ b) & both;
+    a ^= changed;
+    b ^= changed;
+  }
+  FASTGAN_INLINE UndoSigns tile(int) const { return *this; }
   FASTGAN_INLINE void advance(int count) { end -= count; }
 };
 
@@ -128,19 +151,24 @@ struct Comparator {
   int low, high;
 };
 
-// Batcher's odd-even merge sort of N wires: 63 comparators for 16.
+// Batcher's odd-even merge sort of N wires: 63 comparators for 16. Those of a layer have no wire in common.
 template <int N>
 struct OddEven {
   Comparator at[N * 8];
-  int count;
-  constexpr OddEven() : at{}, count(0) {
+  int layer[N * 8];
+  int count, layers;
+  constexpr OddEven() : at{}, layer{}, count(0), layers(0) {
     for (int p = 1; p < N; p *= 2) {
       for (int k = p; k >= 1; k /= 2) {
         for (int j = k % p; j + k < N; j += 2 * k) {
           for (int i = 0; i < k && i + j + k < N; ++i) {
-            if ((i + j) / (2 * p) == (i + j + k) / (2 * p)) at[count++] = {i + j, i + j + k};
+            if ((i + j) / (2 * p) == (i + j + k) / (2 * p)) {
+              layer[count] = layers;
+              at[count++] = {i + j, i + j + k};
+            }
           }
         }
+        ++layers;
       }
     }
   }
@@ -151,46 +179,120 @@ struct OddEven {
 template <int N, bool kMirror>
 struct Bitonic {
   Comparator at[N * 4];
-  int count;
-  constexpr Bitonic() : at{}, count(0) {
+  int layer[N * 4];
+  int count, layers;
+  constexpr Bitonic() : at{}, layer{}, count(0), layers(0) {
     for (int d = N / 2; d >= 1; d /= 2) {
       for (int i = 0; i < N; ++i) {
-        if ((i & d) == 0) at[count++] = {i, kMirror && d == N / 2 ? N - 1 - i : i + d};
+        if ((i & d) != 0) continue;
+        layer[count] = layers;
+        at[count++] = {i, kMirror && d == N / 2 ? N - 1 - i : i + d};
       }
+      ++layers;
     }
   }
 };
 
-template <typename Network, typename Step, typename V, size_t... I>
-FASTGAN_INLINE void apply(Step& step, V* wires, std::index_sequence<I...>) {
+// Applies a network to wires; the record has its comparators `stride` apart.
+template <typename Network, int kStride, typename Step, typename V, size_t... I>
+FASTGAN_INLINE void apply(const Step& step, V* wires, std::index_sequence<I...>) {
   constexpr Network net;
+  constexpr int last = net.count - 1;
   if constexpr (Step::kReverse) {
-    step.advance(net.count);
-    (step(wires[net.at[net.count - 1 - I].low], wires[net.at[net.count - 1 - I].high], net.count - 1 - I), ...);
+    (step(wires[net.at[last - I].low], wires[net.at[last - I].high], (last - I) * kStride), ...);
   } else {
-    (step(wires[net.at[I].low], wires[net.at[I].high], I), ...);
-    step.advance(net.count);
+    (step(wires[net.at[I].low], wires[net.at[I].high], I * kStride), ...);
   }
 }
+template <typename Network>
+inline constexpr int kCount = Network().count;
+
+template <typename Network, int kStride, typename Step, typename V>
+FASTGAN_INLINE void apply(const Step& step, V* wires) {
+  apply<Network, kStride>(step, wires, std::make_index_sequence<kCount<Network>>());
+}
+
+// For each layer of a network on the wires of a block, and each element of Signs: the wire that its own may be
+// exchanged with, and where among the layer's comparators that one is.
+template <typename Network>
+struct Layers {
+  Decision partner[Network().layers][2 * kBlock], comparator[Network().layers][2 * kBlock];
+  int first[Network().layers];
+  constexpr Layers() : partner{}, comparator{}, first{} {
+    constexpr Network net;
+    for (int l = 0; l < net.layers; ++l) {
+      for (int w = 0; w < 2 * kBlock; ++w) partner[l][w] = static_cast<Decision>(w);
+    }
+    for (int c = net.count - 1; c >= 0; --c) first[net.layer[c]] = c;
+    for (int c = 0; c < net.count; ++c) {
+      const int l = net.layer[c];
+      for (int half = 0; half < 2 * kBlock; half += kBlock) {
+        const int a = net.at[c].low + half, b = net.at[c].high + half;
+        partner[l][a] = static_cast<Decision>(b);
+        partner[l][b] = static_cast<Decision>(a);
+        comparator[l][a] = comparator[l][b] = static_cast<Decision>(c - first[l]);
+      }
+    }
+  }
+};
+template <typename Network>
+inline constexpr Layers<Network> kLayersOf{};
+
+FASTGAN_INLINE Signs permuted(Signs v, const Decision* from) {
+  Signs order;
+  std::memcpy(&order, from, sizeof order);
+#if defined(FASTGAN_ISA_avx512)
+  return (Signs)_mm512_permutexvar_epi16((__m512i)order, (__m512i)v);
+#else
+  return __builtin_shuffle(v, order);
+#endif
+}
+
+template <typename Network, size_t... L>
+FASTGAN_INLINE Signs undo_layers(const UndoSigns& step, Signs v, std::index_sequence<L...>) {
+  const Layers<Network>& net = kLayersOf<Network>;
+  const auto undo = [&](int l) {
+    const Signs exchanged = permuted(step.exchanges(net.first[l]), net.comparator[l]);
+    v = (v & ~exchanged) | (permuted(v, net.partner[l]) & exchanged);
+  };
+  (undo(sizeof...(L) - 1 - L), ...);
+  return v;
+}
+
+// A network on one block of wires, from and to memory.
 template <typename Network, typename Step, typename V>
-FASTGAN_INLINE void apply(Step& step, V* wires) {
-  apply<Network>(step, wires, std::make_index_sequence<Network().count>());
+FASTGAN_INLINE void apply_to_block(Step& step, V* block) {
+  V wires[kBlock];
+#pragma GCC unroll 16
+  for (int w = 0; w < kBlock; ++w) wires[w] = block[w];
+  if constexpr (Step::kReverse) step.advance(kCount<Network>);
+  apply<Network, 1>(step, wires);
+  if constexpr (!Step::kReverse) step.advance(kCount<Network>);
+#pragma GCC unroll 16
+  for (int w = 0; w < kBlock; ++w) block[w] = wires[w];
+}
+template <typename Network>
+FASTGAN_INLINE void apply_to_block(UndoSigns& step, Signs* block) {
+  step.advance(kCount<Network>);
+  *block = undo_layers<Network>(step, *block, std::make_index_sequence<Network().layers>());
 }
 
 FASTGAN_INLINE Keys above_all(Keys) { return broadcast<int32_t>(INT32_MAX); }
 FASTGAN_INLINE Pairs above_all(Pairs) { return broadcast(std::numeric_limits<double>::infinity()); }
 FASTGAN_INLINE Vec<float> above_all(Vec<float>) { return Vec<float>{}; }  // is never exchanged
 
+FASTGAN_INLINE Signs above_all(Signs) { return Signs{}; }
+
 // log2(W) steps of a merge on two runs of W / 2 vectors, d apart.
 template <int W, bool kMirror, typename Step, typename V>
-FASTGAN_INLINE void merge_runs(Step& step, V* lower, V* upper, int64_t d) {
+FASTGAN_INLINE void merge_runs(const Step& step, V* lower, V* upper, int64_t d) {
   V wires[W];
 #pragma GCC unroll 16
   for (int w = 0; w < W / 2; ++w) {
     wires[w] = lower[w * d];
     wires[W / 2 + w] = upper[w * d];
   }
-  apply<Bitonic<W, kMirror>>(step, wires);
+  apply<Bitonic<W, kMirror>, kBlock>(step, wires);
 #pragma GCC unroll 16
   for (int w = 0; w < W / 2; ++w) {
     lower[w * d] = wires[w];
@@ -200,20 +302,21 @@ FASTGAN_INLINE void merge_runs(Step& step, V* lower, V* upper, int64_t d) {
 
 // A call of its own where GCC would otherwise keep W addresses in registers, or rather on the stack.
 template <int W, bool kMirror, typename Step, typename V>
-__attribute__((noinline)) void merge_many_runs(Step& step, V* lower, V* upper, int64_t d) {
+__attribute__((noinline)) void merge_many_runs(const Step& step, V* lower, V* upper, int64_t d) {
   merge_runs<W, kMirror>(step, lower, upper, d);
 }
 
 // The same where only so many vectors of the runs are there: the others would be above all and stay where they are.
 template <int W, bool kMirror, typename Step, typename V>
-__attribute__((noinline)) void merge_runs(Step& step, V* lower, V* upper, int64_t d, int64_t lowers, int64_t uppers) {
+__attribute__((noinline)) void merge_runs(const Step& step, V* lower, V* upper, int64_t d, int64_t lowers,
+                                          int64_t uppers) {
   V wires[W];
 #pragma GCC unroll 16
   for (int w = 0; w < W / 2; ++w) {
     wires[w] = w < lowers ? lower[w * d] : above_all(V{});
     wires[W / 2 + w] = w < uppers ? upper[w * d] : above_all(V{});
   }
-  apply<Bitonic<W, kMirror>>(step, wires);
+  apply<Bitonic<W, kMirror>, kBlock>(step, wires);
 #pragma GCC unroll 16
   for (int w = 0; w < W / 2; ++w) {
     if (w < lowers) lower[w * d] = wires[w];
@@ -221,29 +324,62 @@ __attribute__((noinline)) void merge_runs(Step& step, V* lower, V* upper, int64_
   }
 }
 
-// One pass over a[0, n): log2(W) steps of a merge whose distances begin at W d / 2.
+// Signs of mirrored runs, where the wires of a vector stand the other way round.
+struct Mirror {
+  Decision order[2 * kBlock];
+  constexpr Mirror() : order{} {
+    for (int w = 0; w < 2 * kBlock; ++w)
+      order[w] = static_cast<Decision>(w / kBlock * kBlock + kBlock - 1 - w % kBlock);
+  }
+};
+constexpr Mirror kMirrored{};
+template <int W>
+FASTGAN_INLINE void mirror(Signs* upper, int64_t d, int64_t uppers) {
+  for (int w = 0; w < W / 2 && w < uppers; ++w) upper[w * d] = permuted(upper[w * d], kMirrored.order);
+}
+
+// One pass over a[0, n): log2(W) steps of a merge whose distances begin at W d / 2. n and d are multiples of kBlock,
+// and so many tiles are there, or not, together.
 template <int W, bool kMirror, typename Step, typename V>
 void merge_pass(Step& step, V* a, int64_t d, int64_t n) {
+  constexpr int kDecisions = kCount<Bitonic<W, kMirror>> * kBlock;
   const int64_t span = W * d;
   const auto visit = [&](int64_t base, int64_t i) {
-    const int64_t lower = base + i, upper = base + span / 2 + (kMirror ? d - 1 - i : i);
-    if (upper + (W / 2 - 1) * d < n) {
-      if constexpr (W <= 4) {
-        merge_runs<W, kMirror>(step, a + lower, a + upper, d);
+    const int64_t lower = base + i, upper = base + span / 2 + (kMirror ? d - kBlock - i : i);
+    const bool whole = upper + (W / 2 - 1) * d < n;
+    if (!whole && !((kMirror ? upper : lower + d) < n)) return;
+    const int64_t lowers = ceil_div(n - lower, d), uppers = ceil_div(n - upper, d);
+    if constexpr (Step::kReverse) step.advance(kDecisions);
+    if constexpr (Step::kPacked) {
+      Signs *const low = a + lower / kBlock, *const up = a + upper / kBlock;
+      if (kMirror) mirror<W>(up, d / kBlock, uppers);
+      if (whole) {
+        merge_many_runs<W, kMirror>(step, low, up, d / kBlock);
       } else {
-        merge_many_runs<W, kMirror>(step, a + lower, a + upper, d);
+        merge_runs<W, kMirror>(step, low, up, d / kBlock, lowers, uppers);
       }
-    } else if ((kMirror ? upper : lower + d) < n) {
-      merge_runs<W, kMirror>(step, a + lower, a + upper, d, ceil_div(n - lower, d), ceil_div(n - upper, d));
+      if (kMirror) mirror<W>(up, d / kBlock, uppers);
+    } else {
+      for (int t = 0; t < kBlock; ++t) {
+        V *const low = a + lower + t, *const up = a + upper + (kMirror ? kBlock - 1 - t : t);
+        if (!whole) {
+          merge_runs<W, kMirror>(step.tile(t), low, up, d, lowers, uppers);
+        } else if constexpr (W <= 4) {
+          merge_runs<W, kMirror>(step.tile(t), low, up, d);
+        } else {
+          merge_many_runs<W, kMirror>(step.tile(t), low, up, d);
+        }
+      }
     }
+    if constexpr (!Step::kReverse) step.advance(kDecisions);
   };
   if constexpr (Step::kReverse) {
     for (int64_t base = (n - 1) / span * span; base >= 0; base -= span) {
-      for (int64_t i = d - 1; i >= 0; --i) visit(base, i);
+      for (int64_t i = d - kBlock; i >= 0; i -= kBlock) visit(base, i);
     }
   } else {
     for (int64_t base = 0; base < n; base += span) {
-      for (int64_t i = 0; i < d; ++i) visit(base, i);
+      for (int64_t i = 0; i < d; i += kBlock) visit(base, i);
     }
   }
 }
@@ -258,6 +394,12 @@ FASTGAN_INLINE void merge_pass(Step& step, V* a, int wires, int64_t d, int64_t n
   }
 }
 
+// The vector of a wire; of a block's wires, where they are packed.
+template <typename Step, typename V>
+FASTGAN_INLINE V* vector_of(V* a, int64_t wire) {
+  return a + (Step::kPacked ? wire / kBlock : wire);
+}
+
 // Merges sorted a[0, half) and a[half, n): passes of up to log2(kBlock) steps each, the last within blocks.
 template <typename Step, typename V>
 void merge(Step& step, V* a, int64_t half, int64_t n) {
@@ -270,13 +412,7 @@ void merge(Step& step, V* a, int64_t half, int64_t n) {
   }
   const auto blocks = [&] {
     for (int64_t i = 0; i < n; i += kBlock) {
-      V* const block = a + (Step::kReverse ? n - kBlock - i : i);
-      V wires[kBlock];
-#pragma GCC unroll 16
-      for (int w = 0; w < kBlock; ++w) wires[w] = block[w];
-      apply<Bitonic<kBlock, false>>(step, wires);
-#pragma GCC unroll 16
-      for (int w = 0; w < kBlock; ++w) block[w] = wires[w];
+      apply_to_block<Bitonic<kBlock, false>>(step, vector_of<Step>(a, Step::kReverse ? n - kBlock - i : i));
     }
   };
   if constexpr (Step::kReverse) {
@@ -292,17 +428,25 @@ void merge(Step& step, V* a, int64_t half, int64_t n) {
 
 template <typename Step, typename Ends, typename V>
 __attribute__((noinline)) void sort_block(Step& step, const Ends& ends, V* a, int64_t first) {
-  V wires[kBlock];
-  if constexpr (Step::kReverse) {
-#pragma GCC unroll 16
-    for (int w = 0; w < kBlock; ++w) wires[w] = a[w];
-    apply<OddEven<kBlock>>(step, wires);
-    ends.store(first, wires);
+  using Network = OddEven<kBlock>;
+  if constexpr (Step::kPacked) {
+    apply_to_block<Network>(step, a);
+    ends.store(first, *a);
   } else {
-    ends.load(first, wires);
-    apply<OddEven<kBlock>>(step, wires);
+    V wires[kBlock];
+    if constexpr (Step::kReverse) {
 #pragma GCC unroll 16
-    for (int w = 0; w < kBlock; ++w) a[w] = wires[w];
+      for (int w = 0; w < kBlock; ++w) wires[w] = a[w];
+      step.advance(kCount<Network>);
+      apply<Network, 1>(step, wires);
+      ends.store(first, wires);
+    } else {
+      ends.load(first, wires);
+      apply<Network, 1>(step, wires);
+      step.advance(kCount<Network>);
+#pragma GCC unroll 16
+      for (int w = 0; w < kBlock; ++w) a[w] = wires[w];
+    }
   }
 }
 
@@ -310,23 +454,24 @@ __attribute__((noinline)) void sort_block(Step& step, const Ends& ends, V* a, in
 // brings them to where they came from, and `ends` stores them. n is a multiple of kBlock.
 template <typename Step, typename Ends, typename V>
 void sort_columns(Step& step, const Ends& ends, V* a, int64_t first, int64_t n) {
-  if (n <= kBlock) return sort_block(step, ends, a + first, first);
+  if (n <= kBlock) return sort_block(step, ends, vector_of<Step>(a, first), first);
   int64_t half = kBlock;
   while (2 * half < n) half *= 2;
   if constexpr (Step::kReverse) {
-    merge(step, a + first, half, n);
+    merge(step, vector_of<Step>(a, first), half, n);
     sort_columns(step, ends, a, first + half, n - half);
     sort_columns(step, ends, a, first, half);
   } else {
     sort_columns(step, ends, a, first, half);
     sort_columns(step, ends, a, first + half, n - half);
-    merge(step, a + first, half, n);
+    merge(step, vector_of<Step>(a, first), half, n);
   }
 }
 
-// At least the comparators of a sort of n vectors: each step of a merge has `half` of them at most.
+// Room for the decisions of a sort of n vectors: each step of a merge has `half` comparators at most, and layers are
+// read as vectors.
 FASTGAN_INLINE int64_t comparators(int64_t n) {
-  int64_t blocks = ceil_div(n, kBlock), count = blocks * OddEven<kBlock>().count;
+  int64_t blocks = ceil_div(n, kBlock), count = kBlock + blocks * kCount<OddEven<kBlock>>;
   int steps = 1;
   for (int64_t span = 2 * kBlock; span / 2 < n; span *= 2) {
     steps = 0;
@@ -336,7 +481,35 @@ FASTGAN_INLINE int64_t comparators(int64_t n) {
   return count;
 }
 
-// kRows × kRows transpose, by exchanging off-diagonal squares of half the size at each step.
+// kRows × kRows transpose.
+#if defined(FASTGAN_ISA_avx512)
+// 4 × 4 squares within 128-bit lanes, two shuffles a cycle, then the squares; GCC's own choice takes twice as long.
+FASTGAN_INLINE void transpose(Keys* r) {
+  __m512i square[kRows];
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; i += 4) {
+    const __m512i* const a = reinterpret_cast<const __m512i*>(r + i);
+    const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]), high23 = _mm512_unpackhi_epi32(a[2], a[3]);
+    square[i] = _mm512_unpacklo_epi64(low01, low23);
+    square[i + 1] = _mm512_unpackhi_epi64(low01, low23);
+    square[i + 2] = _mm512_unpacklo_epi64(high01, high23);
+    square[i + 3] = _mm512_unpackhi_epi64(high01, high23);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const __m512i even01 = _mm512_shuffle_i32x4(square[k], square[4 + k], 0x88);
+    const __m512i odd01 = _mm512_shuffle_i32x4(square[k], square[4 + k], 0xdd);
+    const __m512i even23 = _mm512_shuffle_i32x4(square[8 + k], square[12 + k], 0x88);
+    const __m512i odd23 = _mm512_shuffle_i32x4(square[8 + k], square[12 + k], 0xdd);
+    r[k] = (Keys)_mm512_shuffle_i32x4(even01, even23, 0x88);
+    r[4 + k] = (Keys)_mm512_shuffle_i32x4(odd01, odd23, 0x88);
+    r[8 + k] = (Keys)_mm512_shuffle_i32x4(even01, even23, 0xdd);
+    r[12 + k] = (Keys)_mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+  }
+}
+#else
+// By exchanging off-diagonal squares of half the size at each step.
 template <int kStep>
 FASTGAN_INLINE void transpose_step(Keys* r) {
   Keys keep_low, keep_high;
@@ -352,6 +525,8 @@ FASTGAN_INLINE void transpose_step(Keys* r) {
   }
   if constexpr (kStep > 1) transpose_step<kStep / 2>(r);
 }
+FASTGAN_INLINE void transpose(Keys* r) { transpose_step<kRows / 2>(r); }
+#endif
 
 // sort_key() with the top bit flipped, so that keys compare as signed integers; NaNs come first or last by their sign.
 // Keys that are not `kStable` put -0 below 0.
@@ -380,7 +555,7 @@ struct RowKeys {
       } else {
         load_part(from, n - first - i, square);
       }
-      transpose_step<kRows / 2>(square);
+      transpose(square);
     }
   }
 
@@ -413,15 +588,6 @@ struct HalfPairs {
   }
 };
 
-typedef int8_t Signs __attribute__((vector_size(kRows)));
-FASTGAN_INLINE void store_lanes(int8_t* to, Vec<float> v, int64_t count) {
-  const Signs signs = __builtin_convertvector(__builtin_convertvector(v, Keys), Signs);
-  if (count >= kRows) {
-    std::memcpy(to, &signs, sizeof signs);
-  } else {
-    std::memcpy(to, &signs, count);
-  }
-}
 template <typename S>
 FASTGAN_INLINE void store_lanes(S* to, Vec<float> v, int64_t count) {
   if (count >= kRows) {
@@ -441,11 +607,35 @@ struct RowValues {
       const int64_t count = n - first - i;
       Keys square[kRows];
       for (int l = 0; l < kRows; ++l) square[l] = (Keys)wires[i + l];
-      transpose_step<kRows / 2>(square);
+      transpose(square);
       for (int64_t l = 0; l < rows; ++l) {
         store_lanes(values + l * n + first + i, (Vec<float>)square[l], count);
       }
     }
+  }
+};
+
+// Stores blocks of signs, last block first, as `words` words a row.
+struct SignWords {
+  uint32_t* to;
+  int64_t rows, words, blocks;
+  FASTGAN_INLINE void store(int64_t first, Signs v) const {
+    uint32_t* const word = to + first / 16;
+#if defined(FASTGAN_ISA_avx512)
+    for (int64_t l = 0; l < rows; ++l) word[l * words] = _mm512_test_epi16_mask((__m512i)v, _mm512_set1_epi16(1 << l));
+#else
+    const bool second = first % 16 != 0, whole = second || first / kBlock + 1 == blocks;
+    for (int64_t l = 0; l < rows; ++l) {
+#if defined(FASTGAN_ISA_avx2)
+      const uint32_t bits = _mm_movemask_epi8(_mm_sll_epi64((__m128i)v, _mm_cvtsi32_si128(7 - static_cast<int>(l))));
+#else
+      uint32_t bits = 0;
+      for (int w = 0; w < 2 * kBlock; ++w) bits |= ((v[w] >> l) & 1u) << w;
+#endif
+      const uint32_t half = ((bits & 0xff) | (bits >> 8) << 16) << (second ? 8 : 0);
+      word[l * words] = whole ? half : word[l * words] | half;
+    }
+#endif
   }
 };
 
@@ -455,7 +645,7 @@ inline void lanes_to_rows(const Keys* lanes, int64_t n, int32_t* rows) {
     const int64_t count = n - k < kRows ? n - k : kRows;
     Keys square[kRows];
     for (int i = 0; i < kRows; ++i) square[i] = i < count ? lanes[k + i] : Keys{};
-    transpose_step<kRows / 2>(square);
+    transpose(square);
     for (int l = 0; l < kRows; ++l) std::memcpy(rows + l * n + k, &square[l], count * sizeof(int32_t));
   }
 }
@@ -507,138 +697,6 @@ void sort_group_indexed(const S* from, int64_t row_stride, int64_t rows, int64_t
       std::memcpy(order + k * kRows + half * kHalf, &index, sizeof index);
     }
   }
-}
-
-// --- radix sort --------------------------------------------------------------------------------------------------
-
-namespace radix {
-
-// What is moved: a key, or a key and an index.
-template <typename Key, bool kIndexed>
-struct Item;
-template <>
-struct Item<uint32_t, false> {
-  uint32_t word;
-  FASTGAN_INLINE static Item of(uint32_t key, uint32_t) { return {key}; }
-  FASTGAN_INLINE uint32_t key() const { return word; }
-  FASTGAN_INLINE uint32_t index() const { return 0; }
-};
-template <>
-struct Item<uint32_t, true> {
-  uint64_t word;
-  FASTGAN_INLINE static Item of(uint32_t key, uint32_t index) { return {key_and_index(key, index)}; }
-  FASTGAN_INLINE uint32_t key() const { return static_cast<uint32_t>(word >> 32); }
-  FASTGAN_INLINE uint32_t index() const { return static_cast<uint32_t>(word); }
-};
-template <>
-struct Item<uint64_t, false> {
-  uint64_t word;
-  FASTGAN_INLINE static Item of(uint64_t key, uint32_t) { return {key}; }
-  FASTGAN_INLINE uint64_t key() const { return word; }
-  FASTGAN_INLINE uint32_t index() const { return 0; }
-};
-template <>
-struct Item<uint64_t, true> {
-  uint64_t word;
-  uint32_t from;
-  FASTGAN_INLINE static Item of(uint64_t key, uint32_t index) { return {key, index}; }
-  FASTGAN_INLINE uint64_t key() const { return word; }
-  FASTGAN_INLINE uint32_t index() const { return from; }
-};
-
-template <typename S>
-using key_t = decltype(sort_key(acc_t<S>{}));
-
-// Values, and indices behind them, in place of items, which are at least as large.
-template <typename S, bool kIndexed>
-struct Output {
-  acc_t<S>* values;
-  uint32_t* order;
-  FASTGAN_INLINE Output(void* items, int64_t n) : values(static_cast<acc_t<S>*>(items)), order(nullptr) {
-    if constexpr (kIndexed) order = reinterpret_cast<uint32_t*>(values + n);
-  }
-  FASTGAN_INLINE void put(int64_t to, Item<key_t<S>, kIndexed> item) const {
-    values[to] = value_of_key(item.key());
-    if constexpr (kIndexed) order[to] = item.index();
-  }
-  FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order}; }
-};
-
-// Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out. The last pass writes
-// values and indices, into whichever of the two buffers it does not read.
-template <int kDigit, typename S, bool kIndexed>
-Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
-  using I = Item<key_t<S>, kIndexed>;
-  constexpr int kPasses = (static_cast<int>(sizeof(key_t<S>)) * 8 + kDigit - 1) / kDigit;
-  constexpr uint32_t kMask = (1u << kDigit) - 1;
-  uint32_t counts[kPasses][1 << kDigit];
-  std::memset(counts, 0, sizeof counts);
-  const auto digit = [](key_t<S> key, int pass) { return static_cast<uint32_t>(key >> (pass * kDigit)) & kMask; };
-
-  for (int64_t i = 0; i < n; ++i) {
-    const key_t<S> key = sort_key(load(from[i]));
-    a[i] = I::of(key, static_cast<uint32_t>(i));
-    for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][digit(key, pass)];
-  }
-  int passes[kPasses], used = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
-    if (counts[pass][digit(a[0].key(), pass)] == n) continue;
-    passes[used++] = pass;
-    uint32_t sum = 0;
-    for (uint32_t d = 0; d <= kMask; ++d) {
-      const uint32_t count = counts[pass][d];
-      counts[pass][d] = sum;
-      sum += count;
-    }
-  }
-  for (int p = 0; p + 1 < used; ++p) {
-    uint32_t* next = counts[passes[p]];
-    for (int64_t i = 0; i < n; ++i) b[next[digit(a[i].key(), passes[p])]++] = a[i];
-    I* const other = a;
-    a = b;
-    b = other;
-  }
-  const Output<S, kIndexed> out(b, n);
-  if (used == 0) {
-    for (int64_t i = 0; i < n; ++i) out.put(i, a[i]);
-  } else {
-    uint32_t* next = counts[passes[used - 1]];
-    for (int64_t i = 0; i < n; ++i) out.put(next[digit(a[i].key(), passes[used - 1])]++, a[i]);
-  }
-  return out.sorted();
-}
-
-template <typename S, bool kIndexed>
-Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
-  using I = Item<key_t<S>, kIndexed>;
-  for (int64_t i = 0; i < n; ++i) {
-    const I item = I::of(sort_key(load(from[i])), static_cast<uint32_t>(i));
-    int64_t k = i;
-    for (; k > 0 && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
-    a[k] = item;
-  }
-  const Output<S, kIndexed> out(b, n);
-  for (int64_t k = 0; k < n; ++k) out.put(k, a[k]);
-  return out.sorted();
-}
-
-}  // namespace radix
-
-// Bytes of scratch that sort_row takes: 8 a sample, 16 with indices; twice as many for doubles.
-template <typename S>
-FASTGAN_INLINE int64_t sort_row_scratch(int64_t n, bool indexed) {
-  using Key = radix::key_t<S>;
-  return 2 * n * static_cast<int64_t>(indexed ? sizeof(radix::Item<Key, true>) : sizeof(radix::Item<Key, false>));
-}
-
-// Sorts one row of n < 2^32 values; the result lies in the scratch.
-template <typename S, bool kIndexed>
-Sorted<acc_t<S>> sort_row(const S* from, int64_t n, void* scratch) {
-  auto* items = static_cast<radix::Item<radix::key_t<S>, kIndexed>*>(scratch);
-  if (n <= 48) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
-  // Fewer passes, but counters that short rows do not pay for, and more places to write to than caches like.
-  if (n >= 8192 && n < 131072) return radix::sort<11, S, kIndexed>(from, n, items, items + n);
-  return radix::sort<8, S, kIndexed>(from, n, items, items + n);
 }
 
 }  // namespace fastgan::FASTGAN_ISA

@@ -1,0 +1,152 @@
+// Radix sort of a row of floating-point values by order-preserving integer keys, with or without each value's index;
+// stable. Included by kernel files, once per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+#include "common/sort_keys.h"
+
+namespace fastgan::FASTGAN_ISA {
+
+// Sorted values, and where each was before (null unless asked for).
+template <typename T>
+struct Sorted {
+  const T* values;
+  const uint32_t* order;
+  FASTGAN_INLINE T operator[](int64_t k) const { return values[k]; }
+  FASTGAN_INLINE uint32_t from(int64_t k) const { return order[k]; }
+};
+
+namespace radix {
+
+// What is moved: a key, or a key and an index.
+template <typename Key, bool kIndexed>
+struct Item;
+template <>
+struct Item<uint32_t, false> {
+  uint32_t word;
+  FASTGAN_INLINE static Item of(uint32_t key, uint32_t) { return {key}; }
+  FASTGAN_INLINE uint32_t key() const { return word; }
+  FASTGAN_INLINE uint32_t index() const { return 0; }
+};
+template <>
+struct Item<uint32_t, true> {
+  uint64_t word;
+  FASTGAN_INLINE static Item of(uint32_t key, uint32_t index) { return {key_and_index(key, index)}; }
+  FASTGAN_INLINE uint32_t key() const { return static_cast<uint32_t>(word >> 32); }
+  FASTGAN_INLINE uint32_t index() const { return static_cast<uint32_t>(word); }
+};
+template <>
+struct Item<uint64_t, false> {
+  uint64_t word;
+  FASTGAN_INLINE static Item of(uint64_t key, uint32_t) { return {key}; }
+  FASTGAN_INLINE uint64_t key() const { return word; }
+  FASTGAN_INLINE uint32_t index() const { return 0; }
+};
+template <>
+struct Item<uint64_t, true> {
+  uint64_t word;
+  uint32_t from;
+  FASTGAN_INLINE static Item of(uint64_t key, uint32_t index) { return {key, index}; }
+  FASTGAN_INLINE uint64_t key() const { return word; }
+  FASTGAN_INLINE uint32_t index() const { return from; }
+};
+
+template <typename S>
+using key_t = decltype(sort_key(acc_t<S>{}));
+
+// Values, and indices behind them, in place of items, which are at least as large.
+template <typename S, bool kIndexed>
+struct Output {
+  acc_t<S>* values;
+  uint32_t* order;
+  FASTGAN_INLINE Output(void* items, int64_t n) : values(static_cast<acc_t<S>*>(items)), order(nullptr) {
+    if constexpr (kIndexed) order = reinterpret_cast<uint32_t*>(values + n);
+  }
+  FASTGAN_INLINE void put(int64_t to, Item<key_t<S>, kIndexed> item) const {
+    values[to] = value_of_key(item.key());
+    if constexpr (kIndexed) order[to] = item.index();
+  }
+  FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order}; }
+};
+
+// Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out. The last pass writes
+// values and indices, into whichever of the two buffers it does not read.
+template <int kDigit, typename S, bool kIndexed>
+Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
+  using I = Item<key_t<S>, kIndexed>;
+  constexpr int kPasses = (static_cast<int>(sizeof(key_t<S>)) * 8 + kDigit - 1) / kDigit;
+  constexpr uint32_t kMask = (1u << kDigit) - 1;
+  uint32_t counts[kPasses][1 << kDigit];
+  std::memset(counts, 0, sizeof counts);
+  const auto digit = [](key_t<S> key, int pass) { return static_cast<uint32_t>(key >> (pass * kDigit)) & kMask; };
+
+  for (int64_t i = 0; i < n; ++i) {
+    const key_t<S> key = sort_key(load(from[i]));
+    a[i] = I::of(key, static_cast<uint32_t>(i));
+    for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][digit(key, pass)];
+  }
+  int passes[kPasses], used = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    if (counts[pass][digit(a[0].key(), pass)] == n) continue;
+    passes[used++] = pass;
+    uint32_t sum = 0;
+    for (uint32_t d = 0; d <= kMask; ++d) {
+      const uint32_t count = counts[pass][d];
+      counts[pass][d] = sum;
+      sum += count;
+    }
+  }
+  for (int p = 0; p + 1 < used; ++p) {
+    uint32_t* next = counts[passes[p]];
+    for (int64_t i = 0; i < n; ++i) b[next[digit(a[i].key(), passes[p])]++] = a[i];
+    I* const other = a;
+    a = b;
+    b = other;
+  }
+  const Output<S, kIndexed> out(b, n);
+  if (used == 0) {
+    for (int64_t i = 0; i < n; ++i) out.put(i, a[i]);
+  } else {
+    uint32_t* next = counts[passes[used - 1]];
+    for (int64_t i = 0; i < n; ++i) out.put(next[digit(a[i].key(), passes[used - 1])]++, a[i]);
+  }
+  return out.sorted();
+}
+
+template <typename S, bool kIndexed>
+Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
+  using I = Item<key_t<S>, kIndexed>;
+  for (int64_t i = 0; i < n; ++i) {
+    const I item = I::of(sort_key(load(from[i])), static_cast<uint32_t>(i));
+    int64_t k = i;
+    for (; k > 0 && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
+    a[k] = item;
+  }
+  const Output<S, kIndexed> out(b, n);
+  for (int64_t k = 0; k < n; ++k) out.put(k, a[k]);
+  return out.sorted();
+}
+
+}  // namespace radix
+
+// Bytes of scratch that sort_row takes: 8 a sample, 16 with indices; twice as many for doubles.
+template <typename S>
+FASTGAN_INLINE int64_t sort_row_scratch(int64_t n, bool indexed) {
+  using Key = radix::key_t<S>;
+  return 2 * n * static_cast<int64_t>(indexed ? sizeof(radix::Item<Key, true>) : sizeof(radix::Item<Key, false>));
+}
+
+// Sorts one row of n < 2^32 values; the result lies in the scratch.
+template <typename S, bool kIndexed>
+Sorted<acc_t<S>> sort_row(const S* from, int64_t n, void* scratch) {
+  auto* items = static_cast<radix::Item<radix::key_t<S>, kIndexed>*>(scratch);
+  if (n <= 48) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
+  // Fewer passes, but counters that short rows do not pay for, and more places to write to than caches like.
+  if (n >= 8192 && n < 131072) return radix::sort<11, S, kIndexed>(from, n, items, items + n);
+  return radix::sort<8, S, kIndexed>(from, n, items, items + n);
+}
+
+}  // namespace fastgan::FASTGAN_ISA
