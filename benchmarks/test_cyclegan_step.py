@@ -2,8 +2,9 @@
 
 Contestants: ``fastgan`` (the trainer at its defaults), ``fastgan bf16`` (the same under autocast), ``eager`` (the
 trainer without fused operators, in NCHW, which equals the authors' sequence of calls bit for bit: see
-tests/training/test_cyclegan_step.py), ``eager, fused Adam`` (the same with PyTorch's fastest optimizer) and ``floor``
-(the convolutions of fastgan's step alone: see benchmarks/floor.py).
+tests/training/test_cyclegan_step.py), ``eager, fused Adam`` (the same with PyTorch's fastest optimizer), ``compile``
+(eager with its networks under torch.compile; on the first case only, for it compiles for a minute), ``fastgan,
+compiled`` (likewise) and ``floor`` (the convolutions of fastgan's step alone: see benchmarks/floor.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "eager": {"fused": False, "amp": "none", "channels_last": "off"},
 }
 SETTINGS["eager, fused Adam"] = SETTINGS["eager"]
+COMPILED: dict[str, dict[str, Any]] = {
+    "compile": SETTINGS["eager"] | {"compile": True},
+    "fastgan, compiled": SETTINGS["fastgan"] | {"compile": True},
+}
+CONTESTANTS = [(case, contestant) for case in CASES for contestant in [*SETTINGS, "floor"]]
+CONTESTANTS += [(next(iter(CASES)), contestant) for contestant in COMPILED]
 
 
 class Images:
@@ -50,7 +57,7 @@ class Images:
 
 def trainer(case: str, contestant: str) -> CycleGan:
     config = CycleGanConfig(
-        dataroot=Path(), num_threads=0, device=harness.DEVICE, **CASES[case], **SETTINGS[contestant]
+        dataroot=Path(), num_threads=0, device=harness.DEVICE, **CASES[case], **(SETTINGS | COMPILED)[contestant]
     )
     task = CycleGan(config, Images(config.crop_size))
     for optimizer in task.optimizers().values():
@@ -59,8 +66,7 @@ def trainer(case: str, contestant: str) -> CycleGan:
     return task
 
 
-@pytest.mark.parametrize("contestant", [*SETTINGS, "floor"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "contestant"), CONTESTANTS)
 def test_step(benchmark: Any, case: str, contestant: str) -> None:
     names: dict[str, Any] = {"operator": "cyclegan_step", "case": case, "contestant": contestant}
     names["images"] = CASES[case].get("batch_size", 1)
