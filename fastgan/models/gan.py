@@ -72,8 +72,8 @@ class Critic(nn.Module):
 class AutoencoderCritic(nn.Module):
     """x [N, *sample_shape] → energies [N]: the mean squared error of an autoencoder's reconstruction, as in EBGAN.
 
-    Zhao et al. 2016 (arXiv:1609.03126), equation 3. The encoder is a critic's trunk with a linear code, the decoder a
-    generator of the same architecture.
+    Zhao et al. 2016 (arXiv:1609.03126), section 2.3, where the energy is the norm of the error. The encoder is a
+    critic's trunk with a linear code, the decoder a generator of the same architecture.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:

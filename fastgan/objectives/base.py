@@ -107,8 +107,9 @@ class Objective:
     toy: ClassVar[dict[str, Any]] = {}
     """Hyper-parameters for two-dimensional toys, where they differ from those for images."""
 
-    def settings(self, architecture: str, toy: bool) -> Defaults:
-        """The authors' settings for an architecture (a name of ``fastgan.models``), or for a two-dimensional toy."""
+    def settings(self, architecture: str, toy: bool, large: bool = False) -> Defaults:
+        """The authors' settings for an architecture (a name of ``fastgan.models``), ``large`` from 64 pixels on, or
+        for a two-dimensional toy."""
         return self.defaults
 
     joint: bool = field(default=False)

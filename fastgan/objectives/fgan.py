@@ -89,7 +89,7 @@ class FDivergence(Objective):
     """
 
     defaults: ClassVar[Defaults] = replace(
-        DCGAN, source="Nowozin et al. 2016, section 4: Adam there, batch of DCGAN, whose networks it takes"
+        DCGAN, source="Radford et al. 2015 (DCGAN), whose networks Nowozin et al. 2016 train with Adam in section 4"
     )
 
     divergence: str
@@ -99,7 +99,7 @@ class FDivergence(Objective):
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"objectives: divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
 
-    def settings(self, architecture: str, toy: bool) -> Defaults:
+    def settings(self, architecture: str, toy: bool, large: bool = False) -> Defaults:
         return replace(self.defaults, grad_clip=DIVERGENCES[self.divergence].grad_clip)
 
     def critic_loss(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from fastgan._ranges import check_range
 from fastgan.objectives.base import Classifier, Critic, Requirements, Terms, full
 
 
@@ -30,8 +31,7 @@ class Minimax(Classifier):
     real_label: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.5 < self.real_label <= 1.0:
-            raise ValueError(f"objectives: real_label must be in (0.5, 1], got {self.real_label}")
+        check_range("objectives: real_label", self.real_label, above=0.5, most=1)
 
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None

@@ -21,7 +21,11 @@ class Hinge(Classifier):
     """
 
     defaults: ClassVar[Defaults] = Defaults(
-        "Zhang et al. 2018 (SAGAN), section 4", lr_critic=4e-4, lr_generator=1e-4, betas=(0.0, 0.9), batch_size=256
+        "Zhang et al. 2018 (SAGAN), section 4 and their code",
+        lr_critic=4e-4,
+        lr_generator=1e-4,
+        betas=(0.0, 0.9),
+        batch_size=256,
     )
 
     def critic_loss(

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastgan._ranges import check_range
 from fastgan.objectives.base import Critic, Defaults, Objective, Requirements, Terms, full, per_sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSensitive(Objective):
-    r"""Qi 2017, arXiv:1701.06264, equations 6 and 7.
+    r"""Qi 2017, arXiv:1701.06264, section 3, as the author's lsgan.lua computes it.
 
     The critic is a loss function, low on real data, and real samples should be better than generated ones by a margin
     that grows with their distance:
@@ -26,11 +27,15 @@ class LossSensitive(Objective):
     """
 
     requires: ClassVar[Requirements] = Requirements(output="score")
-    defaults: ClassVar[Defaults] = Defaults("Qi 2017, the author's code", lr_critic=1e-4, lr_generator=1e-4)
+    defaults: ClassVar[Defaults] = Defaults("Qi 2017, the author's lsgan.lua", lr_critic=1e-4, lr_generator=1e-4)
     toy: ClassVar[dict[str, Any]] = {"margin": 1.0}
 
     margin: float = 2e-4
     real_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("objectives: margin", self.margin, least=0)
+        check_range("objectives: real_weight", self.real_weight, least=0)
 
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None

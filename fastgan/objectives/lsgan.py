@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastgan._ranges import check_range
 from fastgan.objectives.base import Classifier, Critic, Defaults, Requirements, Terms, full
 
 
@@ -22,13 +23,12 @@ class LeastSquares(Classifier):
     """
 
     requires: ClassVar[Requirements] = Requirements(output="score")
-    defaults: ClassVar[Defaults] = Defaults("Mao et al. 2016, section 4.1")
+    defaults: ClassVar[Defaults] = Defaults("Mao et al. 2016, the authors' code for DCGAN's networks")
 
     real_label: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.5 < self.real_label <= 1.0:
-            raise ValueError(f"objectives: real_label must be in (0.5, 1], got {self.real_label}")
+        check_range("objectives: real_label", self.real_label, above=0.5, most=1)
 
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None

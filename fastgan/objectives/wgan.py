@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastgan.functional as F
+from fastgan._ranges import check_range
 from fastgan.functional._piecewise import without_zero_gradients
 from fastgan.objectives.base import (
     Critic,
@@ -35,7 +36,7 @@ class Wasserstein(Objective):
     """
 
     defaults: ClassVar[Defaults] = Defaults(
-        "Arjovsky et al. 2017, algorithm 1 and their code",
+        "Arjovsky et al. 2017, algorithm 1 and their main.py",
         optimizer="rmsprop",
         lr_critic=5e-5,
         lr_generator=5e-5,
@@ -79,12 +80,16 @@ class WassersteinPenalty(Wasserstein):
     grad_scale: float = 1.0
     """See :func:`fastgan.functional.gradient_penalty`; for float16 autocast."""
 
-    def settings(self, architecture: str, toy: bool) -> Defaults:
+    def __post_init__(self) -> None:
+        check_range("objectives: weight", self.weight, least=0)
+        check_range("objectives: grad_scale", self.grad_scale, above=0)
+
+    def settings(self, architecture: str, toy: bool, large: bool = False) -> Defaults:
         if toy:  # the authors' toy code
             return replace(self.defaults, betas=(0.5, 0.9), batch_size=256)
         if architecture == "wgan-gp":  # their CIFAR-10 code
             return replace(self.defaults, betas=(0.5, 0.9))
-        if architecture == "resnet":  # appendix F
+        if architecture == "resnet" and not large:  # appendix F and gan_cifar_resnet.py; gan_64x64.py has algorithm 1's
             return replace(self.defaults, lr_critic=2e-4, lr_generator=2e-4, decay="linear")
         return self.defaults
 
@@ -104,7 +109,7 @@ class WassersteinPenalty(Wasserstein):
 
 @dataclass(frozen=True, kw_only=True)
 class WassersteinOneSided(WassersteinPenalty):
-    r"""Gulrajani et al. 2017, section 4 ("Two-sided penalty"); Petzka et al. 2018 (WGAN-LP), arXiv:1709.08894,
-    equation 8: only a norm above 1 is penalised, :math:`\lambda E \max(0, \|\nabla D(\hat x)\|_2 - 1)^2`."""
+    r"""Gulrajani et al. 2017, section 4 ("Two-sided penalty"), and Petzka et al. 2018 (WGAN-LP), arXiv:1709.08894:
+    only a norm above 1 is penalised, :math:`\lambda E \max(0, \|\nabla D(\hat x)\|_2 - 1)^2`."""
 
     one_sided: ClassVar[bool] = True

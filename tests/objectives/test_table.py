@@ -38,6 +38,22 @@ def test_unknown_names_and_options_are_refused():
         objectives.make("ebgan", margin=0.0)
 
 
+OUT_OF_RANGE = {
+    "weight": -1.0, "grad_scale": 0.0, "consistency": -2.0, "margin": -0.1, "spread": -0.5, "pulling_away": -0.1,
+    "real_weight": -1.0, "real_label": 0.5, "n_projections": 0, "p": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_number_has_its_range(name):
+    """A value out of it, and NaN, are refused by name, with what was got."""
+    for key, default in objectives.options(name).items():
+        if type(default) in (int, float):
+            for value in (OUT_OF_RANGE[key], float("nan")):
+                with pytest.raises(ValueError, match=f"objectives: {key} must be .*, got {value}"):
+                    objectives.make(name, **{key: value})
+
+
 def test_published_defaults():
     """ALGORITHMS' numbers: a change of one of them is a change of the algorithm."""
     d = {name: objectives.make(name).defaults for name in OBJECTIVES}

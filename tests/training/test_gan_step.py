@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgan import objectives
 from fastgan.reference.interpolate import draw_alpha
-from fastgan.training.gan import GanConfig, GanTask, resolve
+from fastgan.training.gan import GanConfig, GanTask, make_critic, resolve
 from fastgan.training.gan.report import activation_bytes
 
 
@@ -455,6 +455,8 @@ def test_memory_estimate_is_what_autograd_keeps(name):
 def test_published_settings_reach_the_optimizers():
     for name, data, expected in (
         ("wgan-gp", {"data": "digits", "architecture": "resnet"}, (2e-4, 2e-4, (0.0, 0.9), "linear")),
+        ("ebgan", {}, (1e-3, 1e-3, (0.5, 0.999), "none")),
+        ("ebgan", {"data": "digits", "architecture": "dcgan"}, (2e-4, 2e-4, (0.5, 0.999), "none")),
         ("wgan-gp", {"data": "digits", "architecture": "wgan-gp"}, (1e-4, 1e-4, (0.5, 0.9), "none")),
         ("wgan-gp", {"data": "digits"}, (1e-4, 1e-4, (0.0, 0.9), "none")),
         ("hinge", {}, (4e-4, 1e-4, (0.0, 0.9), "none")),
@@ -467,6 +469,14 @@ def test_published_settings_reach_the_optimizers():
         assert group_g["betas"] == expected[2]
     assert resolve(GanConfig(objective="wgan-gp"))[1].batch_size == 256
     assert resolve(GanConfig(objective="wgan-gp"))[0].weight == 0.1
+    assert resolve(GanConfig(objective="ebgan"))[0].margin == 0.3
+    assert (
+        make_critic(GanConfig(objective="ebgan"), resolve(GanConfig(objective="ebgan"))[0]).encoder[-1].weight.size(0)
+        == 32
+    )
+    large = GanConfig(objective="wgan-gp", data="somewhere", image_size=64, architecture="resnet")
+    settings = resolve(large)[1]  # the authors' 64-pixel code has algorithm 1's settings, that for CIFAR-10 its own
+    assert (settings.lr_critic, settings.betas, settings.decay) == (1e-4, (0.0, 0.9), "none")
     assert resolve(GanConfig(objective="wgan-gp", data="digits"))[0].weight == 10.0
     assert resolve(GanConfig(objective="wgan-gp", hyper=("weight=3",)))[0].weight == 3.0
     assert isinstance(GanTask(tiny(objective="wgan")).optimizer_d, torch.optim.RMSprop)

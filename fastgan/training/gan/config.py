@@ -60,7 +60,7 @@ class GanConfig(RunConfig):
     minibatch: int = 0
     """Kernels of minibatch discrimination in the critic (Salimans et al. 2016); 0: none."""
     code_dim: int | None = None
-    """Size of an autoencoding critic's code; ebgan: 128, or half of what a smaller sample has."""
+    """Size of an autoencoding critic's code; ebgan: 128, or half of what a smaller sample has, but at least 32."""
     batch_size: int | None = None
     """Samples of one process in each critic and each generator step."""
     steps: int = 20000
@@ -146,7 +146,7 @@ def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
             raise ValueError(f"hyper: {config.objective!r} has no {name!r}; it has {', '.join(known)}")
         hyper[name] = _parse(name, value, known[name])
     objective = objectives.make(config.objective, **hyper)
-    authors = objective.settings(architecture_name(config), toy)
+    authors = objective.settings(architecture_name(config), toy, large=min(sample_shape(config)[1:], default=0) >= 64)
     given: dict[str, Any] = {
         "optimizer": config.optimizer,
         "lr_critic": config.lr_d,

@@ -48,7 +48,7 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
         dropout=dropout,
         minibatch=config.minibatch,
         energy=requires.output == "energy",
-        code_dim=min(128, max(1, math.prod(shape) // 2)) if config.code_dim is None else config.code_dim,
+        code_dim=min(128, max(32, math.prod(shape) // 2)) if config.code_dim is None else config.code_dim,
     )
 
 
