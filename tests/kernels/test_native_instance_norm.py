@@ -43,8 +43,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
         allocated.append(empty(n + 2 * GUARD, **options).fill_(math.nan))
         return allocated[-1][GUARD : GUARD + n].view(tuple(shape))
 
+    def strided(shape: Any, strides: Any, **options: Any) -> Tensor:  # dense in some order
+        return guarded((math.prod(shape),), **options).as_strided(shape, strides, GUARD)
+
     monkeypatch.setattr(torch, "empty", guarded)
     monkeypatch.setattr(torch, "empty_like", lambda t: guarded(t.shape, dtype=t.dtype))
+    monkeypatch.setattr(torch, "empty_strided", strided)
     yield
     assert len(allocated) >= 3
     for buffer in allocated:
