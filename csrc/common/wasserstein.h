@@ -23,6 +23,9 @@ struct WassersteinSide {
   // [rows, sign_words(n)], instead of grad, where that is -1, 0 or 1 (p = 1, n = m, no weights); CPU only.
   uint32_t* signs;
   double* grad_weights;  // [rows, n]: the gradient of the cost
+  // Instead of weights and grad_weights; CPU only.
+  const float* float_weights;
+  float* grad_float_weights;
   // For the second derivative: the cotangent of the values' gradient, [rows, n], as values; null: zero.
   const void* cotangent;
 };

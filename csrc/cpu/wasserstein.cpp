@@ -94,14 +94,23 @@ struct Side {
   Sorted<T> sorted;
   int64_t n;
   const double* weights;  // of this row, or null
-  double* cuts;           // [n + 1], if either side is weighted
-  double total, unit;     // the sum of the weights, scaled by the power of two `unit`
-  S* grad;                // of this row, or null
-  int8_t* signs;          // scratch, where `sign_words` are wanted
+  const float* float_weights;
+  double* cuts;        // [n + 1], if either side is weighted
+  double total, unit;  // the sum of the weights, scaled by the power of two `unit`
+  S* grad;             // of this row, or null
+  int8_t* signs;       // scratch, where `sign_words` are wanted
   uint32_t* sign_words;
   double* grad_weights;
+  float* grad_float_weights;
   const S* cotangent;
 };
+
+FASTGAN_INLINE bool has_weights(const WassersteinSide& side) {
+  return side.weights != nullptr || side.float_weights != nullptr;
+}
+FASTGAN_INLINE bool has_weights(const WassersteinProblem& problem) {
+  return has_weights(problem.x) || has_weights(problem.y);
+}
 
 template <typename S>
 void fill(S* to, int64_t n, acc_t<S> value) {
@@ -111,27 +120,26 @@ void fill(S* to, int64_t n, acc_t<S> value) {
 }
 
 template <typename S>
+void fill_weights_gradient(const Side<S>& side, double value) {
+  for (int64_t i = 0; side.grad_weights != nullptr && i < side.n; ++i) side.grad_weights[i] = value;
+  for (int64_t i = 0; side.grad_float_weights != nullptr && i < side.n; ++i)
+    side.grad_float_weights[i] = static_cast<float>(value);
+}
+
+template <typename S>
 bool has_nan(const Side<S>& side) {  // they are sorted before or after the numbers
   return std::isnan(side.sorted[0]) || std::isnan(side.sorted[side.n - 1]);
 }
 
-// Values and cumulative weights in sorted order, [n + 1] as Merged has them; false if they are no weights.
-template <typename S>
-bool cumulate(Side<S>& side, double* values) {
-  for (int64_t k = 0; k < side.n; ++k) values[k] = side.sorted[k];
-  values[side.n] = values[side.n - 1];
-  side.cuts[side.n] = std::numeric_limits<double>::infinity();
-  side.unit = 1;
-  if (side.weights == nullptr) {
-    for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = static_cast<double>(k + 1);
-    side.total = static_cast<double>(side.n);
-    return true;
-  }
+// Cumulative weights in sorted order; false if they are no weights.
+template <typename S, typename W>
+bool cumulate_weights(Side<S>& side, const W* weights) {
   double total = 0, least = 0;
 #pragma omp simd reduction(+ : total) reduction(min : least)
   for (int64_t i = 0; i < side.n; ++i) {
-    total += side.weights[i];
-    least = side.weights[i] < least ? side.weights[i] : least;
+    const double weight = weights[i];
+    total += weight;
+    least = weight < least ? weight : least;
   }
   // A NaN is in the total.
   if (!(least >= 0 && total > 0 && total < std::numeric_limits<double>::infinity())) return false;
@@ -139,8 +147,22 @@ bool cumulate(Side<S>& side, double* values) {
   frexp(total, &exponent);
   side.unit = exp2(static_cast<double>(-exponent > 1000 ? 1000 : -exponent));
   double sum = 0;
-  for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = sum += side.weights[side.sorted.from(k)] * side.unit;
+  for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = sum += weights[side.sorted.from(k)] * side.unit;
   side.total = sum;
+  return true;
+}
+
+// Values and cumulative weights, [n + 1] as Merged has them.
+template <typename S>
+bool cumulate(Side<S>& side, double* values) {
+  for (int64_t k = 0; k < side.n; ++k) values[k] = side.sorted[k];
+  values[side.n] = values[side.n - 1];
+  side.cuts[side.n] = std::numeric_limits<double>::infinity();
+  side.unit = 1;
+  if (side.weights != nullptr) return cumulate_weights(side, side.weights);
+  if (side.float_weights != nullptr) return cumulate_weights(side, side.float_weights);
+  for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = static_cast<double>(k + 1);
+  side.total = static_cast<double>(side.n);
   return true;
 }
 
@@ -327,7 +349,7 @@ struct Merged {
 class MergedScratch {
  public:
   explicit MergedScratch(const WassersteinProblem& problem)
-      : weighted_(problem.x.weights != nullptr || problem.y.weights != nullptr),
+      : weighted_(has_weights(problem)),
         doubles_(weighted_ ? 3 * (problem.x.n + problem.y.n) + 4 : 0),
         partners_(weighted_ ? problem.x.n + problem.y.n : 0) {
     const int64_t n = problem.x.n, m = problem.y.n;
@@ -417,18 +439,17 @@ double merge_all(const Merged& g, const Power<kOrder>& power, int threads) {
 // The gradient for one side's weights: the dual potential, centred, where both sides step together the average of the
 // two neighbouring slopes. below(i) and above(i): the first of the other side's atoms that ends with atom i or later,
 // and later.
-template <typename S, Order kOrder, typename Below, typename Above>
-FASTGAN_INLINE void weight_gradient(const Side<S>& side, const double* own, const double* ends, const double* other,
-                                    double denominator, const Power<kOrder>& power, const Below& below,
-                                    const Above& above) {
-  if (side.grad_weights == nullptr) return;
+template <typename S, typename W, Order kOrder, typename Below, typename Above>
+FASTGAN_INLINE void weight_gradient(const Side<S>& side, W* to, double* potential, const double* own,
+                                    const double* ends, const double* other, double denominator,
+                                    const Power<kOrder>& power, const Below& below, const Above& above) {
   const auto cost = [&](double a, double b) {
     const double d = a - b;
     return static_cast<double>(power.cost(d == d ? d : 0));
   };
   double f = 0, mean = 0, before = 0;
   for (int64_t i = 0; i < side.n; ++i) {
-    side.grad_weights[side.sorted.from(i)] = f;
+    potential[i] = f;
     mean += (ends[i] - before) * f;
     before = ends[i];
     const int64_t b = below(i), a = above(i);
@@ -439,7 +460,9 @@ FASTGAN_INLINE void weight_gradient(const Side<S>& side, const double* own, cons
   }
   mean /= denominator;
   const double per_weight = side.unit / side.total;
-  for (int64_t i = 0; i < side.n; ++i) side.grad_weights[i] = (side.grad_weights[i] - mean) * per_weight;
+  for (int64_t i = 0; i < side.n; ++i) {
+    store(to[side.sorted.from(i)], static_cast<W>((potential[i] - mean) * per_weight));
+  }
 }
 
 template <typename S>
@@ -454,26 +477,35 @@ void solve_merged(const WassersteinProblem& problem, int64_t row, const Side<S>&
                   double mass, const Power<kOrder>& power, int threads) {
   problem.cost[row] = merge_all(g, power, threads) * mass;
   const uint32_t *x_partner = g.partner, *y_partner = g.partner + g.n;
+  const auto gradient_of_x = [&](auto* to) {
+    weight_gradient(
+        x, to, g.sums, g.x, g.x_ends, g.y, 1 / mass, power, [&](int64_t i) { return int64_t{x_partner[i]}; },
+        [&](int64_t i) {
+          int64_t j = x_partner[i];
+          while (g.y_ends[j] <= g.x_ends[i]) ++j;
+          return j;
+        });
+  };
+  const auto gradient_of_y = [&](auto* to) {
+    weight_gradient(
+        y, to, g.sums + g.n, g.y, g.y_ends, g.x, 1 / mass, power,
+        [&](int64_t j) {
+          int64_t i = y_partner[j];
+          while (i > 0 && g.x_ends[i - 1] >= g.y_ends[j]) --i;
+          return i;
+        },
+        [&](int64_t j) { return int64_t{y_partner[j]}; });
+  };
+  // The sums are stored first: potentials take their place.
   for_each(threads, 2, [&](int64_t side) {
     if (side == 0) {
       store_sums(x, g.sums, mass * static_cast<double>(g.n));
-      weight_gradient(
-          x, g.x, g.x_ends, g.y, 1 / mass, power, [&](int64_t i) { return int64_t{x_partner[i]}; },
-          [&](int64_t i) {
-            int64_t j = x_partner[i];
-            while (g.y_ends[j] <= g.x_ends[i]) ++j;
-            return j;
-          });
+      if (x.grad_weights != nullptr) gradient_of_x(x.grad_weights);
+      if (x.grad_float_weights != nullptr) gradient_of_x(x.grad_float_weights);
     } else {
       store_sums(y, g.sums + g.n, mass * static_cast<double>(g.m));
-      weight_gradient(
-          y, g.y, g.y_ends, g.x, 1 / mass, power,
-          [&](int64_t j) {
-            int64_t i = y_partner[j];
-            while (i > 0 && g.x_ends[i - 1] >= g.y_ends[j]) --i;
-            return i;
-          },
-          [&](int64_t j) { return int64_t{y_partner[j]}; });
+      if (y.grad_weights != nullptr) gradient_of_y(y.grad_weights);
+      if (y.grad_float_weights != nullptr) gradient_of_y(y.grad_float_weights);
     }
   });
 }
@@ -513,8 +545,8 @@ void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, S
     fill(y.grad, y.n, T(0));
     if (x.grad != nullptr) store(x.grad[x.sorted.from(found.i)], sign * static_cast<T>(x.n));
     if (y.grad != nullptr) store(y.grad[y.sorted.from(found.j)], -sign * static_cast<T>(y.n));
-    for (int64_t i = 0; x.grad_weights != nullptr && i < x.n; ++i) x.grad_weights[i] = 0;
-    for (int64_t i = 0; y.grad_weights != nullptr && i < y.n; ++i) y.grad_weights[i] = 0;
+    fill_weights_gradient(x, 0);
+    fill_weights_gradient(y, 0);
     return;
   }
   if (problem.grad != nullptr) {
@@ -555,7 +587,7 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
     for (Side<S>* side : {&x, &y}) {
       fill(side->grad, side->n, static_cast<T>(nan));
       if (side->sign_words != nullptr) std::memset(side->sign_words, 0, sign_words(side->n) * sizeof(uint32_t));
-      for (int64_t i = 0; side->grad_weights != nullptr && i < side->n; ++i) side->grad_weights[i] = nan;
+      fill_weights_gradient(*side, nan);
     }
   } else if (merged == nullptr) {
     const double mass = 1 / (static_cast<double>(x.n) * static_cast<double>(y.n));
@@ -572,8 +604,7 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
 // --- rows ----------------------------------------------------------------------------------------------------------
 
 bool needs_order(const WassersteinProblem& problem, const WassersteinSide& side) {
-  return side.grad != nullptr || side.signs != nullptr || side.grad_weights != nullptr || side.weights != nullptr ||
-         problem.grad != nullptr;
+  return side.grad != nullptr || side.signs != nullptr || has_weights(side) || problem.grad != nullptr;
 }
 
 template <typename S>
@@ -583,12 +614,14 @@ Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> s
   s.sorted = sorted;
   s.n = side.n;
   s.weights = side.weights == nullptr ? nullptr : side.weights + row * side.weights_stride;
+  s.float_weights = side.float_weights == nullptr ? nullptr : side.float_weights + row * side.weights_stride;
   s.cuts = cuts;
   s.total = s.unit = 1;
   s.grad = side.grad == nullptr ? nullptr : static_cast<S*>(side.grad) + row * side.n;
   s.signs = signs;
   s.sign_words = side.signs == nullptr ? nullptr : side.signs + row * sign_words(side.n);
   s.grad_weights = side.grad_weights == nullptr ? nullptr : side.grad_weights + row * side.n;
+  s.grad_float_weights = side.grad_float_weights == nullptr ? nullptr : side.grad_float_weights + row * side.n;
   s.cotangent = side.cotangent == nullptr ? nullptr : static_cast<const S*>(side.cotangent) + row * side.n;
   return s;
 }
@@ -879,7 +912,7 @@ class GroupSorter {
 template <typename S>
 void run_groups(const WassersteinProblem& problem, int threads) {
   const int64_t groups = ceil_div(problem.rows, kGroup);
-  const bool weighted = problem.x.weights != nullptr || problem.y.weights != nullptr;
+  const bool weighted = has_weights(problem);
   // An atom's float sum in a lane has few terms; others are summed in double.
   const bool alike = problem.x.n <= 32 * problem.y.n && problem.y.n <= 32 * problem.x.n;
   const bool in_lanes = !weighted && alike && problem.grad == nullptr && (problem.p == 1 || problem.p == 2);

@@ -488,13 +488,14 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     rows = x.shape[:-1]
     per_row = x.new_empty(rows, dtype=torch.float64)
-    dtype, together = dispatch.kernels(backend, "wasserstein").samples_unit(x, y, a, b, p)
-    units = [
-        x.new_empty((*rows, -(-t.size(-1) // together)), dtype=dtype) if i < 2
-        else x.new_empty(t.shape, dtype=torch.float64)
-        for i, t in enumerate((x, y, x, y))
-        if need >> i & 1
-    ]  # fmt: skip
+    kernels = dispatch.kernels(backend, "wasserstein")
+    samples, together = kernels.samples_unit(x, y, a, b, p)
+    units = []
+    for i, (t, w) in enumerate(((x, None), (y, None), (x, a), (y, b))):
+        if need >> i & 1 and i < 2:
+            units.append(x.new_empty((*rows, -(-t.size(-1) // together)), dtype=samples))
+        elif need >> i & 1:
+            units.append(x.new_empty(t.shape, dtype=kernels.weights_unit(w)))
     return per_row, torch.empty_like(per_row), units
 
 

@@ -29,7 +29,8 @@ def check_against_reference(rows: int, n: int, m: int, p: float, weighted: bool,
     x = torch.randn(rows, n, generator=generator).to(dtype)
     x[::2] = (x[::2] * 4).round() / 4
     y = (torch.randn(rows, m, generator=generator) * 2 + 0.1).to(dtype)
-    weights = [torch.rand(rows, k, generator=generator, dtype=torch.float64) if weighted else None for k in (n, m)]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = [torch.rand(rows, k, generator=generator, dtype=wide) if weighted else None for k in (n, m)]
     inputs = [t.requires_grad_() for t in (x, y, *weights) if t is not None]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     value = F.wasserstein_1d(*inputs, p=p)

@@ -174,8 +174,8 @@ def test_emulated_results_stay_in_their_place(emulated: ModuleType) -> None:
     guarded = {name: torch.full((t.numel() + 64,), -7.0, dtype=t.dtype) for name, t in (("x", x), ("y", y), ("a", a))}
     address = {name: t[32:].data_ptr() for name, t in guarded.items()}
     sides = (
-        (x.data_ptr(), 37, a.data_ptr(), 37, 37, address["x"], 0, address["a"], 0),
-        (y.data_ptr(), 53, 0, 0, 53, address["y"], 0, 0, 0),
+        (x.data_ptr(), 37, a.data_ptr(), 37, 37, address["x"], 0, address["a"], 0, False),
+        (y.data_ptr(), 53, 0, 0, 53, address["y"], 0, 0, 0, False),
     )
     needed = emulated.wasserstein_workspace(0, *sides, 3, 0, 1.5, 0)
     workspace = torch.full((needed + 1024,), 0x5A, dtype=torch.uint8)

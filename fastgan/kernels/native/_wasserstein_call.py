@@ -25,15 +25,19 @@ def forward(
     need: int,
     samples: torch.dtype,
     together: int = 1,
+    weights: tuple[torch.dtype, torch.dtype] = (torch.float64, torch.float64),
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(cost, scale, the needed unit gradients); those of the samples are of dtype ``samples``, so many an element."""
+    """(cost, scale, the needed unit gradients).
+
+    Those of the samples are of dtype ``samples``, so many an element; those of each side's weights of ``weights``.
+    """
     device = x.device
     cost = empty(x.shape[:-1], torch.float64, device)
     scale = torch.empty_like(cost)
     ux = empty((*x.shape[:-1], -(-x.size(-1) // together)), samples, device) if need & 1 else None
     uy = empty((*y.shape[:-1], -(-y.size(-1) // together)), samples, device) if need & 2 else None
-    ua = empty(x.shape, torch.float64, device) if need & 4 else None
-    ub = empty(y.shape, torch.float64, device) if need & 8 else None
+    ua = empty(x.shape, weights[0], device) if need & 4 else None
+    ub = empty(y.shape, weights[1], device) if need & 8 else None
     run(x, y, x_weights, y_weights, p, (ux, ua, None), (uy, ub, None), cost, scale, None)
     return cost, scale, [unit for unit in (ux, uy, ua, ub) if unit is not None]
 
@@ -74,4 +78,5 @@ def side(
         values.data_ptr(), values.stride(0), address(weights), 0 if weights is None else weights.stride(0),
         values.size(1), 0 if is_signs else gradient, gradient if is_signs else 0,
         0 if weights is None else address(grad_weights), address(cotangent),
+        weights is not None and weights.dtype == torch.float32,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Contract of every backend: :func:`forward` gives the cost of d/D and the scale D [...] in float64, and the unit
 gradients of the inputs whose bits are set in ``need``. For samples that is n times the gradient of the cost for d/D, as
-:func:`samples_unit` says; for weights the gradient of the cost, in float64. :func:`second` gives what the backward pass
-sends on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
+:func:`samples_unit` says; for weights the gradient of the cost, as :func:`weights_unit` says. :func:`second` gives what
+the backward pass sends on to the samples. Formulas: :mod:`fastgan.reference.wasserstein`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def samples_unit(
     return (torch.int32, 16) if equal and x.device.type == "cpu" else (x.dtype, 1)
 
 
+def weights_unit(weights: Tensor | None) -> torch.dtype:
+    """The dtype of weights in the kernels, and of their unit gradients: on the CPU floats are not widened."""
+    narrow = weights is not None and weights.dtype != torch.float64 and weights.device.type == "cpu"
+    return torch.float32 if narrow else torch.float64
+
+
 def forward(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, need: int
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -48,7 +54,8 @@ def forward(
     if x.is_cuda:
         return _wasserstein_cuda.forward(x, y, x_weights, y_weights, p, need)
     samples = samples_unit(x, y, x_weights, y_weights, p)
-    return _wasserstein_call.forward(_run, x, y, x_weights, y_weights, p, need, *samples)
+    weights = weights_unit(x_weights), weights_unit(y_weights)
+    return _wasserstein_call.forward(_run, x, y, x_weights, y_weights, p, need, *samples, weights)
 
 
 def second(
@@ -91,8 +98,7 @@ def _run(
 ) -> None:
     # The rows must live until the kernel has run: they may be copies.
     x, y = rows_of(x), rows_of(y)
-    a = None if x_weights is None else rows_of(x_weights.double())
-    b = None if y_weights is None else rows_of(y_weights.double())
+    a, b = (None if w is None else rows_of(w.to(weights_unit(w))) for w in (x_weights, y_weights))
     _C.wasserstein(
         side(x, a, *x_results), side(y, b, *y_results), x.size(0), DTYPES[x.dtype], p,
         address(cost), scale.data_ptr(), address(grad), threads(),
