@@ -7,7 +7,8 @@
 //   channels first   a group is one plane [D, H, W]; vectors run along W (along the whole plane where it is dense)
 //   channels last    a group is one sample [D, H, W, C]; vectors run along C, four pixels share the coefficients
 //
-// Dense planes of at most kSmallPlane elements are taken kLanes at a time, transposed: a lane is a plane.
+// Dense planes of at most a chunk are taken in blocks of up to kLanes, whose sums and coefficients are a vector's
+// lanes.
 //
 // A group is cut into slabs and a slab into chunks, by its shape alone: the sums of a chunk are taken in the
 // arithmetic's type, all further sums in double and in a fixed order. So the result does not depend on the number
@@ -39,8 +40,9 @@ constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth a
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
-constexpr int64_t kSmallPlane = 256;           // elements of a plane that shares its horizontal sums with others
-constexpr int64_t kTileBytes = 16 << 10;       // channels last: pixels that a block of channels goes over at once
+constexpr int64_t kBlockBytes = 64 << 10;      // what a block of dense planes reads, to find it in cache again
+constexpr int64_t kAlignedPlane = 512;    // from this size on, stores that cross no cache line are worth a tail more
+constexpr int64_t kTileBytes = 16 << 10;  // channels last: pixels that a block of channels goes over at once
 
 template <int N>
 struct Constant {
@@ -986,11 +988,11 @@ class Worker {
   const Scratch<A> arrays_;
 };
 
-// --- small planes ----------------------------------------------------------------------------------------------
+// --- dense planes ----------------------------------------------------------------------------------------------
 
-// Whether all planes are small and lie one behind the other in every tensor.
-bool has_small_planes(const Plan& plan, const Tensors& t) {
-  if (plan.channels_last || plan.padded() || plan.D * plan.H > 1 || plan.W > kSmallPlane) return false;
+// Whether every plane is one chunk, and they lie one behind the other in every tensor.
+bool has_dense_planes(const Plan& plan, const Tensors& t) {
+  if (plan.channels_last || plan.padded() || plan.D * plan.H > 1 || plan.W > kChunkElements) return false;
   const auto dense = [&](const Strided& s) {
     return s.data == nullptr ||
            ((s.w == 1 || plan.W == 1) && (s.c == plan.W || plan.C == 1) && (s.n == plan.C * plan.W || plan.N == 1));
@@ -999,24 +1001,31 @@ bool has_small_planes(const Plan& plan, const Tensors& t) {
          dense(t.plain) && dense(t.extra);
 }
 
-// A block is kLanes planes, whose sums and coefficients are the lanes of a vector.
+// A block is up to kLanes planes, whose sums and coefficients are the lanes of a vector. All of them are reduced before
+// the first is written, so that the end of one sum does not hold up the next.
 template <typename Op, typename T>
-class SmallPlanes {
+class DensePlanes {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int64_t kL = kLanes<A>;
-  static constexpr int kSums = Op::kSums;
+  static constexpr int kSums = Op::kSums, kReads = 1 + Op::kReadsGrad + Op::kReadsU;
 
  public:
-  SmallPlanes(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
-      : op_(op), t_(tensors), size_(plan.W), C_(plan.C), planes_(plan.N * plan.C), slope_(slope) {}
+  DensePlanes(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
+      : op_(op),
+        t_(tensors),
+        size_(plan.W),
+        C_(plan.C),
+        planes_(plan.N * plan.C),
+        block_(most(1, least(kL, kBlockBytes / (size_ * kReads * static_cast<int64_t>(sizeof(T)))))),
+        slope_(slope) {}
 
-  int64_t blocks() const { return ceil_div(planes_, kL); }
+  int64_t blocks() const { return ceil_div(planes_, block_); }
 
   void run(int thread, int threads) const {
     const Range part_of_blocks = part(blocks(), thread, threads);
     with_activation<V>(slope_, [&](const auto& act) {
-      for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * kL, act);
+      for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * block_, act);
     });
   }
 
@@ -1026,6 +1035,11 @@ class SmallPlanes {
     return {size_,           1,           at(t_.grad),       at(t_.x),
             at(t_.residual), at(t_.u),    at(t_.v_residual), at(t_.padded),
             at(t_.plain),    at(t_.extra)};
+  }
+
+  // Elements up to the next address of a whole vector.
+  static FASTGAN_INLINE int64_t to_line(const T* p) {
+    return static_cast<int64_t>(-(reinterpret_cast<uintptr_t>(p) / sizeof(T)) % kL);
   }
 
   // Calls visit(offset, lanes, which of 2 accumulators) over a plane.
@@ -1056,7 +1070,7 @@ class SmallPlanes {
   void block(int64_t first, const Act& act_) const {
     const Act act = act_;
     const Op op = op_;
-    const int64_t size = size_, planes = least(kL, planes_ - first);
+    const int64_t size = size_, planes = least(block_, planes_ - first);
     alignas(64) A coefs[Op::kCoefs][kL], origin[kL];
     alignas(64) double totals[kSums][kL];
     V sums[kSums][kL];
@@ -1076,16 +1090,17 @@ class SmallPlanes {
       for (int64_t i = begin; i < end; ++i) op.prepare(n, c + i, coefs[0] + i, kL);
     });
     if constexpr (Op::kMoments) {
+      const int64_t seed = least(size, kSeedElements);
       for (int64_t i = 0; i < planes; ++i) {
         const T* x = plane(first + i).x;
         const V x0 = broadcast(load(x[0]));
         V sum[2] = {};
-        for_plane(size, [&](int64_t e, auto lanes, int j)
+        for_plane(seed, [&](int64_t e, auto lanes, int j)
                             FASTGAN_HERE { sum[j] += first_lanes(load_vector(x + e, lanes) - x0, lanes); });
         sums[0][i] = sum[0] + sum[1];
         origin[i] = load(x[0]);
       }
-      store_vector(origin, load_vector(origin) + sum_each(sums[0]) / static_cast<A>(size_));
+      store_vector(origin, load_vector(origin) + sum_each(sums[0]) / static_cast<A>(seed));
     }
     for (int64_t i = 0; i < planes; ++i) {
       const Run<T, T> run = plane(first + i);
@@ -1113,18 +1128,21 @@ class SmallPlanes {
         op.finish(n, c + i, origin[i], totals[0] + i, kL, coefs[0] + i, kL, true);
       }
     });
-    for (int64_t i = 0; i < planes; ++i) {
+    for (int64_t i = planes - 1; i >= 0; --i) {
       const Run<T, T> run = plane(first + i);
       V coef[Op::kCoefs];
       for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
-      for_plane(size, [&](int64_t e, auto lanes, int)
-                          FASTGAN_HERE { write_to<false>(op, coef, act, run, Strides{}, 0, e, lanes); });
+      const int64_t head = size < kAlignedPlane ? 0 : least(size, to_line(Op::kWritesPlain ? run.plain : run.padded));
+      for_vectors_backwards<kL>(size - head, [&](int64_t e, auto lanes) FASTGAN_HERE {
+        write_to<false>(op, coef, act, run, Strides{}, 0, head + e, lanes);
+      });
+      if (head > 0) write_to<false>(op, coef, act, run, Strides{}, 0, 0, head);
     }
   }
 
   const Op& op_;
   const Tensors& t_;
-  const int64_t size_, C_, planes_;
+  const int64_t size_, C_, planes_, block_;
   const double slope_;
 };
 
@@ -1132,10 +1150,10 @@ template <typename T, typename Op>
 void run(const InstanceNorm& p, Tensors& tensors, const Op& op) {
   if (p.N * p.C * p.D * p.H * p.W == 0) return;
   const Plan plan = make_plan(p, tensors, sizeof(T));
-  if (has_small_planes(plan, tensors)) {
-    const SmallPlanes<Op, T> small(op, plan, tensors, p.slope);
-    return parallel(static_cast<int>(least(plan.threads, small.blocks())),
-                    [&](int thread, int threads) { small.run(thread, threads); });
+  if (has_dense_planes(plan, tensors)) {
+    const DensePlanes<Op, T> dense(op, plan, tensors, p.slope);
+    return parallel(static_cast<int>(least(plan.threads, dense.blocks())),
+                    [&](int thread, int threads) { dense.run(thread, threads); });
   }
   const Worker<Op, T> worker(op, plan, tensors, p.slope);
   parallel(plan.threads, [&](int thread, int threads) { worker.run(thread, threads); });
