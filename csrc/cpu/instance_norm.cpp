@@ -7,8 +7,7 @@
 //   channels first   a group is one plane [D, H, W]; vectors run along W (along the whole plane where it is dense)
 //   channels last    a group is one sample [D, H, W, C]; vectors run along C, four pixels share the coefficients
 //
-// Dense planes of at most a chunk are taken in blocks of up to kLanes, whose sums and coefficients are a vector's
-// lanes.
+// Planes of at most a chunk are taken in blocks of up to kLanes, whose sums and coefficients are a vector's lanes.
 //
 // A group is cut into slabs and a slab into chunks, by its shape alone: the sums of a chunk are taken in the
 // arithmetic's type, all further sums in double and in a fixed order. So the result does not depend on the number
@@ -40,9 +39,11 @@ constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth a
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
-constexpr int64_t kBlockBytes = 64 << 10;      // what a block of dense planes reads, to find it in cache again
-constexpr int64_t kAlignedPlane = 512;    // from this size on, stores that cross no cache line are worth a tail more
-constexpr int64_t kTileBytes = 16 << 10;  // channels last: pixels that a block of channels goes over at once
+constexpr int64_t kL1Bytes = 32 << 10;
+constexpr int64_t kBlockBytes = 64 << 10;  // what a block of planes reads, to find it in cache again
+constexpr int64_t kAlignedRow = 512;       // from this size on, stores that cross no cache line are worth a tail more
+constexpr int64_t kPageBytes = 4 << 10;    // what lies nearer is prefetched into the other core's cache
+constexpr int64_t kTileBytes = 16 << 10;   // channels last: pixels that a block of channels goes over at once
 
 template <int N>
 struct Constant {
@@ -304,7 +305,6 @@ struct Rows {
 // Merges spatial dimensions that lie behind one another in every tensor: most often all of them.
 template <typename... S>
 void merge_dims(Plan& plan, S&... tensors) {
-  if (plan.padded()) return;
   const auto merge = [&](int64_t Strided::* outer, int64_t Strided::* inner, int64_t& outer_size, int64_t& inner_size) {
     if (outer_size > 1 && ((tensors.data != nullptr && tensors.*outer != inner_size * tensors.*inner) || ...)) return;
     inner_size *= outer_size;
@@ -321,7 +321,7 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
   plan.N = p.N, plan.C = p.C, plan.D = p.D, plan.H = p.H, plan.W = p.W;
   plan.pad_d = p.pad_d, plan.pad_h = p.pad_h, plan.pad_w = p.pad_w;
   plan.channels_last = p.channels_last;
-  merge_dims(plan, t.grad, t.x, t.residual, t.u, t.v_residual, t.padded, t.plain, t.extra);
+  if (!plan.padded()) merge_dims(plan, t.grad, t.x, t.residual, t.u, t.v_residual, t.padded, t.plain, t.extra);
 
   const int64_t unit = p.channels_last ? p.C : 1;
   const int64_t chunk = p.channels_last ? kChunkPixels : kChunkElements;  // in pixels
@@ -357,7 +357,37 @@ FASTGAN_INLINE int images(int64_t i, int64_t size, int64_t pad, int64_t* at) {
   return count;
 }
 
-// --- reflection padding and its adjoint ------------------------------------------------------------------------
+// --- loops over vectors ---------------------------------------------------------------------------------------
+
+// Calls visit(offset, lanes, which of 4 accumulators) over n elements.
+template <int64_t kL, typename Visit>
+FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
+  int64_t i = 0;
+  for (; i + 4 * kL <= n; i += 4 * kL) {
+    visit(i, Whole{}, 0);
+    visit(i + kL, Whole{}, 1);
+    visit(i + 2 * kL, Whole{}, 2);
+    visit(i + 3 * kL, Whole{}, 3);
+  }
+  for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
+  if (i < n) visit(i, n - i, 1);
+}
+
+// The same from the end on: what a pass read last is what the first cache still holds.
+template <int64_t kL, typename Visit>
+FASTGAN_INLINE void for_vectors_backwards(int64_t n, const Visit& visit) {
+  int64_t i = n / kL * kL;
+  if (i < n) visit(i, n - i);
+  for (; i % (4 * kL) > 0; i -= kL) visit(i - kL, Whole{});
+  for (; i > 0; i -= 4 * kL) {
+    visit(i - kL, Whole{});
+    visit(i - 2 * kL, Whole{});
+    visit(i - 3 * kL, Whole{});
+    visit(i - 4 * kL, Whole{});
+  }
+}
+
+// --- reflection padding and its adjoint -----------------------------------------------------------------------
 
 // The rows of the padded tensor that show row (d, h).
 struct RowImages {
@@ -380,29 +410,31 @@ FASTGAN_INLINE void for_reflected_columns(const Plan& plan, int64_t w0, int64_t 
   for (int64_t w = most(w0, last - pad); w < least(w1, last); ++w) visit(w, pad + 2 * last - w);
 }
 
-// Repeats columns [w0, w1) of row (d, h), already written to `from` in the padded tensor, wherever it shows.
+// Repeats columns [w0, w1) of a row of the padded tensor, already written, on both its sides.
 template <typename T>
-FASTGAN_INLINE void push_reflections(const Plan& plan, const Strided& to, T* from, int64_t n, int64_t c, int64_t d,
-                                     int64_t h, int64_t w0, int64_t w1) {
+FASTGAN_INLINE void push_columns(const Plan& plan, const Strided& to, T* row, int64_t w0, int64_t w1) {
   const int64_t unit = plan.channels_last ? plan.C : 1;
-  const size_t bytes = static_cast<size_t>(unit) * sizeof(T);
-  const auto columns = [&](T* row) {
-    for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) {
-      if (unit == 1) {
-        row[image * to.w] = row[(plan.pad_w + w) * to.w];
-      } else {
-        std::memcpy(row + image * to.w, row + (plan.pad_w + w) * to.w, bytes);
-      }
-    });
-  };
-  columns(from);
+  for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) {
+    if (unit == 1) {
+      row[image * to.w] = row[(plan.pad_w + w) * to.w];
+    } else {
+      std::memcpy(row + image * to.w, row + (plan.pad_w + w) * to.w, static_cast<size_t>(unit) * sizeof(T));
+    }
+  });
+}
+
+// Repeats columns [w0, w1) of row (d, h), already written to `from` in the padded tensor, in the rows that show it.
+template <typename T>
+FASTGAN_INLINE void push_rows(const Plan& plan, const Strided& to, const T* from, const Group& group, int64_t d,
+                              int64_t h, int64_t w0, int64_t w1) {
   if (plan.shown_once(d, h)) return;
+  const int64_t unit = plan.channels_last ? plan.C : 1;
   const RowImages rows(plan, d, h);
   const int64_t begin = (plan.pad_w + w0) * to.w;
   for (int i = 1; i < rows.count; ++i) {
-    T* row = address<T>(to, n, c, rows.d[i], rows.h[i], 0);
-    std::memcpy(row + begin, from + begin, bytes * static_cast<size_t>(w1 - w0));
-    columns(row);
+    T* row = address<T>(to, group.n, group.c, rows.d[i], rows.h[i], 0);
+    std::memcpy(row + begin, from + begin, static_cast<size_t>((w1 - w0) * unit) * sizeof(T));
+    push_columns(plan, to, row, w0, w1);
   }
 }
 
@@ -439,7 +471,85 @@ void pull_reflections(const Plan& plan, const Strided& grad, int64_t n, int64_t 
   }
 }
 
-// --- runs: pixels of one row at a constant stride in every tensor ----------------------------------------------
+// Channels first: the same of a whole chunk; most rows are shown once and have only their ends to fold.
+template <typename T, typename A>
+void fold_rows(const Plan& plan, const Strided& grad, const Group& group, const Chunk& chunk, A* to) {
+  const int64_t w0 = chunk.w0, w1 = chunk.w1;
+  for (Rows row(plan, chunk); row.more(); row.next(), to += w1 - w0) {
+    if (!plan.shown_once(row.d, row.h)) {
+      pull_reflections<T, A>(plan, grad, group.n, group.c, row.d, row.h, w0, w1, to);
+      continue;
+    }
+    const T* from = address<T>(grad, group.n, group.c, row.d + plan.pad_d, row.h + plan.pad_h, 0);
+    const T* inner = from + plan.pad_w + w0;
+    for_vectors<kLanes<A>>(w1 - w0, [&](int64_t i, auto lanes, int)
+                                        FASTGAN_HERE { store_vector(to + i, load_vector(inner + i, lanes), lanes); });
+    for_reflected_columns(plan, w0, w1, [&](int64_t w, int64_t image) { to[w - w0] += load(from[image]); });
+  }
+}
+
+// Of a padded dimension: the k-th position, those that are no copies first, and the element that position i shows.
+FASTGAN_INLINE int64_t position(int64_t k, int64_t size, int64_t pad) {
+  return k < size ? pad + k : k - size < pad ? k - size : k;
+}
+FASTGAN_INLINE int64_t reflected(int64_t i, int64_t size, int64_t pad) {
+  return i < pad ? pad - i : i < pad + size ? i - pad : pad + 2 * (size - 1) - i;
+}
+
+// Channels first, a whole plane whose elements themselves are written: columns, then whole rows, then whole slices.
+template <typename T>
+void pad_plane(const Plan& plan, const Strided& to, T* plane) {
+  const int64_t D = plan.D, H = plan.H, W = plan.W, pad_d = plan.pad_d, pad_h = plan.pad_h, pad_w = plan.pad_w;
+  const size_t bytes = static_cast<size_t>(W + 2 * pad_w) * sizeof(T);
+  for (int64_t d = pad_d; d < pad_d + D; ++d) {
+    T* slice = plane + d * to.d;
+    for (int64_t h = pad_h; h < pad_h + H; ++h) {
+      T *first = slice + h * to.h + pad_w, *last = first + W - 1;
+      for (int64_t w = 1; w <= pad_w; ++w) first[-w] = first[w], last[w] = last[-w];
+    }
+    for (int64_t k = H; k < H + 2 * pad_h; ++k) {
+      const int64_t h = position(k, H, pad_h);
+      std::memcpy(slice + h * to.h, slice + (pad_h + reflected(h, H, pad_h)) * to.h, bytes);
+    }
+  }
+  for (int64_t k = D; k < D + 2 * pad_d; ++k) {
+    const int64_t d = position(k, D, pad_d);
+    const T* from = plane + (pad_d + reflected(d, D, pad_d)) * to.d;
+    for (int64_t h = 0; h < H + 2 * pad_h; ++h) std::memcpy(plane + d * to.d + h * to.h, from + h * to.h, bytes);
+  }
+}
+
+// Its adjoint: sum [D, H, W] = the gradient of all that shows each element.
+template <typename T, typename A>
+void fold_plane(const Plan& plan, const Strided& grad, const T* plane, A* sum) {
+  const int64_t D = plan.D, H = plan.H, W = plan.W, pad_d = plan.pad_d, pad_h = plan.pad_h, pad_w = plan.pad_w;
+  for (int64_t i = 0; i < D + 2 * pad_d; ++i) {
+    const int64_t d = position(i, D, pad_d);
+    const T* slice = plane + d * grad.d + pad_w;
+    A* sums = sum + reflected(d, D, pad_d) * H * W;
+    const T* row = slice + pad_h * grad.h;
+    for (int64_t h = 0; h < H; ++h, row += grad.h) {
+      A* to = sums + h * W;
+      for_vectors<kLanes<A>>(W, [&](int64_t w, auto lanes, int) FASTGAN_HERE {
+        const Vec<A> v = load_vector(row + w, lanes);
+        store_vector(to + w, i < D ? v : v + load_vector(to + w, lanes), lanes);
+      });
+    }
+    const auto ends = [&](const T* from, A* to) FASTGAN_HERE {
+      for (int64_t w = 1; w <= pad_w; ++w) to[w] += load(from[-w]), to[W - 1 - w] += load(from[W - 1 + w]);
+    };
+    row = slice + pad_h * grad.h;
+    for (int64_t h = 0; h < H; ++h, row += grad.h) ends(row, sums + h * W);
+    for (int64_t k = H; k < H + 2 * pad_h; ++k) {
+      const int64_t h = position(k, H, pad_h);
+      A* to = sums + reflected(h, H, pad_h) * W;
+      add_to(to, slice + h * grad.h, W, false);
+      ends(slice + h * grad.h, to);
+    }
+  }
+}
+
+// --- runs: pixels of one row at a constant stride in every tensor ---------------------------------------------
 
 // G: the gradient's element type: T, or the arithmetic's type where the padding's adjoint was added up in scratch.
 template <typename T, typename G>
@@ -482,35 +592,23 @@ FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Act&
   }
 }
 
-// Calls visit(offset, lanes, which of 4 accumulators) over n elements.
-template <int64_t kL, typename Visit>
-FASTGAN_INLINE void for_vectors(int64_t n, const Visit& visit) {
-  int64_t i = 0;
-  for (; i + 4 * kL <= n; i += 4 * kL) {
-    visit(i, Whole{}, 0);
-    visit(i + kL, Whole{}, 1);
-    visit(i + 2 * kL, Whole{}, 2);
-    visit(i + 3 * kL, Whole{}, 3);
+// Calls body(std::true_type) where a run's results, from pixel 0's element `first` on, are written past the caches,
+// else body(std::false_type). `streams`: whether they are many enough.
+template <typename Op, typename T, typename G, typename Body>
+FASTGAN_INLINE void with_stores(bool streams, const Run<T, G>& run, const Strides& s, int64_t first, const Body& body) {
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    const auto aligned = [&](const T* to, int64_t stride) {
+      const auto bits = reinterpret_cast<uintptr_t>(to + first) | static_cast<uintptr_t>(stride) * sizeof(T);
+      return to == nullptr || bits % FASTGAN_VECTOR_BYTES == 0;
+    };
+    if (streams && aligned(run.padded, s.padded) && aligned(run.plain, s.plain) && aligned(run.extra, s.extra)) {
+      return body(std::true_type{});
+    }
   }
-  for (; i + kL <= n; i += kL) visit(i, Whole{}, 0);
-  if (i < n) visit(i, n - i, 1);
+  body(std::false_type{});
 }
 
-// The same from the end on: what a pass read last is what the first cache still holds.
-template <int64_t kL, typename Visit>
-FASTGAN_INLINE void for_vectors_backwards(int64_t n, const Visit& visit) {
-  int64_t i = n / kL * kL;
-  if (i < n) visit(i, n - i);
-  for (; i % (4 * kL) > 0; i -= kL) visit(i - kL, Whole{});
-  for (; i > 0; i -= 4 * kL) {
-    visit(i - kL, Whole{});
-    visit(i - 2 * kL, Whole{});
-    visit(i - 3 * kL, Whole{});
-    visit(i - 4 * kL, Whole{});
-  }
-}
-
-// --- the work of a group ---------------------------------------------------------------------------------------
+// --- the work of a group --------------------------------------------------------------------------------------
 
 template <typename Op, typename T>
 class Worker {
@@ -643,7 +741,8 @@ class Worker {
           if (row.row == chunk.row0 || row.h == 0) {
             to = address<T>(t_.padded, group.n, group.c, row.d + plan_.pad_d, row.h + plan_.pad_h, 0);
           }
-          push_reflections(plan_, t_.padded, to, group.n, group.c, row.d, row.h, chunk.w0, chunk.w1);
+          push_columns(plan_, t_.padded, to, chunk.w0, chunk.w1);
+          push_rows(plan_, t_.padded, to, group, row.d, row.h, chunk.w0, chunk.w1);
         }
       }
     }
@@ -740,38 +839,8 @@ class Worker {
     return folded_in(arrays) + (folds_once_ ? chunk * chunk_elements() : 0);
   }
 
-  // Adds up the padding's adjoint of a whole chunk; most rows are shown once and have only their ends to fold.
   void fold_plane(const Group& group, const Chunk& chunk, int64_t index, A* arrays) const {
-    if (!folds_ || plan_.channels_last) return;
-    const int64_t w0 = chunk.w0, w1 = chunk.w1;
-    A* to = folded_of(index, arrays);
-    for (Rows row(plan_, chunk); row.more(); row.next(), to += w1 - w0) {
-      if (!plan_.shown_once(row.d, row.h)) {
-        pull_reflections<T, A>(plan_, t_.grad, group.n, group.c, row.d, row.h, w0, w1, to);
-        continue;
-      }
-      const T* from = address<T>(t_.grad, group.n, group.c, row.d + plan_.pad_d, row.h + plan_.pad_h, 0);
-      const T* inner = from + plan_.pad_w + w0;
-      for_vectors<kL>(w1 - w0, [&](int64_t i, auto lanes, int)
-                                   FASTGAN_HERE { store_vector(to + i, load_vector(inner + i, lanes), lanes); });
-      for_reflected_columns(plan_, w0, w1, [&](int64_t w, int64_t image) { to[w - w0] += load(from[image]); });
-    }
-  }
-
-  // Calls body(std::true_type) where a run's results are written past the caches, else body(std::false_type).
-  template <typename G, typename Body>
-  FASTGAN_INLINE void with_stores(const Run<T, G>& run, const Strides& s, const Body& body) const {
-    if constexpr (std::is_same_v<T, A>) {
-      const auto aligned = [](const T* to, int64_t stride) {
-        return (reinterpret_cast<uintptr_t>(to) | static_cast<uintptr_t>(stride) * sizeof(T)) % FASTGAN_VECTOR_BYTES ==
-               0;
-      };
-      if (streams_ && (!Op::kWritesPadded || aligned(run.padded, s.padded)) &&
-          (!Op::kWritesPlain || aligned(run.plain, s.plain)) && (Op::kWritesPadded || aligned(run.extra, s.extra))) {
-        return body(std::true_type{});
-      }
-    }
-    body(std::false_type{});
+    if (folds_ && !plan_.channels_last) fold_rows<T>(plan_, t_.grad, group, chunk, folded_of(index, arrays));
   }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
@@ -843,7 +912,7 @@ class Worker {
     const Run<T, G> run = run_;
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    with_stores(run, Strides{}, [&](auto stream) FASTGAN_HERE {
+    with_stores<Op>(streams_, run, Strides{}, 0, [&](auto stream) FASTGAN_HERE {
       for_vectors_backwards<kL>(run.pixels, [&](int64_t i, auto lanes) FASTGAN_HERE {
         write_to<stream.value>(op_, coef, act, run, Strides{}, 0, i, lanes);
       });
@@ -959,7 +1028,7 @@ class Worker {
     const Act act = act_;
     const Run<T, G> run = run_;
     const Strides strides = strides_;
-    with_stores(run, strides, [&](auto stream) {
+    with_stores<Op>(streams_, run, strides, 0, [&](auto stream) {
       for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
         V coef[n][Op::kCoefs];
@@ -988,53 +1057,95 @@ class Worker {
   const Scratch<A> arrays_;
 };
 
-// --- dense planes ----------------------------------------------------------------------------------------------
+// --- blocks of planes -----------------------------------------------------------------------------------------
 
-// Whether every plane is one chunk, and they lie one behind the other in every tensor.
-bool has_dense_planes(const Plan& plan, const Tensors& t) {
-  if (plan.channels_last || plan.padded() || plan.D * plan.H > 1 || plan.W > kChunkElements) return false;
-  const auto dense = [&](const Strided& s) {
-    return s.data == nullptr ||
-           ((s.w == 1 || plan.W == 1) && (s.c == plan.W || plan.C == 1) && (s.n == plan.C * plan.W || plan.N == 1));
-  };
-  return dense(t.grad) && dense(t.x) && dense(t.residual) && dense(t.u) && dense(t.v_residual) && dense(t.padded) &&
-         dense(t.plain) && dense(t.extra);
-}
-
-// A block is up to kLanes planes, whose sums and coefficients are the lanes of a vector. All of them are reduced before
-// the first is written, so that the end of one sum does not hold up the next.
+// Channels first, where a plane is one chunk. A block is up to kLanes planes, whose sums and coefficients are the lanes
+// of a vector. All of them are reduced before the first is written, so that the end of one sum does not hold up the
+// next. A plane is rows of rows_.W elements: one row where it is dense in every tensor.
 template <typename Op, typename T>
-class DensePlanes {
+class PlaneBlocks {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int64_t kL = kLanes<A>;
   static constexpr int kSums = Op::kSums, kReads = 1 + Op::kReadsGrad + Op::kReadsU;
 
  public:
-  DensePlanes(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
+  PlaneBlocks(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
       : op_(op),
+        plan_(plan),
+        grad_(tensors.grad),
         t_(tensors),
-        size_(plan.W),
-        C_(plan.C),
+        rows_(plan),
+        size_(plan.D * plan.H * plan.W),
         planes_(plan.N * plan.C),
-        block_(most(1, least(kL, kBlockBytes / (size_ * kReads * static_cast<int64_t>(sizeof(T)))))),
-        slope_(slope) {}
+        block_(planes_per_block(size_ * kReads * static_cast<int64_t>(sizeof(T)))),
+        slope_(slope),
+        folds_(Op::kReadsGrad && plan.padded()),
+        streams_(!(Op::kWritesPadded && plan.padded()) && streams<T>(nullptr, plan.elements(), kL)),
+        folded_stride_(ceil_div(size_, kL) * kL),
+        folded_per_thread_(block_ * folded_stride_ + kPageBytes / static_cast<int64_t>(sizeof(A))),
+        folded_(folds_ ? plan.threads * folded_per_thread_ : 0) {
+    if (!folds_) return;
+    if (!Op::kWritesPadded) merge_dims(rows_, t_.x, t_.residual, t_.plain, t_.extra);
+    t_.grad.h = rows_.W, t_.grad.d = rows_.H * rows_.W;  // in scratch
+  }
+
+  // As many planes as the second cache holds with ease; one of half the first cache is better alone.
+  static int64_t planes_per_block(int64_t bytes) {
+    return bytes >= kL1Bytes / 2 ? 1 : least(kL, kBlockBytes / most(1, bytes));
+  }
 
   int64_t blocks() const { return ceil_div(planes_, block_); }
 
   void run(int thread, int threads) const {
     const Range part_of_blocks = part(blocks(), thread, threads);
+    A* folded = folded_ + (folds_ ? thread * folded_per_thread_ : 0);
     with_activation<V>(slope_, [&](const auto& act) {
-      for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) block(i * block_, act);
+      for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) {
+        if (folds_) {
+          block<A>(i * block_, act, folded);
+        } else {
+          block<T>(i * block_, act, nullptr);
+        }
+      }
     });
   }
 
  private:
-  Run<T, T> plane(int64_t i) const {
-    const auto at = [&](const Strided& s) { return s.data == nullptr ? nullptr : static_cast<T*>(s.data) + i * size_; };
-    return {size_,           1,           at(t_.grad),       at(t_.x),
-            at(t_.residual), at(t_.u),    at(t_.v_residual), at(t_.padded),
-            at(t_.plain),    at(t_.extra)};
+  // The first row of a plane, whose gradient was folded if `folded` is not null.
+  template <typename G>
+  FASTGAN_INLINE Run<T, G> first_row(int64_t n, int64_t c, const G* folded) const {
+    const auto at = [&](const Strided& s) { return address<T>(s, n, c, 0, 0, 0); };
+    Run<T, G> run{};
+    run.x = at(t_.x);
+    run.residual = at(t_.residual);
+    if constexpr (Op::kReadsGrad) run.grad = folded != nullptr ? folded : address<G>(t_.grad, n, c, 0, 0, 0);
+    if constexpr (Op::kReadsU) run.u = at(t_.u), run.v_residual = at(t_.v_residual);
+    if constexpr (Op::kWritesPadded) {
+      run.padded = address<T>(t_.padded, n, c, plan_.pad_d, plan_.pad_h, plan_.pad_w);
+    }
+    if constexpr (Op::kWritesPlain) run.plain = at(t_.plain);
+    if constexpr (Op::kWritesPlain && !Op::kWritesPadded) run.extra = at(t_.extra);
+    return run;
+  }
+
+  template <typename G>
+  FASTGAN_INLINE void advance(Run<T, G>& run, int64_t Strided::* by) const {
+    run.x += t_.x.*by, run.residual += t_.residual.*by;
+    if constexpr (Op::kReadsGrad) run.grad += t_.grad.*by;
+    if constexpr (Op::kReadsU) run.u += t_.u.*by, run.v_residual += t_.v_residual.*by;
+    if constexpr (Op::kWritesPadded) run.padded += t_.padded.*by;
+    if constexpr (Op::kWritesPlain) run.plain += t_.plain.*by;
+    if constexpr (Op::kWritesPlain && !Op::kWritesPadded) run.extra += t_.extra.*by;
+  }
+
+  // Calls visit(row) over the rows of a plane.
+  template <typename G, typename Visit>
+  FASTGAN_INLINE void for_rows(Run<T, G> slice, const Visit& visit) const {
+    for (int64_t d = 0; d < rows_.D; ++d, advance(slice, &Strided::d)) {
+      Run<T, G> row = slice;
+      for (int64_t h = 0; h < rows_.H; ++h, advance(row, &Strided::h)) visit(row);
+    }
   }
 
   // Elements up to the next address of a whole vector.
@@ -1066,21 +1177,22 @@ class DensePlanes {
     return vectors[0];
   }
 
-  template <typename Act>
-  void block(int64_t first, const Act& act_) const {
+  template <typename G, typename Act>
+  void block(int64_t first, const Act& act_, A* folded) const {
     const Act act = act_;
     const Op op = op_;
-    const int64_t size = size_, planes = least(block_, planes_ - first);
+    const int64_t C = plan_.C, width = rows_.W, planes = least(block_, planes_ - first);
     alignas(64) A coefs[Op::kCoefs][kL], origin[kL];
     alignas(64) double totals[kSums][kL];
     V sums[kSums][kL];
+    Run<T, G> runs[kL];
     if (planes < kL) std::memset(sums, 0, sizeof sums), std::memset(origin, 0, sizeof origin);
 
     // Calls visit(n, c, plane) with as many planes at once as lie in one sample.
     const auto for_samples = [&](const auto& visit) {
-      int64_t n = first / C_, c = first % C_;
+      int64_t n = first / C, c = first % C;
       for (int64_t i = 0; i < planes;) {
-        const int64_t end = least(planes, i + C_ - c);
+        const int64_t end = least(planes, i + C - c);
         visit(n, c - i, i, end);
         i = end, c = 0, ++n;
       }
@@ -1088,33 +1200,46 @@ class DensePlanes {
     for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) op.prepare(n, c + i, coefs[0] + i, kL);
+      for (int64_t i = begin; i < end; ++i) {
+        G* to = nullptr;
+        if constexpr (std::is_same_v<G, A>) {
+          if (folded != nullptr) {
+            to = folded + i * folded_stride_;
+            fold_plane(plan_, grad_, address<T>(grad_, n, c + i, 0, 0, 0), to);
+          }
+        }
+        runs[i] = first_row<G>(n, c + i, to);
+      }
     });
     if constexpr (Op::kMoments) {
-      const int64_t seed = least(size, kSeedElements);
+      const int64_t seeds = least(width, kSeedElements), seed_rows = most(1, least(rows_.H, kSeedElements / width));
       for (int64_t i = 0; i < planes; ++i) {
-        const T* x = plane(first + i).x;
-        const V x0 = broadcast(load(x[0]));
+        const T* x = runs[i].x;
+        const V x0 = broadcast(load(*x));
+        origin[i] = load(*x);
         V sum[2] = {};
-        for_plane(seed, [&](int64_t e, auto lanes, int j)
-                            FASTGAN_HERE { sum[j] += first_lanes(load_vector(x + e, lanes) - x0, lanes); });
+        for (int64_t row = 0; row < seed_rows; ++row, x += t_.x.h) {
+          for_plane(seeds, [&](int64_t e, auto lanes, int j)
+                               FASTGAN_HERE { sum[j] += first_lanes(load_vector(x + e, lanes) - x0, lanes); });
+        }
         sums[0][i] = sum[0] + sum[1];
-        origin[i] = load(x[0]);
       }
-      store_vector(origin, load_vector(origin) + sum_each(sums[0]) / static_cast<A>(seed));
+      store_vector(origin, load_vector(origin) + sum_each(sums[0]) / static_cast<A>(seeds * seed_rows));
     }
     for (int64_t i = 0; i < planes; ++i) {
-      const Run<T, T> run = plane(first + i);
       V coef[Op::kCoefs], parts[2][kSums] = {};
       for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
       const V center = broadcast(origin[i]);
-      for_plane(size, [&](int64_t e, auto lanes, int j) FASTGAN_HERE {
-        if constexpr (Op::kMoments) {
-          const V d = first_lanes(load_vector(run.x + e, lanes) - center, lanes);
-          parts[j][0] += d;
-          parts[j][1] = fma(d, d, parts[j][1]);
-        } else {
-          op.reduce(coef, act, read<Op>(run, Strides{}, 0, e, lanes, false), parts[j]);
-        }
+      for_rows(runs[i], [&](const Run<T, G>& row) FASTGAN_HERE {
+        for_plane(width, [&](int64_t e, auto lanes, int j) FASTGAN_HERE {
+          if constexpr (Op::kMoments) {
+            const V d = first_lanes(load_vector(row.x + e, lanes) - center, lanes);
+            parts[j][0] += d;
+            parts[j][1] = fma(d, d, parts[j][1]);
+          } else {
+            op.reduce(coef, act, read<Op>(row, Strides{}, 0, e, lanes, false), parts[j]);
+          }
+        });
       });
       for (int k = 0; k < kSums; ++k) sums[k][i] = parts[0][k] + parts[1][k];
     }
@@ -1128,32 +1253,46 @@ class DensePlanes {
         op.finish(n, c + i, origin[i], totals[0] + i, kL, coefs[0] + i, kL, true);
       }
     });
-    for (int64_t i = planes - 1; i >= 0; --i) {
-      const Run<T, T> run = plane(first + i);
-      V coef[Op::kCoefs];
-      for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
-      const int64_t head = size < kAlignedPlane ? 0 : least(size, to_line(Op::kWritesPlain ? run.plain : run.padded));
-      for_vectors_backwards<kL>(size - head, [&](int64_t e, auto lanes) FASTGAN_HERE {
-        write_to<false>(op, coef, act, run, Strides{}, 0, head + e, lanes);
-      });
-      if (head > 0) write_to<false>(op, coef, act, run, Strides{}, 0, 0, head);
-    }
+    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        V coef[Op::kCoefs];
+        for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
+        for_rows(runs[i], [&](const Run<T, G>& row) FASTGAN_HERE {
+          const int64_t head = width < kAlignedRow ? 0 : to_line(Op::kWritesPlain ? row.plain : row.padded);
+          with_stores<Op>(streams_ && width >= kAlignedRow, row, Strides{}, head, [&](auto stream) FASTGAN_HERE {
+            for_vectors_backwards<kL>(width - head, [&](int64_t e, auto lanes) FASTGAN_HERE {
+              write_to<stream.value>(op, coef, act, row, Strides{}, 0, head + e, lanes);
+            });
+          });
+          if (head > 0) write_to<false>(op, coef, act, row, Strides{}, 0, 0, head);
+        });
+        if (Op::kWritesPadded && plan_.padded()) {
+          pad_plane(plan_, t_.padded, address<T>(t_.padded, n, c + i, 0, 0, 0));
+        }
+      }
+    });
   }
 
   const Op& op_;
-  const Tensors& t_;
-  const int64_t size_, C_, planes_, block_;
+  const Plan& plan_;
+  const Strided grad_;
+  Tensors t_;
+  Plan rows_;
+  const int64_t size_, planes_, block_;
   const double slope_;
+  const bool folds_, streams_;
+  const int64_t folded_stride_, folded_per_thread_;
+  const Scratch<A> folded_;
 };
 
 template <typename T, typename Op>
 void run(const InstanceNorm& p, Tensors& tensors, const Op& op) {
   if (p.N * p.C * p.D * p.H * p.W == 0) return;
   const Plan plan = make_plan(p, tensors, sizeof(T));
-  if (has_dense_planes(plan, tensors)) {
-    const DensePlanes<Op, T> dense(op, plan, tensors, p.slope);
-    return parallel(static_cast<int>(least(plan.threads, dense.blocks())),
-                    [&](int thread, int threads) { dense.run(thread, threads); });
+  if (!plan.channels_last && plan.chunks == 1) {
+    const PlaneBlocks<Op, T> planes(op, plan, tensors, p.slope);
+    return parallel(static_cast<int>(least(plan.threads, planes.blocks())),
+                    [&](int thread, int threads) { planes.run(thread, threads); });
   }
   const Worker<Op, T> worker(op, plan, tensors, p.slope);
   parallel(plan.threads, [&](int thread, int threads) { worker.run(thread, threads); });
