@@ -140,9 +140,7 @@ class StepGraph:
                 if self._required:
                     raise RuntimeError(message) from error
                 logger.warning("%s; going on without a CUDA graph", message)
-                self._failed = True
-                for optimizer in self._optimizers:  # gradients that were only recorded
-                    optimizer.zero_grad(set_to_none=True)
+                self._abandon()
                 return self._call(self._inputs)
         assert self._graph is not None
         self._graph.replay()
@@ -168,6 +166,16 @@ class StepGraph:
             losses = self._step(inputs)
         current.wait_stream(self._stream)
         return losses
+
+    def _abandon(self) -> None:
+        """Undoes what a recording that failed has left behind, and makes it the last."""
+        self._failed = True
+        for optimizer in self._optimizers:  # gradients that were only recorded
+            optimizer.zero_grad(set_to_none=True)
+        # A generator waits for the end of the recording that it is part of, and refuses to draw outside: its copy does
+        # not. A recording executes nothing, so the numbers go on where they were.
+        for generator in (*torch.cuda.default_generators, *self._generators):
+            generator.graphsafe_set_state(generator.clone_state())
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -41,6 +41,18 @@ def test_every_kernel_is_within_its_budget() -> None:
         assert not worse, "\n".join([*worse, f"if that is right: {again}"])
 
 
+def test_the_steps_of_the_models_launch() -> None:
+    """Up to the driver: Triton's own launch takes the arguments, and what it compiles fits on the device. Images that
+    change their size do not compile for ever."""
+    *lines, last, first = _report("tests.kernels.dry_launches")
+    kernels = {line["kernel"] for line in lines}
+    assert {"forward_apply", "backward_resident", "double_resident", "penalty_kernel", "forward_kernel"} <= kernels
+    assert not [line for line in lines if line["spills"] or line["stack"] or not line["resident"]]
+    assert (last["channels_last"], first["channels_last"]) == (True, False)
+    assert last["of 48 sizes"] <= 16
+    assert first["of 48 sizes"] <= 64
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [

@@ -13,6 +13,7 @@ from fastgan import objectives
 from fastgan.training import checkpoint, loop
 from fastgan.training.cyclegan import CycleGan
 from fastgan.training.gan import GanTask
+from fastgan.training.graph import StepGraph
 from tests.training.test_cyclegan_step import Pairs, batches, tiny
 from tests.training.test_gan_step import tiny as gan_tiny
 
@@ -100,6 +101,30 @@ def test_a_recorded_step_does_not_wait_for_the_device(trainer: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_with_the_numbers_of_a_plain_one() -> None:
+    """It asks for a value, and draws from the default generator and from its own."""
+
+    def run(graphed: bool) -> list[Tensor]:
+        torch.manual_seed(3)
+        own = torch.Generator("cuda").manual_seed(4)
+        net = torch.nn.Linear(3, 1, device="cuda")
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+
+        def step(inputs: Any) -> dict[str, Tensor]:
+            noise = torch.randn(4, 3, device="cuda", generator=own) + torch.nn.functional.dropout(inputs["x"])
+            optimizer.zero_grad(set_to_none=True)
+            loss = net(noise).square().mean()
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.detach() * float(loss > 0)}
+
+        graph = StepGraph(step, torch.device("cuda"), [optimizer], generators=[own], warmup=2, required=False)
+        x = {"x": torch.ones(4, 3, device="cuda")}
+        return [(graph(x) if graphed else step(x))["loss"].cpu() for _ in range(6)]
+
+    torch.testing.assert_close(run(True), run(False))
 
 
 def test_runs_with_and_without_a_graph_continue_each_other(tmp_path: Path) -> None:

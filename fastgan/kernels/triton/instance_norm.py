@@ -45,7 +45,13 @@ from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.triton._launch import launch, multiprocessors, unsupported_device, unsupported_dtype
+from fastgan.kernels.triton._launch import (
+    INTERPRETED,
+    launch,
+    multiprocessors,
+    unsupported_device,
+    unsupported_dtype,
+)
 from fastgan.kernels.triton.aot import Budget, Case
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2}
@@ -59,16 +65,20 @@ def supports(call: Call) -> str | None:
 # fmt: off
 # --- addressing ---------------------------------------------------------------------------------------------------
 # CL: channels last. BP, BM: planes and elements of a tile. D, H, W: the plane's sizes (D = H = 1 where it has fewer
-# dimensions). RES: 0 no residual, 1 one that lies in memory as x does, 2 one with strides rs_*.
+# dimensions); DIMS: how many they are, 1 where elements' coordinates do not matter. RES: 0 no residual, 1 one that lies
+# in memory as x does, 2 one with strides rs_*.
+
+# A kernel serves all sizes: what it needs to know of one is compiled in as ALIGN. D, H and W may be compiled in.
+_SIZES = ("planes", "C", "M", "M_out", "D", "H", "W")
 
 
 @triton.jit
-def _aligned(C, M, M_out, CL: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr):
-    """C, M and M_out, such that the compiler sees which power of two divides the contiguous ones."""
+def _aligned(C, M, M_out, W, CL: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr):
+    """C, M, M_out and W, such that the compiler sees which power of two divides the contiguous ones."""
     if CL:
-        return C // ALIGN * ALIGN, M, M_out
+        return C // ALIGN * ALIGN, M, M_out, W
     else:
-        return C, M // ALIGN * ALIGN, M_out // ALIGN_OUT * ALIGN_OUT
+        return C, M // ALIGN * ALIGN, M_out // ALIGN_OUT * ALIGN_OUT, W // ALIGN_W * ALIGN_W
 
 
 @triton.jit
@@ -102,12 +112,28 @@ def _within(m, C, CL: tl.constexpr):
 
 
 @triton.jit
-def _coordinates(m, H: tl.constexpr, W: tl.constexpr):
-    return m // (H * W), (m // W) % H, m % W
+def _divide(i, by):
+    """i // by and i % by, for i >= 0: without signs a division takes half as long."""
+    unsigned: tl.constexpr = tl.uint64 if i.dtype == tl.int64 else tl.uint32
+    i_unsigned, by_unsigned = i.to(unsigned), tl.cast(by, unsigned)
+    return (i_unsigned // by_unsigned).to(i.dtype), (i_unsigned % by_unsigned).to(i.dtype)
 
 
 @triton.jit
-def _load_residual(residual, p_plane, m, mask, C, rs_d, rs_h, rs_w, H: tl.constexpr, W: tl.constexpr,
+def _coordinates(m, H, W, DIMS: tl.constexpr):
+    if DIMS == 1:
+        return m * 0, m * 0, m
+    else:
+        row, w = _divide(m, W)
+        if DIMS == 2:
+            return row * 0, row, w
+        else:
+            d, h = _divide(row, H)
+            return d, h, w
+
+
+@triton.jit
+def _load_residual(residual, p_plane, m, mask, C, rs_d, rs_h, rs_w, H, W, DIMS: tl.constexpr,
                    CL: tl.constexpr, RES: tl.constexpr):  # fmt: skip
     """[BP, BM]; p_plane from :func:`_residual_base`."""
     if RES == 0:
@@ -115,7 +141,7 @@ def _load_residual(residual, p_plane, m, mask, C, rs_d, rs_h, rs_w, H: tl.conste
     elif RES == 1:
         return tl.load(residual + p_plane + _within(m, C, CL), mask, other=0).to(tl.float32)
     else:
-        d, h, w = _coordinates(m, H, W)
+        d, h, w = _coordinates(m, H, W, DIMS)
         offset = d.to(tl.int64) * rs_d + h.to(tl.int64) * rs_h + w.to(tl.int64) * rs_w
         return tl.load(residual + p_plane + offset[None, :], mask, other=0).to(tl.float32)
 
@@ -129,27 +155,29 @@ def _residual_base(base, n, c, rs_n, rs_c, RES: tl.constexpr):
 
 
 @triton.jit
-def _reflect(i, SIZE: tl.constexpr, PAD: tl.constexpr):
+def _reflect(i, SIZE, PAD: tl.constexpr):
     """Which element of a dimension its padded element i copies."""
     return SIZE - 1 - tl.abs(SIZE - 1 - tl.abs(i - PAD))
 
 
 @triton.jit
-def _source(j, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr):
+def _source(j, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr):
     """Which element of the plane element j of the padded plane copies."""
     if PAD == 0:
         return j
+    elif DIMS == 1:
+        return _reflect(j, W, PAD)
     else:
-        m = _reflect(j % (W + 2 * PAD), W, PAD)
-        if H > 1:
-            m += W * _reflect((j // (W + 2 * PAD)) % (H + 2 * PAD), H, PAD)
-        if D > 1:
-            m += W * H * _reflect(j // ((W + 2 * PAD) * (H + 2 * PAD)), D, PAD)
-        return m
+        row, w = _divide(j, W + 2 * PAD)
+        if DIMS == 2:
+            return W * _reflect(row, H, PAD) + _reflect(w, W, PAD)
+        else:
+            d, h = _divide(row, H + 2 * PAD)
+            return W * (H * _reflect(d, D, PAD) + _reflect(h, H, PAD)) + _reflect(w, W, PAD)
 
 
 @triton.jit
-def _copy(i, which: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr):
+def _copy(i, which: tl.constexpr, SIZE, PAD: tl.constexpr):
     """Where padding puts element i of a dimension (0: in the middle; 1, 2: mirrored before and behind), and if so."""
     if which == 0:
         return i + PAD, i >= 0
@@ -160,27 +188,27 @@ def _copy(i, which: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
-def _load_folded(grad, base, m, mask, C, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+def _load_folded(grad, base, m, mask, C, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
                  CL: tl.constexpr):  # fmt: skip
     """The padded gradient, each element's copies added to it: [BP, BM]."""
     if PAD == 0:
         return tl.load(grad + base + _within(m, C, CL), mask, other=0).to(tl.float32)
     else:
-        d, h, w = _coordinates(m, H, W)
+        d, h, w = _coordinates(m, H, W, DIMS)
         total = tl.zeros(mask.shape, tl.float32)
-        for i in tl.static_range(3 if D > 1 else 1):
-            for j in tl.static_range(3 if H > 1 else 1):
+        for i in tl.static_range(3 if DIMS == 3 else 1):
+            for j in tl.static_range(3 if DIMS > 1 else 1):
                 for k in tl.static_range(3):
-                    if D > 1:
+                    if DIMS == 3:
                         at_d, in_d = _copy(d, i, D, PAD)
                     else:
                         at_d, in_d = d, d >= 0
-                    if H > 1:
+                    if DIMS > 1:
                         at_h, in_h = _copy(h, j, H, PAD)
                     else:
                         at_h, in_h = h, h >= 0
                     at_w, in_w = _copy(w, k, W, PAD)
-                    at = (at_d * (H + 2 * PAD if H > 1 else 1) + at_h) * (W + 2 * PAD) + at_w
+                    at = (at_d * (H + 2 * PAD) + at_h) * (W + 2 * PAD) + at_w
                     exists = mask & (in_d & in_h & in_w)[None, :]
                     total += tl.load(grad + base + _within(at, C, CL), exists, other=0).to(tl.float32)
         return total
@@ -243,29 +271,30 @@ def _merge_sums(sums, plane, valid, planes, M, which: tl.constexpr, SPLITS: tl.c
 
 @triton.jit
 def _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start, stop,
-                      rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                      rs_d, rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr,
                       PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
                       BM: tl.constexpr):  # fmt: skip
     """Elements start to stop of the (padded) result, from x in memory."""
     for at in range(start, stop, BM):
         j = at + tl.arange(0, BM)
         mask = valid[:, None] & (j < M_out)[None, :]
-        m = _source(j, D, H, W, PAD)
+        m = _source(j, D, H, W, DIMS, PAD)
         b_x = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32)
         z = (b_x - mu) * scale + b
-        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, DIMS, CL, RES)
         tl.store(y + p_y + _within(j, C, CL), _activate(z, slope, ACT).to(y.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_resident(
     x, weight, bias, residual, y, mean, rstd, planes, C, M, M_out, rs_n, rs_c, rs_d, rs_h, rs_w, eps, slope,
-    D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr,
-    RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr,
+    RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr, BP: tl.constexpr,
+    BM: tl.constexpr,
 ):
     """Reads each plane once into registers: B + B' bytes (+ B for a residual)."""
     eps, slope = tl.cast(eps, tl.float32), tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     base = _base(plane, n, c, C, M, CL)
     m = tl.arange(0, BM)
@@ -281,13 +310,13 @@ def forward_resident(
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
     if PAD == 0:
         z = centred * scale + b
-        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, DIMS, CL, RES)
         tl.store(y + base + _within(m, C, CL), _activate(z, slope, ACT).to(y.dtype.element_ty), mask)
     else:
         BO: tl.constexpr = BM if BP * BM <= 4096 else 4096 // BP
         p_y = _base(plane, n, c, C, M_out, CL)
         _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, 0, M_out,
-                          rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BO)  # fmt: skip
+                          rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BO)  # fmt: skip
 
 
 @triton.jit
@@ -317,11 +346,11 @@ def _moments(x, base, valid, C, M, start, stop, CL: tl.constexpr, BP: tl.constex
     return mu, tl.sum(lane_square + count * apart * apart, 1, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, ALIGN: tl.constexpr,
                     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr):
     """Mean and sum of squared deviations of one piece of each plane: B bytes. CHUNK is a multiple of BM."""
-    C, M, _ = _aligned(C, M, M, CL, ALIGN, ALIGN)
+    C, M, _, _ = _aligned(C, M, M, M, CL, ALIGN, ALIGN, ALIGN)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     split = tl.program_id(1)
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
@@ -331,11 +360,12 @@ def forward_moments(x, means, squares, planes, C, M, CHUNK, CL: tl.constexpr, AL
     tl.store(squares + at, square, valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def forward_apply(
     x, weight, bias, residual, y, mean, rstd, means, squares, planes, C, M, M_out, CHUNK, CHUNK_OUT, rs_n, rs_c,
-    rs_d, rs_h, rs_w, eps, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+    rs_d, rs_h, rs_w, eps, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
     CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    ALIGN_W: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
     """Merges the pieces' moments and writes one piece of each result: B + B' bytes (+ B for a residual).
@@ -343,7 +373,7 @@ def forward_apply(
     With one piece only, it reduces it first.
     """
     eps, slope = tl.cast(eps, tl.float32), tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     # From the end: what the first launch read last is still in the L2.
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
     split = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -369,7 +399,7 @@ def forward_apply(
     start = (split.to(tl.int64) * CHUNK_OUT).to(M_out.dtype)
     _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start,
                       tl.minimum(start + CHUNK_OUT, M_out), rs_d, rs_h, rs_w, slope,
-                      D, H, W, PAD, CL, ACT, RES, BM)  # fmt: skip
+                      D, H, W, DIMS, PAD, CL, ACT, RES, BM)  # fmt: skip
 
 
 # --- backward -----------------------------------------------------------------------------------------------------
@@ -377,24 +407,24 @@ def forward_apply(
 
 @triton.jit
 def _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
-                D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+                D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
                 ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
     """xhat and g of elements m: [BP, BM]."""
-    b_grad = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL)
+    b_grad = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL)
     xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
-                          H, W, CL, ACT, RES)  # fmt: skip
+                          H, W, DIMS, CL, ACT, RES)  # fmt: skip
     return xhat, b_grad * cut
 
 
 @triton.jit
-def _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope, H: tl.constexpr,
-              W: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
+def _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope, H, W,
+              DIMS: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
     """xhat and act'(z) of elements m: [BP, BM]."""
     centred = tl.load(x + base + _within(m, C, CL), mask, other=0).to(tl.float32) - mu
     # The forward pass rounds z in the same way.
     z = centred * (r * w) + b
     if ACT != 0:
-        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, CL, RES)
+        z += _load_residual(residual, p_residual, m, mask, C, rs_d, rs_h, rs_w, H, W, DIMS, CL, RES)
     return centred * r, _derivative(z, slope, ACT)
 
 
@@ -411,16 +441,17 @@ def _statistics(mean, rstd, weight, bias, plane, c, valid):
     return mu, r, _parameter(weight, c, valid, 1.0), _parameter(bias, c, valid, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_resident(
     grad, x, weight, bias, residual, mean, rstd, grad_x, grad_z, m1, m2, planes, C, M, M_out, rs_n, rs_c, rs_d,
-    rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
-    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr,
+    BP: tl.constexpr,
     BM: tl.constexpr,
 ):
     """Reads grad and x once: 2B + B' bytes (+ B for a residual, + B for grad_z)."""
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
     base = _base(plane, n, c, C, M, CL)
@@ -428,7 +459,7 @@ def backward_resident(
     mask = valid[:, None] & (m < M)[None, :]
     xhat, g = _load_terms(grad, x, residual, base, _base(plane, n, c, C, M_out, CL),
                           _residual_base(base, n, c, rs_n, rs_c, RES), m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w,
-                          slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+                          slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
     mean_1 = tl.sum(g, 1, keep_dims=True) / M
     mean_2 = tl.sum(g * xhat, 1, keep_dims=True) / M
     tl.store(m1 + plane[:, None], mean_1, valid[:, None])
@@ -440,7 +471,7 @@ def backward_resident(
 
 @triton.jit
 def _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, stop, rs_d, rs_h, rs_w,
-               slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+               slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
                ACT: tl.constexpr, RES: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
     """Sums of g and of g xhat over elements start to stop of each plane: [BP, 1] each."""
     sum_1 = tl.zeros([BP, BM], tl.float32)
@@ -449,22 +480,23 @@ def _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, 
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
         xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
-                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+                              rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         sum_1 += g
         sum_2 += g * xhat
     return tl.sum(sum_1, 1, keep_dims=True), tl.sum(sum_2, 1, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_sums(
     grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
-    slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
-    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr,
+    BP: tl.constexpr,
     BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
     """Sums of g and of g xhat over one piece of each plane: B + B' bytes (+ B for a residual)."""
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
     base = _base(plane, n, c, C, M, CL)
@@ -473,17 +505,19 @@ def backward_sums(
     split = tl.program_id(1)
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     sum_1, sum_2 = _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start,
-                              tl.minimum(start + CHUNK, M), rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
+                              tl.minimum(start + CHUNK, M), rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES,
+                              BP, BM)
     at = sums + (plane * SPLITS + split)[:, None]
     tl.store(at, sum_1, valid[:, None])
     tl.store(at + tl.cast(planes, tl.int64) * SPLITS, sum_2, valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def backward_apply(
     grad, x, weight, bias, residual, mean, rstd, sums, grad_x, grad_z, m1, m2, planes, C, M, M_out, CHUNK, rs_n,
-    rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+    rs_c, rs_d, rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
     CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr,
+    ALIGN_W: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
     """Merges the sums and writes one piece of each gradient: 2B + B' bytes (+ B for a residual, + B for grad_z).
@@ -491,7 +525,7 @@ def backward_apply(
     With one piece only, it reduces it first.
     """
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
     split = tl.num_programs(1) - 1 - tl.program_id(1)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
@@ -500,7 +534,7 @@ def backward_apply(
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
     if SPLITS == 1:
         mean_1, mean_2 = _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, 0, M,
-                                    rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
+                                    rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM)
         mean_1, mean_2 = mean_1 / M, mean_2 / M
     else:
         mean_1 = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
@@ -513,7 +547,7 @@ def backward_apply(
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
         xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
-                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+                              rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         _store(grad_x, base, m, (r * w) * (g - mean_1 - xhat * mean_2), mask, C, CL)
         if grad_z is not None:
             _store(grad_z, base, m, g, mask, C, CL)
@@ -536,31 +570,32 @@ def _gradient_of_x(u, xhat, g, mean_u, a, q, mean_1, mean_2, r, s, v_w):
 @triton.jit
 def _write_padded_gradient_of_grad(
     u, v_residual, x, residual, grad_grad, base, p_residual, p_out, valid, mu, r, w, b, mean_u, a, v_w, v_b, C,
-    M_out, start, stop, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    M_out, start, stop, rs_d, rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr,
     PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, BM: tl.constexpr,
 ):
     """Elements start to stop of the padded gradient of grad, from its arguments in memory."""
     for at in range(start, stop, BM):
         j = at + tl.arange(0, BM)
         mask = valid[:, None] & (j < M_out)[None, :]
-        m = _source(j, D, H, W, PAD)
+        m = _source(j, D, H, W, DIMS, PAD)
         b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
-        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, DIMS, CL, 0 if v_residual is None else 1)
         xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
-                              H, W, CL, ACT, RES)  # fmt: skip
+                              H, W, DIMS, CL, ACT, RES)  # fmt: skip
         _store(grad_grad, p_out, j, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def double_resident(
     u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2, grad_grad, grad_x,
-    grad_weight, planes, C, M, M_out, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr, H: tl.constexpr,
-    W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr,
-    ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    grad_weight, planes, C, M, M_out, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D, H,
+    W,
+    DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr,
+    ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
 ):
     """Reads u, grad and x once: 3B + 2B' bytes (+ B for a residual, + B for v_residual)."""
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
     mean_1 = tl.load(m1 + plane, valid, other=0)[:, None]
@@ -574,27 +609,27 @@ def double_resident(
     mask = valid[:, None] & (m < M)[None, :]
     b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
     xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
-                          H, W, CL, ACT, RES)  # fmt: skip
-    g = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL) * cut
+                          H, W, DIMS, CL, ACT, RES)  # fmt: skip
+    g = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL) * cut
     mean_u = tl.sum(b_u, 1, keep_dims=True) / M
     a = tl.sum(b_u * xhat, 1, keep_dims=True) / M
     q = tl.sum(b_u * g, 1, keep_dims=True) / M
     tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
     _store(grad_x, base, m, _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w), mask, C, CL)
     if PAD == 0:
-        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+        v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, DIMS, CL, 0 if v_residual is None else 1)
         _store(grad_grad, base, m, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
     else:
         BO: tl.constexpr = BM if BP * BM <= 4096 else 4096 // BP
         _write_padded_gradient_of_grad(
             u, v_residual, x, residual, grad_grad, base, p_residual, p_grad, valid, mu, r, w, b, mean_u, a, v_w, v_b,
-            C, M_out, 0, M_out, rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BO,
+            C, M_out, 0, M_out, rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BO,
         )  # fmt: skip
 
 
 @triton.jit
 def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, stop, rs_d, rs_h,
-                  rs_w, slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr,
+                  rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
                   CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
     """Sums of u, u xhat and u g over elements start to stop of each plane: [BP, 1] each."""
     sum_u = tl.zeros([BP, BM], tl.float32)
@@ -605,23 +640,24 @@ def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, 
         mask = valid[:, None] & (m < M)[None, :]
         b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
         xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
-                              rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES)  # fmt: skip
+                              rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         sum_u += b_u
         sum_a += b_u * xhat
         sum_q += b_u * g
     return tl.sum(sum_u, 1, keep_dims=True), tl.sum(sum_a, 1, keep_dims=True), tl.sum(sum_q, 1, keep_dims=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def double_sums(
     u, grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
-    slope, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
-    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr,
+    slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr,
+    BP: tl.constexpr,
     BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
     """Sums of u, u xhat and u g over one piece of each plane: 2B + B' bytes (+ B for a residual)."""
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.program_id(0), planes, C, CL, BP)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
     base = _base(plane, n, c, C, M, CL)
@@ -631,7 +667,7 @@ def double_sums(
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     sum_u, sum_a, sum_q = _sum_products(
         u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, tl.minimum(start + CHUNK, M),
-        rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM,
+        rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM,
     )
     at = sums + (plane * SPLITS + split)[:, None]
     stride = tl.cast(planes, tl.int64) * SPLITS
@@ -640,19 +676,20 @@ def double_sums(
     tl.store(at + 2 * stride, sum_q, valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def double_apply(
     u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2, sums, grad_grad, grad_x,
-    grad_weight, planes, C, M, M_out, CHUNK, CHUNK_OUT, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
-    ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
+    grad_weight, planes, C, M, M_out, CHUNK, CHUNK_OUT, rs_n, rs_c, rs_d, rs_h, rs_w, slope, D,
+    H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
+    ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     """Merges the sums and writes one piece of each gradient: 3B + 2B' bytes (+ B for each residual).
 
     With one piece only, it reduces it first.
     """
     slope = tl.cast(slope, tl.float32)
-    C, M, M_out = _aligned(C, M, M_out, CL, ALIGN, ALIGN_OUT)
+    C, M, M_out, W = _aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = _planes(tl.num_programs(0) - 1 - tl.program_id(0), planes, C, CL, BP)
     split = tl.num_programs(1) - 1 - tl.program_id(1)
     mu, r, w, b = _statistics(mean, rstd, weight, bias, plane, c, valid)
@@ -665,7 +702,7 @@ def double_apply(
     p_residual = _residual_base(base, n, c, rs_n, rs_c, RES)
     if SPLITS == 1:
         mean_u, a, q = _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, 0, M,
-                                     rs_d, rs_h, rs_w, slope, D, H, W, PAD, CL, ACT, RES, BP, BM)
+                                     rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM)
         mean_u, a, q = mean_u / M, a / M, q / M
     else:
         mean_u = _merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
@@ -679,18 +716,18 @@ def double_apply(
         mask = valid[:, None] & (m < M)[None, :]
         b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
         xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
-                              H, W, CL, ACT, RES)  # fmt: skip
-        g = _load_folded(grad, p_grad, m, mask, C, D, H, W, PAD, CL) * cut
+                              H, W, DIMS, CL, ACT, RES)  # fmt: skip
+        g = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL) * cut
         _store(grad_x, base, m, _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w), mask, C, CL)
         if PAD == 0:
-            v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, CL, 0 if v_residual is None else 1)
+            v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, DIMS, CL, 0 if v_residual is None else 1)
             _store(grad_grad, base, m, _gradient_of_grad(b_u, xhat, cut, mean_u, a, r * w, v_w, v_b, v_r), mask, C, CL)
     if PAD != 0:
         start_out = (split.to(tl.int64) * CHUNK_OUT).to(M_out.dtype)
         _write_padded_gradient_of_grad(
             u, v_residual, x, residual, grad_grad, base, p_residual, p_grad, valid, mu, r, w, b, mean_u, a, v_w, v_b,
             C, M_out, start_out, tl.minimum(start_out + CHUNK_OUT, M_out), rs_d, rs_h, rs_w, slope,
-            D, H, W, PAD, CL, ACT, RES, BM,
+            D, H, W, DIMS, PAD, CL, ACT, RES, BM,
         )  # fmt: skip
 
 
@@ -808,13 +845,17 @@ def _plan(
         operator, planes, channels, elements, itemsize, channels_last, pad > 0, len(spatial) == 3, processors
     )
     blocks = n * -(-channels // chosen.planes) if channels_last else -(-planes // chosen.planes)
-    # Sizes are compiled in only where elements' coordinates matter.
     kind = 0 if residual is None else 2 if residual else 1
-    sizes = (1,) * (3 - len(spatial)) + tuple(spatial) if pad or kind == 2 else (1, 1, 1)
+    sizes = (1,) * (3 - len(spatial)) + tuple(spatial)
+    dims = len(spatial) if pad or kind == 2 else 1  # else elements' coordinates do not matter
+    alignment_w = 1 if channels_last or dims == 1 else _alignment(sizes[2])
+    if dims > 1 and not channels_last:
+        sizes = _compiled_in(sizes)
     flags = {
-        "D": sizes[0], "H": sizes[1], "W": sizes[2], "PAD": pad, "CL": channels_last,
+        **dict(zip("DHW", sizes, strict=True)), "DIMS": dims, "PAD": pad, "CL": channels_last,
         "ACT": _ACTIVATIONS[activation], "RES": kind, "ALIGN": _alignment(channels if channels_last else elements),
-        "ALIGN_OUT": _alignment(out_elements), "BP": chosen.planes, "BM": chosen.elements,
+        "ALIGN_OUT": 1 if channels_last else _alignment(out_elements),
+        "ALIGN_W": alignment_w, "BP": chosen.planes, "BM": chosen.elements,
         "num_warps": chosen.num_warps,
     }  # fmt: skip
     chunks: tuple[int, ...] = ()
@@ -833,6 +874,20 @@ def _plan(
         strides=(*residual[:2], *(0,) * (5 - len(residual)), *residual[2:]) if residual else (0,) * 5,
         flags=flags,
     )
+
+
+_sizes_compiled_in: set[tuple[int, ...]] = set()
+
+
+def _compiled_in(sizes: tuple[int, ...]) -> tuple[Any, ...]:
+    """Sizes that are compiled in, as far as they are few: in NCHW every element of every thread divides by them.
+
+    A network whose images change their size would compile for ever.
+    """
+    if INTERPRETED or (sizes not in _sizes_compiled_in and len(_sizes_compiled_in) >= 16):
+        return sizes
+    _sizes_compiled_in.add(sizes)
+    return tuple(map(tl.constexpr, sizes))
 
 
 def _alignment(n: int) -> int:
