@@ -75,7 +75,7 @@ def fit(task: Task) -> Outcome:
         NotFiniteError: see ``RunConfig.nan``.
     """
     config = task.config
-    _check(config)
+    config.check()
     if config.dry_run:
         show_plan(task)
         return Outcome(0, config.folder)
@@ -118,14 +118,6 @@ def fit(task: Task) -> Outcome:
     finally:
         log.close()
         task.close()
-
-
-def _check(config: RunConfig) -> None:
-    smallest = dict.fromkeys(("save_latest_freq", "save_epoch_freq", "display_freq", "eval_freq", "keep"), 0)
-    for name, least in {**smallest, "num_threads": 0, "print_freq": 1, "max_steps": 1}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def show_plan(task: Task) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastgan._ranges import check_range
 from fastgan.training.precision import Amp, Switch
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def check(self) -> None:
+        """Raises ValueError if a setting that all trainers share is out of its range."""
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"seed must be in [0, 2**62), got {self.seed}")
+        not_negative = ("save_latest_freq", "save_epoch_freq", "display_freq", "eval_freq", "keep", "num_threads")
+        for least, names in ((0, not_negative), (1, ("print_freq", "max_steps"))):
+            for name in names:
+                if getattr(self, name) is not None:
+                    check_range(name, getattr(self, name), least=least)
 
 
 def _plain(value: Any) -> Any:

@@ -295,6 +295,14 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
         ({"lr_policy": "cosine", "n_epochs": 0}, "n_epochs must be at least 1, got 0"),
         ({"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
         ({"pool_size": -1}, "pool_size must be at least 0, got -1"),
+        ({"lambda_B": float("nan")}, "lambda_B must be at least 0 and finite, got nan"),
+        ({"lambda_gp": 3.0}, "lambda_gp is for gan_mode wgangp, got lsgan"),
+        ({"lr": -1e-4}, "lr must be at least 0, got -0.0001"),
+        ({"init_gain": 0.0}, "init_gain must be positive, got 0.0"),
+        ({"ngf": 0}, "ngf must be at least 1, got 0"),
+        ({"crop_size": -4}, "crop_size must be at least 1, got -4"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*62\), got -1"),
+        ({"device": "xpu"}, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'xpu'"),
     ],
 )
 def test_refuses_settings(settings: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from fastgan._ranges import check_range
 from fastgan.training import schedule
 from fastgan.training.graph import wants_graph
 from fastgan.training.precision import Cache
@@ -114,15 +115,23 @@ class CycleGanConfig(RunConfig):
 
 def check(config: CycleGanConfig) -> None:
     """Raises ValueError if settings are out of their range or contradict each other."""
-    least = {
-        "batch_size": 1, "accumulate": 1, "lr_decay_iters": 1, "epoch_count": 1, "n_epochs": 0, "n_epochs_decay": 0,
-        "lr": 0, "lambda_A": 0, "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0,
+    config.check()
+    at_least = {
+        1: ("batch_size", "accumulate", "lr_decay_iters", "epoch_count", "input_nc", "output_nc", "ngf", "ndf",
+            "n_layers_D", "load_size", "crop_size", "max_dataset_size"),
+        0: ("lr", "n_epochs", "n_epochs_decay", "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size"),
     }  # fmt: skip
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ValueError(f"{name} must be at least {value}, got {getattr(config, name)}")
-    if not 0 <= config.beta1 < 1:
-        raise ValueError(f"beta1 must be in [0, 1), got {config.beta1}")
+    for least, names in at_least.items():
+        for name in names:
+            if getattr(config, name) is not None:
+                check_range(name, getattr(config, name), least=least)
+    check_range("init_gain", config.init_gain, above=0)
+    for name in ("beta1", "ema"):
+        check_range(name, getattr(config, name), least=0, below=1)
+    penalty = {"gp_one_sided": config.gp_one_sided, "lambda_gp": config.lambda_gp != config.defaults()["lambda_gp"]}
+    for name, used in penalty.items():
+        if used and config.gan_mode != "wgangp":
+            raise ValueError(f"{name} is for gan_mode wgangp, got {config.gan_mode}")
     side = config.crop_size if "crop" in config.preprocess else config.load_size
     layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
     if layers and config.preprocess != "none" and side >> layers < 3:
@@ -142,8 +151,6 @@ def check(config: CycleGanConfig) -> None:
             "gan_mode wgangp interpolates between images of both domains, which needs one size: preprocess must be "
             f"resize_and_crop, crop or scale_width_and_crop, got {config.preprocess}"
         )
-    if config.gp_one_sided and config.gan_mode != "wgangp":
-        raise ValueError(f"gp_one_sided is for gan_mode wgangp, got {config.gan_mode}")
     if config.gan_mode == "wgangp" and config.norm == "batch":
         raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
     for option, used in (
@@ -153,7 +160,7 @@ def check(config: CycleGanConfig) -> None:
     ):
         if used and config.norm == "batch":
             raise ValueError(f"{option} changes the result of norm batch; it needs norm instance or none")
-    if not 1 <= config.accumulate <= config.batch_size:
+    if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
     if config.preprocess == "none" and config.batch_size > 1:
         raise ValueError(f"preprocess none keeps images' own sizes: batch_size must be 1, got {config.batch_size}")

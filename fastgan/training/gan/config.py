@@ -121,29 +121,39 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
     Raises:
         ValueError: image settings for data that have none.
     """
-    kind = config.data.partition(":")[0]
+    kind, colon, folder = config.data.partition(":")
     size = 32 if config.image_size is None else config.image_size
     check_range("image_size", size, least=1)
     fixed = {**dict.fromkeys(points.NAMES, (2,)), "digits": (1, 8, 8), "mnist": (1, size, size), "cifar10": (3, 32, 32)}
     shape = fixed.get(kind, (config.channels, size, size))
+    if kind in fixed and (kind in ("mnist", "cifar10")) != bool(colon and folder):
+        raise ValueError(
+            f"data must be mnist:DIR, cifar10:DIR, {', '.join(points.NAMES)}, digits or a folder, got {config.data!r}"
+        )
     if config.image_size is not None and config.image_size != shape[-1]:
         raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
-    if config.flip and kind in fixed:
-        raise ValueError(f"flip is for folders of images, not for data {kind!r}")
+    other = config.channels not in (3, shape[0])
+    of_folders = {"flip": config.flip, "channels": other, "cache": config.cache == "device"}
+    for name, used in of_folders.items():
+        if used and kind in fixed:
+            raise ValueError(f"{name} is for folders of images, not for data {kind!r}")
     return shape
 
 
 def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
     """The objective, and the settings that are not None over the authors'."""
+    config.check()
     toy = config.data in points.NAMES
-    known = objectives.options(config.objective)
+    known = {name: value for name, value in objectives.options(config.objective).items() if name != "joint"}
     hyper = {**objectives.make(config.objective).toy} if toy else {}
     if config.amp == "fp16" and "grad_scale" in known:
         hyper["grad_scale"] = 1024.0
     for text in config.hyper:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"hyper must be name=value, got {text!r}")
         if name not in known:
-            raise ValueError(f"hyper: {config.objective!r} has no {name!r}; it has {', '.join(known)}")
+            raise ValueError(f"hyper: {config.objective!r} has no {name!r}; it has {', '.join(known) or 'none'}")
         hyper[name] = _parse(name, value, known[name])
     objective = objectives.make(config.objective, **hyper)
     authors = objective.settings(architecture_name(config), toy, large=min(sample_shape(config)[1:], default=0) >= 64)
@@ -205,6 +215,8 @@ def _check(config: GanConfig, settings: Defaults) -> None:
     check_range("n_eval", config.n_eval, least=2)
     if settings.optimizer == "rmsprop" and (config.beta1 is not None or config.beta2 is not None):
         raise ValueError("beta1 and beta2 are Adam's, and the optimizer is rmsprop")
+    if config.boost is not None and not (schedule.first or schedule.every):
+        raise ValueError("boost says how many critic steps some generator steps get: set boost_first or boost_every")
     if config.compile and distributed.size() > 1:
         raise ValueError(f"compile serves one process, and there are {distributed.size()}")
     if config.compile and config.recompute:
@@ -219,7 +231,8 @@ def _parse(name: str, text: str, default: object) -> object:
     try:
         return int(text) if isinstance(default, int) else float(text)
     except ValueError:
-        raise ValueError(f"hyper: {name} must be a number, got {text!r}") from None
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"hyper: {name} must be {kind}, got {text!r}") from None
 
 
 def graphs(config: GanConfig, settings: Defaults, device: torch.device, *, dropout: bool = False) -> bool:

@@ -82,6 +82,8 @@ def plan(task: GanTask) -> dict[str, str]:
     boosted = f", {schedule.boosted} in the first {schedule.first}" if schedule.first else ""
     boosted += f" and every {schedule.every}th" if schedule.every else ""
     adam = f" {settings.betas}" if settings.optimizer == "adam" else ""
+    of_critic = "" if task.critic is None else f"{settings.lr_critic:g} (critic), "
+    rates = f"{of_critic}{settings.lr_generator:g} (generator)"
     counts = {name: parameter_count(network) for name, network in task.networks.items()}
     # Weights in float32, and for each trained one a gradient and the optimizer's averages (Adam 2, RMSprop 1).
     copies = 4 if settings.optimizer == "adam" else 3
@@ -97,8 +99,7 @@ def plan(task: GanTask) -> dict[str, str]:
         "memory": f"{fixed / 2**20:.1f} MiB for weights, gradients and optimizers, "
         f"{activation_bytes(task) / 2**20:.1f} MiB kept for the backward pass",
         "batch": str(settings.batch_size),
-        "optimizer": f"{settings.optimizer}{adam}, lr {settings.lr_critic:g} (critic), "
-        f"{settings.lr_generator:g} (generator), decay {settings.decay}",
+        "optimizer": f"{settings.optimizer}{adam}, lr {rates}, decay {settings.decay}",
     }
 
 
