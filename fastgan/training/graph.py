@@ -108,6 +108,7 @@ class StepGraph:
             self._stream, self._pool = share._stream, share._pool
         elif self._cuda:
             self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self._share = share
         self._inputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._names: tuple[str, ...] = ()
@@ -149,6 +150,10 @@ class StepGraph:
     def reset(self) -> None:
         """Forgets the recording: something that it writes to was replaced, as loading a checkpoint does."""
         self._graph, self._calls, self._inputs = None, 0, {}
+        # A pool that no graph uses any more cannot be used again while anything lies in it: the next one is new.
+        self._values = torch.empty(0)
+        if self._cuda:
+            self._pool = torch.cuda.graph_pool_handle() if self._share is None else self._share._pool
 
     def _fits(self, inputs: Mapping[str, Tensor]) -> bool:
         def kind(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -176,6 +181,10 @@ class StepGraph:
         # not. A recording executes nothing, so the numbers go on where they were.
         for generator in (*torch.cuda.default_generators, *self._generators):
             generator.graphsafe_set_state(generator.clone_state())
+        # While the allocator believes that something is recorded, it does not free what other streams have used.
+        if torch.cuda.is_available():
+            with contextlib.suppress(RuntimeError):  # it has been told already
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -184,7 +193,9 @@ class StepGraph:
         gc.collect()  # what earlier steps left in reference cycles must not be freed while recording
         # Other threads (a loader's that pins memory) may go on; they do not touch what is recorded.
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self._device), self._rates.used_by(self._optimizers), recording:
+        # The stream, too, on the outside: a recording that fails to end does not restore the one that was current.
+        stream = torch.cuda.stream(self._stream)
+        with torch.cuda.device(self._device), self._rates.used_by(self._optimizers), stream, recording:
             losses = self._step(self._inputs)
             self._values = torch.stack([loss.detach().float() for loss in losses.values()])
         self._graph, self._names = graph, tuple(losses)

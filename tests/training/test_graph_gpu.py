@@ -103,8 +103,9 @@ def test_a_recorded_step_does_not_wait_for_the_device(trainer: str) -> None:
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_with_the_numbers_of_a_plain_one() -> None:
-    """It asks for a value, and draws from the default generator and from its own."""
+@pytest.mark.parametrize("asks", [True, False])
+def test_steps_recorded_twice_or_not_at_all_are_the_plain_ones(asks: bool) -> None:
+    """They draw from the default generator and from their own. Those that ask for a value cannot be recorded."""
 
     def run(graphed: bool) -> list[Tensor]:
         torch.manual_seed(3)
@@ -114,17 +115,24 @@ def test_a_step_that_cannot_be_recorded_goes_on_with_the_numbers_of_a_plain_one(
 
         def step(inputs: Any) -> dict[str, Tensor]:
             noise = torch.randn(4, 3, device="cuda", generator=own) + torch.nn.functional.dropout(inputs["x"])
-            optimizer.zero_grad(set_to_none=True)
             loss = net(noise).square().mean()
             loss.backward()
             optimizer.step()
-            return {"loss": loss.detach() * float(loss > 0)}
+            optimizer.zero_grad(set_to_none=True)
+            return {"loss": loss.detach() * float(loss > 0) if asks else loss.detach()}
 
         graph = StepGraph(step, torch.device("cuda"), [optimizer], generators=[own], warmup=2, required=False)
-        x = {"x": torch.ones(4, 3, device="cuda")}
-        return [(graph(x) if graphed else step(x))["loss"].cpu() for _ in range(6)]
+        inputs, losses = {"x": torch.ones(4, 3, device="cuda")}, []
+        stream = torch.cuda.current_stream()
+        for k in range(12):
+            losses.append((graph(inputs) if graphed else step(inputs))["loss"].cpu())
+            assert torch.cuda.current_stream() == stream
+            assert graph.recorded == (graphed and not asks and k % 6 > 1)
+            if k == 5:
+                graph.reset()
+        return losses
 
-    torch.testing.assert_close(run(True), run(False))
+    torch.testing.assert_close(run(True), run(False), rtol=1e-4, atol=1e-6)
 
 
 def test_runs_with_and_without_a_graph_continue_each_other(tmp_path: Path) -> None:
