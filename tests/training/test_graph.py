@@ -5,6 +5,7 @@ tests/training/test_graph_gpu.py."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastgan import objectives
-from fastgan.training import cyclegan, gan
+from fastgan import objectives, use_backend
+from fastgan.training import cyclegan, distributed, gan
 from fastgan.training.cyclegan import CycleGan
 from fastgan.training.gan import GanTask
 from fastgan.training.graph import StepGraph, wants_graph
@@ -315,3 +316,73 @@ def test_static_steps_of_gans_are_the_plain_ones_and_can_be_recorded(case: str) 
     for name, network in plain.networks.items():
         for (key, a), b in zip(network.state_dict().items(), static.networks[name].state_dict().values(), strict=True):
             assert torch.equal(a, b), (name, key)
+
+
+# --- another device than the host's -------------------------------------------------------------------------------
+
+
+class HostTensors(TorchDispatchMode):
+    """Operations with a tensor of the host: a recording would copy it, or keep its value for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(t, Tensor) and t.device.type == "cpu" for t in tree_leaves((args, kwargs or {}, result))):
+            self.found.append(str(func))
+        return result
+
+
+class HostGenerator:
+    _real = torch.Generator
+
+    def __new__(cls, device: str = "cpu") -> torch.Generator:  # type: ignore[misc]
+        return cls._real()
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The device "meta" in a GPU's place, with its kernels, whose launches are only noted. It has no random generators,
+    no autocast and no fused optimizers."""
+    pytest.importorskip("triton")
+    from fastgan.kernels.triton import _launch, aot
+
+    adam = torch.optim.Adam.__init__
+    for stem in aot.STEMS:
+        kernels = importlib.import_module(f"fastgan.kernels.triton.{stem}")
+        monkeypatch.setattr(kernels, "unsupported_device", lambda call: None)
+    monkeypatch.setattr(distributed, "resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(torch, "Generator", HostGenerator)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(torch.optim.Adam, "__init__", lambda self, *args, fused, **kw: adam(self, *args, **kw))
+    for optimizer in (torch.optim.Adam, torch.optim.RMSprop):
+        monkeypatch.setattr(optimizer, "step", lambda self: None)
+    with _launch.record(132), use_backend("triton"):
+        yield
+
+
+@pytest.mark.usefixtures("anywhere", "on_meta")
+@pytest.mark.parametrize("case", ["everything", "penalty in parts"])
+def test_cyclegan_s_step_stays_on_its_device(case: str) -> None:
+    task = CycleGan(tiny(**{"fused": True, **CYCLEGAN[case]}, cuda_graph="on"), Pairs())
+    inputs = {name: torch.empty(2, 3, 16, 16, device="meta") for name in "AB"}
+    for name, pool in task.pools.items():
+        inputs |= {f"pool_{name}": pool.decide(2).to("meta"), f"alpha_{name}": torch.empty(2, device="meta")}
+    task._update(inputs, True)
+    with HostTensors() as host:
+        task._update(inputs, True)
+    assert not host.found
+
+
+@pytest.mark.usefixtures("anywhere", "on_meta")
+@pytest.mark.parametrize("case", ["wgan", "ct-gan", "dragan", "ebgan", "fgan-kl", "feature matching, batch norm"])
+def test_steps_of_gans_stay_on_their_device(case: str) -> None:
+    task = GanTask(gan_tiny(**GAN[case], cuda_graph="on"))
+    inputs = {"real": torch.empty(16, *task.data.shape, device="meta")}
+    task._update_critic(inputs)
+    with HostTensors() as host:
+        task._update_critic(inputs)
+        task._update_generator(inputs)
+    assert not host.found
