@@ -187,68 +187,119 @@ Largest largest(const Side<S>& x, const Side<S>& y, const Coupling<Cuts>& c) {
   return found;
 }
 
-// Sums over the cells of one side's atoms: cost, and gradient or second derivative of that side.
+// The second derivative of one side: sums over the cells of its atoms.
 template <typename S, Order kOrder, typename Cuts>
-void one_side(const Side<S>& a, const Side<S>& b, Cuts first, Cuts second, double mass, const Power<kOrder>& power,
-              bool with_cost, const double* grad, int threads, double* cost) {
-  if (!with_cost && a.grad == nullptr) return;
-  const int64_t chunks = ceil_div(a.n, kChunk);
-  Scratch<double> parts(chunks);
-  for_each(threads, chunks, [&](int64_t chunk) {
+void second_of_side(const Side<S>& a, const Side<S>& b, Cuts first, Cuts second, double factor,
+                    const Power<kOrder>& power, int threads) {
+  if (a.grad == nullptr) return;
+  for_each(threads, ceil_div(a.n, kChunk), [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < a.n ? begin + kChunk : a.n;
-    double sums[kChunk], part = 0;
+    double sums[kChunk];
     for (int64_t i = begin; i < end; ++i) sums[i - begin] = 0;
-    const int64_t j = first_partner(begin, first, second, b.n);
-    if (grad != nullptr) {
-      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
-        const double va = a.cotangent == nullptr ? 0.0 : double(load(a.cotangent[a.sorted.from(i)]));
-        const double vb = b.cotangent == nullptr ? 0.0 : double(load(b.cotangent[b.sorted.from(j)]));
-        sums[i - begin] += overlap * power.curvature(difference(a.sorted[i], b.sorted[j])) * (va - vb);
-      });
-    } else if (a.grad == nullptr) {
-      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
-        part += overlap * power.cost(difference(a.sorted[i], b.sorted[j]));
-      });
-    } else {
-      walk(begin, end, first, second, b.n, j, [&](int64_t i, int64_t j, double overlap) {
-        const auto d = difference(a.sorted[i], b.sorted[j]);
-        if (with_cost) part += overlap * power.cost(d);
-        sums[i - begin] += overlap * power.slope(d);
-      });
-    }
-    parts[chunk] = part;
-    if (a.grad != nullptr) {
-      const double factor = grad != nullptr ? mass * *grad : mass * static_cast<double>(a.n);
-      for (int64_t i = begin; i < end; ++i)
-        store(a.grad[a.sorted.from(i)], static_cast<acc_t<S>>(sums[i - begin] * factor));
-    }
+    walk(begin, end, first, second, b.n, first_partner(begin, first, second, b.n),
+         [&](int64_t i, int64_t j, double overlap) {
+           const double va = a.cotangent == nullptr ? 0.0 : double(load(a.cotangent[a.sorted.from(i)]));
+           const double vb = b.cotangent == nullptr ? 0.0 : double(load(b.cotangent[b.sorted.from(j)]));
+           sums[i - begin] += overlap * power.curvature(difference(a.sorted[i], b.sorted[j])) * (va - vb);
+         });
+    for (int64_t i = begin; i < end; ++i)
+      store(a.grad[a.sorted.from(i)], static_cast<acc_t<S>>(sums[i - begin] * factor));
   });
-  if (with_cost) {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk];
-    *cost = sum * mass;
-  }
 }
 
-// The same sums, to the last bit, for both sides of a row of one chunk, in one walk.
-template <typename S, Order kOrder, typename Cuts>
-void both_sides(const Side<S>& x, const Side<S>& y, const Coupling<Cuts>& c, const Power<kOrder>& power, double* cost) {
-  double x_sums[kChunk], y_sums[kChunk], part = 0;
-  for (int64_t i = 0; i < x.n; ++i) x_sums[i] = 0;
-  for (int64_t j = 0; j < y.n; ++j) y_sums[j] = 0;
-  const Power<kOrder> at = power;
-  const Sorted<acc_t<S>> xs = x.sorted, ys = y.sorted;
-  walk(0, x.n, c.x, c.y, y.n, 0, [&](int64_t i, int64_t j, double overlap) {
-    const auto d = difference(xs[i], ys[j]);
-    part += overlap * at.cost(d);
-    const double slope = at.slope(d);
-    x_sums[i] += overlap * slope;
-    y_sums[j] += overlap * -slope;
+// --- unequal counts, uniform weights -------------------------------------------------------------------------------
+//
+// In units of 1 / (n m), atom i of the longer side, of n, covers [i m, (i + 1) m), and each of the shorter side's n: an
+// atom of the longer side meets one or two of the shorter side's, and which ones is counted on, without a branch.
+
+// What a chunk of the longer side's atoms has for the shorter side's atoms that it does not have alone: its first, if
+// it is not its last as well, and its last.
+struct UnevenChunk {
+  double cost;
+  int64_t first, last;
+  double first_sum, last_sum;
+};
+
+template <typename S, Order kOrder>
+UnevenChunk uneven_chunk(const Side<S>& a, const Side<S>& b, const Power<kOrder>& power, double mass, int64_t begin,
+                         int64_t end) {
+  using T = acc_t<S>;
+  constexpr int64_t kBatch = 256;
+  const int64_t n = a.n, m = b.n;
+  const T *as = a.sorted.values, *bs = b.sorted.values;
+  const double a_factor = mass * static_cast<double>(n), b_factor = mass * static_cast<double>(m);
+  const Power<kOrder> c = power;
+  int64_t j = begin * m / n, covered = begin * m - j * n;
+  UnevenChunk result = {0, j, j, 0, 0};
+  double open = 0, sums[kChunk];  // of atom j, and of those before
+  for (int64_t i = begin; i < end; i += kBatch) {
+    const int64_t count = end - i < kBatch ? end - i : kBatch;
+    int32_t partner[kBatch + 1];  // less the chunk's first
+    double shared[kBatch], slope[kBatch], next_slope[kBatch], part = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      partner[k] = static_cast<int32_t>(j - result.first);
+      shared[k] = static_cast<double>(n - covered < m ? n - covered : m);
+      covered += m;
+      const int64_t past = covered >= n;
+      covered -= past ? n : 0;
+      j += past;
+    }
+    partner[count] = static_cast<int32_t>(j - result.first);
+    const T* const from = bs + result.first;
+    const int32_t last = static_cast<int32_t>(m - 1 - result.first);
+#pragma omp simd reduction(+ : part)
+    for (int64_t k = 0; k < count; ++k) {
+      const int32_t next = partner[k + 1] < last ? partner[k + 1] : last;
+      const T d = difference(as[i + k], from[partner[k]]), next_d = difference(as[i + k], from[next]);
+      const double rest = static_cast<double>(m) - shared[k];  // 0: no mass, though the difference be infinite
+      part += shared[k] * c.cost(d) + (rest > 0 ? rest * c.cost(next_d) : 0);
+      slope[k] = shared[k] * c.slope(d);
+      next_slope[k] = rest > 0 ? rest * c.slope(next_d) : 0;
+    }
+    result.cost += part;
+    if (a.grad != nullptr) {
+      for (int64_t k = 0; k < count; ++k)
+        store(a.grad[a.sorted.from(i + k)], static_cast<T>((slope[k] + next_slope[k]) * a_factor));
+    }
+    if (b.grad == nullptr) continue;
+    for (int64_t k = 0; k < count; ++k) {
+      const double sum = open + slope[k];
+      sums[partner[k]] = sum;
+      open = partner[k + 1] > partner[k] ? next_slope[k] : sum;
+    }
+  }
+  result.last = j;
+  result.first_sum = sums[0];
+  result.last_sum = open;
+  if (b.grad != nullptr) {
+    for (int64_t k = result.first + 1; k < j; ++k)
+      store(b.grad[b.sorted.from(k)], static_cast<T>(-sums[k - result.first] * b_factor));
+  }
+  return result;
+}
+
+template <typename S, Order kOrder>
+void uneven(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, double mass, int threads, double* cost) {
+  const Side<S>&a = x.n > y.n ? x : y, &b = x.n > y.n ? y : x;
+  const int64_t chunks = ceil_div(a.n, kChunk);
+  Scratch<UnevenChunk> parts(chunks);
+  for_each(threads, chunks, [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk;
+    parts[chunk] = uneven_chunk(a, b, power, mass, begin, begin + kChunk < a.n ? begin + kChunk : a.n);
   });
-  *cost = part * c.mass;
-  const double x_factor = c.mass * static_cast<double>(x.n), y_factor = c.mass * static_cast<double>(y.n);
-  for (int64_t i = 0; i < x.n; ++i) store(x.grad[xs.from(i)], static_cast<acc_t<S>>(x_sums[i] * x_factor));
-  for (int64_t j = 0; j < y.n; ++j) store(y.grad[ys.from(j)], static_cast<acc_t<S>>(y_sums[j] * y_factor));
+  double sum = 0, open = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const UnevenChunk& part = parts[chunk];
+    sum += part.cost;
+    if (b.grad == nullptr) continue;
+    if (part.last > part.first) {
+      const double all = open + part.first_sum;
+      store(b.grad[b.sorted.from(part.first)], static_cast<acc_t<S>>(-all * (mass * static_cast<double>(b.n))));
+      open = 0;
+    }
+    open += part.last_sum;
+  }
+  *cost = sum * mass;
 }
 
 // Sends sorted slopes to where their atoms came from.
@@ -520,11 +571,11 @@ void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& 
     solve_merged(problem, row, x, y, *merged, c.mass, power, threads);
   } else if (merged == nullptr && x.n == y.n) {
     pairs(x, y, power, grad, threads, cost);
-  } else if (grad == nullptr && x.grad != nullptr && y.grad != nullptr && x.n <= kChunk && y.n <= kChunk) {
-    both_sides(x, y, c, power, cost);
+  } else if (grad == nullptr) {
+    uneven(x, y, power, c.mass, threads, cost);
   } else {
-    one_side(x, y, c.x, c.y, c.mass, power, grad == nullptr, grad, threads, cost);
-    one_side(y, x, c.y, c.x, c.mass, power, false, grad, threads, cost);
+    second_of_side(x, y, c.x, c.y, c.mass * *grad, power, threads);
+    second_of_side(y, x, c.y, c.x, c.mass * *grad, power, threads);
   }
 }
 
