@@ -5,6 +5,7 @@ Tolerance: twice the error that plain PyTorch makes in that dtype, both against 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
@@ -339,13 +340,30 @@ def test_raw_operators_pass_opcheck() -> None:
     ops = torch.ops.fastgan
     calls = [
         (ops.instance_norm_act_forward, (x, weight, None, x, *setting, 1e-5, "native")),
-        (ops.instance_norm_act_backward, (padded, x, weight, None, x, plane, plane, *setting, True, "native")),
-        (ops.instance_norm_act_backward, (padded, x, weight, None, None, plane, plane, *setting, False, "native")),
+        *(
+            (ops.instance_norm_act_backward, (padded, x, weight, None, z, plane, plane, *setting, *need, "native"))
+            for z, need in ((x, (True, True)), (None, (False, False)))
+        ),
         (ops.instance_norm_act_double_backward,
          (x, x, weight, None, padded, x, weight, None, x, plane, plane, plane, plane, *setting, "native")),
     ]  # fmt: skip
     for op, args in calls:
         torch.library.opcheck(op.default, args, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("inside", ["nothing", "dual level"])
+def test_gradient_alone_is_that_of_a_graph(backend: str, inside: str) -> None:
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    residual, weight = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    y = F.instance_norm_act(x, weight, residual=residual, activation="leaky_relu", reflect_pad=1)
+    for leaves in ((x,), (residual,), (x, weight, residual)):
+        want = torch.autograd.grad(y, leaves, torch.ones_like(y), create_graph=True)
+        with forward_ad.dual_level() if inside == "dual level" else contextlib.nullcontext():
+            got = torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True)
+        for a, b in zip(got, want, strict=True):
+            assert b.requires_grad
+            assert not a.requires_grad
+            assert a.equal(b)
 
 
 def test_forward_mode(backend: str) -> None:

@@ -158,7 +158,7 @@ struct Backward {
     const double s = r * static_cast<double>(at<A>(p.weight, c, 1));
     coef[kGradX * step] = static_cast<A>(-s * r * mean_gxhat);
     coef[kGradShift * step] = static_cast<A>(-s * mean_g);
-    if (write) {
+    if (write && m1 != nullptr) {
       m1[n * p.C + c] = static_cast<A>(mean_g);
       m2[n * p.C + c] = static_cast<A>(mean_gxhat);
     }

@@ -40,7 +40,7 @@ struct InstanceNormBackward {
   Strided x, residual;
   const void *mean = nullptr, *rstd = nullptr;
   Strided grad_x, grad_z;             // written; grad_z is optional
-  void *m1 = nullptr, *m2 = nullptr;  // [N, C], written
+  void *m1 = nullptr, *m2 = nullptr;  // [N, C], written; both are optional
 };
 
 struct InstanceNormDoubleBackward {

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_record
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -141,11 +141,10 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, weight, bias, residual, ctx.setting, ctx.eps = inputs
+        x, weight, bias, residual, ctx.setting, _ = inputs
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
-        ctx.has_residual = residual is not None
         # The residual is needed again only to know where the activation cuts.
         kept = residual if ctx.setting[0] != "none" else None
         ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
@@ -157,11 +156,10 @@ class _Forward(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
-        need = (*ctx.needs_input_grad[1:3], ctx.needs_input_grad[3])
-        grad_x, grad_weight, grad_bias, grad_residual, _, _ = apply(
-            _Backward, grad, x, weight, bias, residual, mean, rstd, ctx.setting, need
-        )
-        return grad_x, grad_weight, grad_bias, grad_residual, None, None
+        # Sums over planes are the gradients of weight and bias, and what a second derivative begins with.
+        need = (*ctx.needs_input_grad[1:4], may_record())
+        grads = apply(_Backward, grad, x, weight, bias, residual, mean, rstd, ctx.setting, need)
+        return *grads[:4], None, None
 
     @staticmethod
     def jvp(
@@ -186,7 +184,7 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """need: whether weight, bias and residual want a gradient."""
+    """need: whether weight, bias and residual want a gradient, and whether a second derivative may follow."""
 
     @staticmethod
     def forward(
@@ -198,17 +196,18 @@ class _Backward(torch.autograd.Function):
         mean: Tensor,
         rstd: Tensor,
         setting: _Setting,
-        need: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]:
+        need: tuple[bool, bool, bool, bool],
+    ) -> tuple[Tensor | None, ...]:
         activation, slope, pad, backend = setting
-        need_weight, need_bias, need_residual = need
+        need_weight, need_bias, need_residual, need_sums = need
+        need_sums = need_sums or need_weight or need_bias
         # With neither activation nor padding, the residual's gradient is grad itself.
         same = activation == "none" and pad == 0
         grad_x, grad_z, m1, m2 = _backward(
             grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
-            need_residual and not same, backend,
+            need_residual and not same, need_sums, backend,
         )  # fmt: skip
-        elements = math.prod(x.shape[2:])
+        elements = math.prod(x.shape[2:]) if need_sums else 0
         return (
             grad_x,
             (m2.sum(0) * elements).to(weight.dtype) if need_weight and weight is not None else None,
@@ -302,9 +301,10 @@ def _forward_fake(x: Tensor, w: Any, b: Any, residual: Any, act: str, slope: flo
 
 
 def _backward_fake(grad: Tensor, x: Tensor, *args: Any) -> Any:
-    need_grad_z = args[-2]
-    grad_z = _empty(x, list(x.shape)) if need_grad_z else x.new_empty(0)
-    return _empty(x, list(x.shape)), grad_z, _fake_plane(x), _fake_plane(x)
+    need_grad_z, need_sums, _ = args[-3:]
+    grad_z = _empty(x, list(x.shape)) if need_grad_z else None
+    m1, m2 = (_fake_plane(x), _fake_plane(x)) if need_sums else (None, None)
+    return _empty(x, list(x.shape)), grad_z, m1, m2
 
 
 def _double_backward_fake(u: Tensor, v_r: Any, v_w: Any, v_b: Any, grad: Tensor, x: Tensor, *args: Any) -> Any:
@@ -320,7 +320,7 @@ _forward = RawOperator(
 _backward = RawOperator(
     "instance_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor mean, Tensor rstd, str activation, float negative_slope, int reflect_pad, bool need_grad_z, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool need_sums, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel_of("instance_norm", "backward"),
     _backward_fake,
 )

@@ -6,6 +6,7 @@ Registering through ``torch.library`` costs a few microseconds per call, so plai
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import sys
@@ -32,18 +33,33 @@ class RawOperator:
         schema: name, arguments and results, in the syntax of ``torch.library``.
         kernel: computes the results from plain tensors.
         fake: gives empty results of the right shapes, dtypes and strides.
+
+    Of several results, some may be None. ``torch.library`` wants a tensor for each, and gets one without elements.
     """
 
     def __init__(self, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
         self.name = schema.split("(", 1)[0].strip()
         self.kernel = kernel
         _library.define(schema)
-        _library.impl(self.name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastgan::{self.name}", fake, lib=_library)
+        _library.impl(self.name, _complete(kernel), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastgan::{self.name}", _complete(fake), lib=_library)
         self.overload = getattr(torch.ops.fastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
         return self.kernel(*args) if _runs_plain(args) else self.overload(*args)
+
+
+def _complete(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with tensors without elements, like its first argument, for results that are None."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        results = function(*args)
+        if not isinstance(results, tuple):
+            return results
+        return tuple(args[0].new_empty(0) if result is None else result for result in results)
+
+    return run
 
 
 def kernel_of(stem: str, function: str) -> Callable[..., Any]:
@@ -75,6 +91,11 @@ def _is_plain(argument: Any) -> bool:
     if isinstance(argument, list):
         return _PLAIN.issuperset(map(type, argument)) or all(map(_is_plain, argument))
     return type(argument) in _PLAIN or not isinstance(argument, torch.Tensor)
+
+
+def may_record() -> bool:
+    """Whether :func:`apply` may keep a Function for a further derivative; else it calls its ``forward`` alone."""
+    return torch.is_grad_enabled() or _transforms_active() or forward_ad._current_level >= 0
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, fx, nn
 
+from fastgan.kernels.library import allow_in_graph, apply
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
 _FUSED: dict[type[nn.Module], type[_InstanceNormAct]] = {
@@ -502,8 +503,36 @@ def _reflection_node(module: nn.Module, node: fx.Node, norm: _InstanceNormAct) -
     return width if isinstance(width, int) and width > 0 and all(w == width for w in widths) else 0
 
 
+@allow_in_graph
 def _interior(x: Tensor, width: int) -> Tensor:
     """``x`` without ``width`` elements on every spatial side, as a view."""
+    view: Tensor = apply(_Interior, x, width)
+    return view
+
+
+def _narrowed(x: Tensor, width: int) -> Tensor:
     for dim in range(2, x.dim()):
         x = x.narrow(dim, width, x.size(dim) - 2 * width)
     return x
+
+
+class _Interior(torch.autograd.Function):
+    """One padding by zeros in the backward pass, where each dimension's narrowing would make a tensor of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, width: int) -> Tensor:
+        return _narrowed(x, width)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        _, ctx.width = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return nnf.pad(grad, (ctx.width,) * (2 * (grad.dim() - 2))), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _narrowed(tangent, ctx.width)

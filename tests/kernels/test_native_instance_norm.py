@@ -72,6 +72,10 @@ CASES = [
     ((2, 70, 33, 31), True, 0, bf16),
     ((1, 3, 5, 6, 7), True, 2, fp64),
     ((2, 2, 9, 8, 10), False, 1, fp16),
+    # Blocks of several planes, and of one.
+    ((2, 19, 31, 31), False, 1, fp32),
+    ((3, 9, 33, 31), False, 0, bf16),
+    ((1, 5, 64, 66), False, 3, fp32),
     # Large enough to be written past the caches.
     ((1, 13, 512, 129), False, 0, fp32),
     ((2, 16, 161, 160), True, 0, fp32),
@@ -194,8 +198,8 @@ def test_padding_is_read_and_written_beyond_32_bits(monkeypatch: pytest.MonkeyPa
     grad = sparse(padded)
     grad.copy_(near_grad)
     want = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)
-    want_back = kernels.backward(near_grad, x, None, None, None, *want[1:], "relu", 0.0, 2, False)
-    back = kernels.backward(grad, x, None, None, None, *want[1:], "relu", 0.0, 2, False)
+    want_back = kernels.backward(near_grad, x, None, None, None, *want[1:], "relu", 0.0, 2, True)
+    back = kernels.backward(grad, x, None, None, None, *want[1:], "relu", 0.0, 2, True)
     monkeypatch.setattr(kernels, "_padded", lambda *_: sparse(padded))
     y = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)[0]
     assert torch.equal(y, want[0])

@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, fx, nn
 
 import fastgan
+from fastgan.nn.fuse import _interior
 from fastgan.nn.instance_norm import _InstanceNormAct
 from tests.nn.models import PatchDiscriminator, ResnetGenerator, unet_generator
 
@@ -393,3 +394,25 @@ def test_compiles_without_graph_breaks() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_residual_blocks_compile_with_their_gradients() -> None:
+    model = ResnetGenerator()
+    fastgan.fuse(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    want = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    got = torch.autograd.grad(compiled(x).square().sum(), [x, *model.parameters()])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_interior_is_a_view_with_every_derivative(dims: int) -> None:
+    inner = (slice(None),) * 2 + (slice(2, -2),) * dims
+    x = torch.randn(2, 1, *(5,) * dims, dtype=torch.float64, requires_grad=True)
+    assert _interior(x, 2).data_ptr() == x[inner].data_ptr()
+    torch.testing.assert_close(_interior(x, 2), x[inner], rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda t: _interior(t, 2), (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda t: _interior(t, 2).square(), (x,))
+    torch.testing.assert_close(torch.vmap(lambda t: _interior(t, 2))(x.detach()[None])[0], x.detach()[inner])

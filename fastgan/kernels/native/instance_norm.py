@@ -65,21 +65,22 @@ def backward(
     negative_slope: float,
     reflect_pad: int,
     need_grad_z: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of x, gradient of z or an empty tensor, m1, m2); m1 and m2 [N, C]."""
+    need_sums: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(gradient of x, gradient of z, m1, m2), with m1 and m2 [N, C]; None is what is not needed."""
     channels_last = layout.is_channels_last(x)
     grad_x = _padded(x, 0, channels_last)
     grad_z = _padded(x, 0, channels_last) if need_grad_z else None
-    m1, m2 = torch.empty_like(mean), torch.empty_like(mean)
+    m1, m2 = (torch.empty_like(mean), torch.empty_like(mean)) if need_sums else (None, None)
     x, grad, residual = _readable(x, channels_last), _readable(grad, channels_last), _readable(residual, channels_last)
     weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
     mean, rstd = mean.contiguous(), rstd.contiguous()
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
     _C.instance_norm_backward(
         problem, _strided(grad), _strided(x), _strided(residual), mean.data_ptr(), rstd.data_ptr(),
-        _strided(grad_x), _strided(grad_z), m1.data_ptr(), m2.data_ptr(),
+        _strided(grad_x), _strided(grad_z), address(m1), address(m2),
     )  # fmt: skip
-    return grad_x, x.new_empty(0) if grad_z is None else grad_z, m1, m2
+    return grad_x, grad_z, m1, m2
 
 
 def double_backward(

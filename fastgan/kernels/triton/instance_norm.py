@@ -952,10 +952,12 @@ def backward(
     negative_slope: float,
     reflect_pad: int,
     need_grad_z: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`fastgan.reference.instance_norm.backward`; the gradient of z is empty unless asked for."""
+    need_sums: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """See :func:`fastgan.reference.instance_norm.backward`; None is what is not needed."""
     if x.numel() == 0:
-        return _empty(x), _empty(x) if need_grad_z else x.new_empty(0), _per_plane(x), _per_plane(x)
+        m1, m2 = (_per_plane(x), _per_plane(x)) if need_sums else (None, None)
+        return _empty(x), _empty(x) if need_grad_z else None, m1, m2
     x, last, plan = _prepare("backward", x, residual, activation, reflect_pad)
     grad_x, m1, m2 = _empty(x), _per_plane(x), _per_plane(x)
     grad_z = _empty(x) if need_grad_z else None
@@ -970,7 +972,7 @@ def backward(
             sums = _pieces_of(x, plan, 2)
             launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
         launch(backward_apply, plan.grid, x.device, *tensors, sums, *results, *shared, **plan.flags)
-    return grad_x, x.new_empty(0) if grad_z is None else grad_z, m1, m2
+    return (grad_x, grad_z, m1, m2) if need_sums else (grad_x, grad_z, None, None)
 
 
 def double_backward(
