@@ -65,13 +65,14 @@ def steps() -> dict[str, dict[str, Callable[[], Any]]]:
     from benchmarks import test_cyclegan_step, test_gan_step
 
     cyclegan = list(test_cyclegan_step.CASES)[-1]
-    tasks = {name: test_cyclegan_step.trainer(cyclegan, name) for name in ("eager", "fastgan")}
+    # The profiler does not see the operators that a CUDA graph replays.
+    tasks = {name: test_cyclegan_step.trainer(cyclegan, name, cuda_graph="off") for name in ("eager", "fastgan")}
     found: dict[str, dict[str, Callable[[], Any]]] = {
         f"CycleGAN, {cyclegan}": {name: task.step for name, task in tasks.items()}
     }
     with test_gan_step.pictures() as noise:
         for case in test_gan_step.CASES:
-            task = test_gan_step.task_of(case, noise)
+            task = test_gan_step.task_of(case, noise, cuda_graph="off")
             real = next(task.batches).to(harness.DEVICE)
             plain = test_gan_step.Plain(test_gan_step.task_of(case, noise))
             found[f"WGAN-GP critic, {case}"] = {

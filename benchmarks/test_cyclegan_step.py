@@ -30,7 +30,7 @@ CASES = CPU_CASES if harness.DEVICE == "cpu" else GPU_CASES
 SETTINGS: dict[str, dict[str, Any]] = {
     "fastgan": {"fused": True, "amp": "none"},
     "fastgan bf16": {"fused": True, "amp": "bf16"},
-    "eager": {"fused": False, "amp": "none", "channels_last": "off"},
+    "eager": {"fused": False, "amp": "none", "channels_last": "off", "cuda_graph": "off"},
 }
 SETTINGS["eager, fused Adam"] = SETTINGS["eager"]
 COMPILED: dict[str, dict[str, Any]] = {
@@ -55,10 +55,9 @@ class Images:
         return {name: torch.rand(3, self.size, self.size, generator=images) * 2 - 1 for name in "AB"}
 
 
-def trainer(case: str, contestant: str) -> CycleGan:
-    config = CycleGanConfig(
-        dataroot=Path(), num_threads=0, device=harness.DEVICE, **CASES[case], **(SETTINGS | COMPILED)[contestant]
-    )
+def trainer(case: str, contestant: str, **more: Any) -> CycleGan:
+    settings = CASES[case] | (SETTINGS | COMPILED)[contestant] | more
+    config = CycleGanConfig(dataroot=Path(), num_threads=0, device=harness.DEVICE, **settings)
     task = CycleGan(config, Images(config.crop_size))
     for optimizer in task.optimizers().values():
         for group in optimizer.param_groups:

@@ -51,12 +51,13 @@ def noise() -> Iterator[str]:
         yield folder
 
 
-def task_of(case: str, noise: str, fused: bool = True) -> GanTask:
+def task_of(case: str, noise: str, fused: bool = True, **more: Any) -> GanTask:
     settings = {**CASES[case]}
     if settings["data"] == "noise":
         settings["data"] = noise
     common = {"objective": "wgan-gp", "num_threads": 0, "amp": "none", "device": harness.DEVICE, "fused": fused}
-    return GanTask(GanConfig(**common, **settings))
+    graph = "auto" if fused else "off"
+    return GanTask(GanConfig(**{**common, "cuda_graph": graph, **settings, **more}))
 
 
 class Plain:

@@ -325,5 +325,8 @@ class _Clock:
 
 def train(config: GanConfig) -> Outcome:
     """Trains a GAN, or continues to. One process, or as many as torchrun started."""
-    with distributed.session(distributed.resolve_device(config.device)):
+    device = distributed.resolve_device(config.device)
+    with distributed.session(device):
+        # Samples have one size: let cuDNN find its fastest convolutions once.
+        torch.backends.cudnn.benchmark = device.type == "cuda"
         return fit(GanTask(config))
