@@ -57,6 +57,6 @@ class Points:
         noise = torch.randn(n, 2, generator=generator, device=device, dtype=dtype) * self.deviation
         if self.modes is not None:
             which = torch.randint(len(self.modes), (n,), generator=generator, device=device)
-            return self.modes.to(device, dtype)[which] + noise
+            return self.modes.to(device, dtype, non_blocking=True)[which] + noise  # else a GPU's host waits for it
         t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator, device=device, dtype=dtype))
         return torch.stack([t * t.cos(), t * t.sin()], 1) / 7.5 + noise

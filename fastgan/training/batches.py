@@ -81,7 +81,9 @@ class Shuffled:
     def __next__(self) -> Tensor:
         if self._order is None:
             generator = torch.Generator().manual_seed(self._seed + 7919 * self.epoch)
-            self._order = torch.randperm(len(self._pixels), generator=generator).to(self._pixels.device)
+            self._order = torch.randperm(len(self._pixels), generator=generator).to(
+                self._pixels.device, non_blocking=True
+            )
         rows = self._order[self._position : self._position + self._joint]
         self._position += self._joint
         if self._position + self._joint > len(self._pixels):
