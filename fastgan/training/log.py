@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,6 +80,17 @@ class TensorBoard:
         self._writer.close()
 
 
+class _WithLosses(Progress):
+    """A progress bar with a line of text below, which may be longer than the terminal is wide."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.losses:
+            yield Text(self.losses)
+
+
 class Bar:
     """A progress bar with losses, images/s and the time left; without a terminal, a line at every log."""
 
@@ -85,8 +98,8 @@ class Bar:
         self._terminal = show and console.is_terminal
         self._lines = show and not console.is_terminal
         self.total = total
-        self._progress = Progress(
-            BarColumn(),
+        self._progress = _WithLosses(
+            BarColumn(24),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
@@ -103,7 +116,8 @@ class Bar:
 
     def log(self, step: int, values: dict[str, float], rate: float, seconds_left: float) -> None:
         text = " ".join(f"{name} {value:.3g}" for name, value in values.items())
-        self._progress.update(self._task, description=f"{rate:.3g} img/s  {text}")
+        self._progress.losses = text
+        self._progress.update(self._task, description=f"{rate:.3g} img/s")
         if self._lines:
             line = f"step {step}/{self.total}  {rate:.3g} img/s  left {clock(seconds_left)}  {text}"
             console.print(line, soft_wrap=True)

@@ -114,6 +114,10 @@ def fit(task: Task) -> Outcome:
             if stop and saved != progress.step:
                 log.flush(task, progress, meter)
                 _save(task, checkpoints, progress)
+        if config.progress and distributed.is_main():
+            how = "stopped" if stop else "done"
+            again = "; --continue_train goes on" if progress.step < task.total_steps else ""
+            console.print(f"{how} after step {progress.step}: everything is in {config.folder}{again}", soft_wrap=True)
         return Outcome(progress.step, config.folder, stop, log.last)
     finally:
         log.close()
@@ -121,15 +125,18 @@ def fit(task: Task) -> Outcome:
 
 
 def show_plan(task: Task) -> None:
-    """Prints the settings and what a run of ``task`` would take."""
+    """Prints what a run of ``task`` would take, then the settings; an empty one says nothing."""
     from rich.table import Table
 
     if distributed.is_main():
-        table = Table(
-            "setting", "value", title=f"Plan of {task.config.folder}", title_justify="left", show_header=False
-        )
-        for name, value in {**task.config.to_dict(), **task.plan()}.items():
-            table.add_row(name, str(value))
+        table = Table(title=f"Plan of {task.config.folder}", title_justify="left", show_header=False)
+        settings, plan = task.config.to_dict(), task.plan()
+        for name, value in plan.items():
+            if name not in settings:
+                table.add_row(name, value)
+        table.add_section()
+        for name, value in settings.items():
+            table.add_row(name, plan.get(name, "" if value in (None, [], "") else str(value)))
         console.print(table)
 
 
@@ -169,6 +176,8 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
         progress = _Progress(tree["step"], tree["seconds"], tree["best"])
         states = tree["random"]
         random.set_state(states[distributed.rank() % len(states)])
+        if config.progress and distributed.is_main():
+            console.print(f"continuing {config.folder} after step {progress.step}", soft_wrap=True)
     distributed.barrier()  # every process has read before one writes
     if distributed.is_main():
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -329,7 +338,10 @@ class _Log:
     def metrics(self, progress: _Progress, metrics: dict[str, float]) -> None:
         if self._main:
             if self.config.progress:
-                console.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+                scores = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                best = progress.best and progress.best["step"] == progress.step
+                note = f"  best {self.config.best_metric} so far" if best else ""
+                console.print(f"step {progress.step} evaluated  {scores}{note}", soft_wrap=True)
             self._write(progress, metrics)
 
     def sheet(self, task: Task, step: int) -> None:

@@ -161,7 +161,7 @@ class Task(abc.ABC):
         return {}
 
     def plan(self) -> dict[str, str]:
-        """What a dry run prints."""
+        """What a dry run prints; entries with a setting's name stand in its place."""
         return {}
 
     def close(self) -> None:  # noqa: B027 -- most have nothing to end

@@ -186,13 +186,16 @@ def test_progress_has_losses_images_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, progress=True, max_steps=2, print_freq=2)
-    line = r"step 2/2  \S+ img/s  left \d:\d\d:\d\d  loss \S+ twice \S+\n"
+    line = (
+        r"step 2/2  \S+ img/s  left \d:\d\d:\d\d  loss \S+ twice \S+\ndone after step 2: .*; --continue_train goes on\n"
+    )
     assert re.search(line, capsys.readouterr().err)
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
     monkeypatch.setattr(log, "console", terminal)
     run(tmp_path, progress=True, continue_train=True)
     shown = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", terminal.file.getvalue())
-    assert re.search(r"20/20 +\S+ img/s  loss \S+ twice \S+ 0:00:\d\d left 0:00:00", shown)
+    assert re.search(r"20/20 \S+ img/s 0:00:\d\d left 0:00:00 *\n\r?loss \S+ twice \S+", shown)
+    assert "continuing" in capsys.readouterr().err
 
 
 def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -81,26 +81,37 @@ def plan(task: GanTask) -> dict[str, str]:
     schedule = settings.schedule
     boosted = f", {schedule.boosted} in the first {schedule.first}" if schedule.first else ""
     boosted += f" and every {schedule.every}th" if schedule.every else ""
-    adam = f" {settings.betas}" if settings.optimizer == "adam" else ""
-    of_critic = "" if task.critic is None else f"{settings.lr_critic:g} (critic), "
-    rates = f"{of_critic}{settings.lr_generator:g} (generator)"
     counts = {name: parameter_count(network) for name, network in task.networks.items()}
     # Weights in float32, and for each trained one a gradient and the optimizer's averages (Adam 2, RMSprop 1).
     copies = 4 if settings.optimizer == "adam" else 3
     fixed = sum(4 * count * (1 if name == "average" else copies) for name, count in counts.items())
-    return {
-        "objective": f"{config.objective}, defaults of {settings.source}",
-        "data": f"{config.data}, samples {list(task.data.shape)}",
-        "networks": f"{architecture_name(config)}, z of {task.generator.latent_dim}",
-        "step": f"{schedule.n} critic steps{boosted}, then one generator step"
-        if task.critic is not None
-        else "one generator step",
+    steps = f"{schedule.n} critic step{'s' if schedule.n > 1 else ''}{boosted}, then one generator step"
+    summary = {
+        "authors' settings": settings.source,
+        "samples": f"{list(task.data.shape)}",
+        "step": steps if task.critic is not None else "one generator step",
         "parameters": ", ".join(f"{count:,} ({name})" for name, count in counts.items()),
         "memory": f"{fixed / 2**20:.1f} MiB for weights, gradients and optimizers, "
         f"{activation_bytes(task) / 2**20:.1f} MiB kept for the backward pass",
-        "batch": str(settings.batch_size),
-        "optimizer": f"{settings.optimizer}{adam}, lr {rates}, decay {settings.decay}",
+        "runs on": f"{task.device}, autocast {task.precision.amp}",
     }
+    used: dict[str, object] = {
+        "architecture": architecture_name(config),
+        "latent_dim": task.generator.latent_dim,
+        "batch_size": settings.batch_size,
+        "optimizer": settings.optimizer,
+        "lr_g": f"{settings.lr_generator:g}",
+        "lr_decay": settings.decay,
+    }
+    if settings.optimizer == "adam":
+        used.update(beta1=settings.betas[0], beta2=settings.betas[1])
+    if task.critic is not None:
+        used.update(lr_d=f"{settings.lr_critic:g}", n_critic=schedule.n)
+        used.update(clip=settings.clip or "none", grad_clip=settings.grad_clip or "none")
+        used.update(boost=schedule.boosted, boost_first=schedule.first, boost_every=schedule.every)
+    hyper = {k: getattr(task.objective, k) for k in objectives.options(config.objective) if k != "joint"}
+    used["hyper"] = " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else f'{v:g}'}" for k, v in hyper.items())
+    return {**summary, **{name: str(value) for name, value in used.items()}}
 
 
 def activation_bytes(task: GanTask) -> int:
