@@ -53,10 +53,13 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not cuda:
             raise ValueError(f"device {name!r} was asked for, but there is no CUDA device here")
+        count = torch.cuda.device_count()
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise ValueError(f"device {name!r} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+        elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and count > 1:
+            raise ValueError(f"device {name!r} would be that of every process; leave it out, or give 'cuda'")
+        if device.index >= count:
+            raise ValueError(f"device 'cuda:{device.index}' was asked for, but there are {count} CUDA devices")
     return device
 
 

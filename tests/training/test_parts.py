@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgan.training import schedule, sheet
+from fastgan.training import distributed, schedule, sheet
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.pool import ImagePool
@@ -254,3 +254,19 @@ def test_sheet_places_images() -> None:
     ]  # fmt: skip
     grey = sheet.table([[images[0, :1], images[2]]], ["a", "b"], scale=2)
     assert grey.size == (2 + 2 * 12, 16 + 8 + 4)
+
+
+def test_each_process_of_a_node_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert distributed.resolve_device("auto") == torch.device("cuda", 0)
+    assert distributed.resolve_device("cuda:2") == torch.device("cuda", 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert distributed.resolve_device("cuda") == torch.device("cuda", 3)
+    with pytest.raises(ValueError, match=r"'cuda:0' would be that of every process; leave it out"):
+        distributed.resolve_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a process that sees its own only
+    assert distributed.resolve_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match=r"'cuda:3' was asked for, but there are 1 CUDA devices"):
+        distributed.resolve_device("auto")
