@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clipping": {"objective": "wgan", "boost_first": 0, "boost_every": 0, "n_critic": 2},
     "power iteration": {"objective": "sngan", "n_critic": 2},
     "batch norm in both": {"objective": "gan", **DIGITS},
+    "batch norm recomputed": {"objective": "gan", **DIGITS, "recompute": True},
     "batch norm in the generator": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "ema": 0.5},
     "cyclegan": {"gan_mode": "wgangp", "pool_size": 3},
     "cyclegan, batch norm": {"gan_mode": "vanilla", "norm": "batch", "netD": "pixel"},
