@@ -10,6 +10,8 @@ log, sheet, watch  stats.jsonl, TensorBoard, progress bar; sample sheets; the Na
 pool, schedule     CycleGAN's image pool; the learning-rate policies
 ema, precision     averaged generator; autocast, loss scaling, memory format
 graph              a step recorded once as a CUDA graph, then replayed
+recompute          activations that are recomputed in the backward pass
+critic_step        WGAN-GP's critic update as a pure function that torch.compile takes whole
 distributed        torchrun and DistributedDataParallel; rows of the joint batch
 random             the states of all random generators
 cyclegan, gan      the two trainers
