@@ -752,7 +752,7 @@ struct Group {
   }
 };
 
-// The costs of every lane for n = m and p = 1, and signs, of the other side's wires the opposite ones.
+// The costs of every lane for n = m and p = 1, and the signs of both sides' slopes.
 void solve_signs(const Group& g, double* costs) {
   using network::Decision;
   constexpr int kBlock = network::kBlock;
@@ -1012,7 +1012,7 @@ int useful_threads(int64_t samples, int most) {
   return threads < 1 ? 1 : static_cast<int>(threads);
 }
 
-// 16 signs times a factor; a factor that is not finite makes all of them NaN.
+// 16 signs times a factor, also one that is not finite.
 FASTGAN_INLINE void scale_word(uint32_t word, float factor, float* to) {
   using network::Decision;
   const Lanes zero = broadcast(0 * factor), plus = broadcast(factor), minus = broadcast(-factor);
