@@ -197,6 +197,18 @@ def test_the_step_that_compiles_computes_the_same(name, monkeypatch):
     assert (apart > 1e-5).double().mean() < 0.02
 
 
+def steps_of_both(one, other):
+    """The losses of two steps of each task, from the same random states."""
+    state = torch.get_rng_state()
+    for _ in range(2):
+        torch.set_rng_state(state)
+        expected = one.step()
+        torch.set_rng_state(state)
+        losses = other.step()
+        state = torch.get_rng_state()
+        yield expected, losses
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -216,13 +228,7 @@ def test_compiled_networks_compute_the_same(settings, monkeypatch):
     passes = []
     for label, network in compiled.networks.items():
         network.register_forward_pre_hook(lambda *_, label=label: passes.append((label, torch.compiler.is_compiling())))
-    state = torch.get_rng_state()
-    for _ in range(2):
-        torch.set_rng_state(state)
-        expected = plain.step()
-        torch.set_rng_state(state)
-        losses = compiled.step()
-        state = torch.get_rng_state()
+    for expected, losses in steps_of_both(plain, compiled):
         assert list(losses) == list(expected)
         for key, value in losses.items():
             assert value.item() == pytest.approx(expected[key].item(), rel=1e-4, abs=1e-6), key
@@ -248,13 +254,7 @@ def test_recomputing_changes_no_bit_and_keeps_less(case):
     """Losses, weights, running statistics and singular vectors; the dry run's figure and what autograd keeps."""
     settings = {"n_critic": 2, **RECOMPUTED[case]}
     plain, saving = GanTask(tiny(**settings)), GanTask(tiny(**settings, recompute=True))
-    state = torch.get_rng_state()
-    for _ in range(2):
-        torch.set_rng_state(state)
-        expected = plain.step()
-        torch.set_rng_state(state)
-        losses = saving.step()
-        state = torch.get_rng_state()
+    for expected, losses in steps_of_both(plain, saving):
         assert list(losses) == list(expected)
         assert all(torch.equal(losses[key], expected[key]) for key in losses)
     for name, network in plain.networks.items():
