@@ -81,12 +81,14 @@ def session(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wrap(module: nn.Module) -> nn.Module:
-    """``module`` in DistributedDataParallel (gradients are averaged over the processes), or itself in one process.
+def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:
+    """``module``, compiled if asked for, in DistributedDataParallel, which averages gradients over several processes.
 
     Call the wrapper where the module's own parameters are trained, and the bare module everywhere else: the wrapper
     waits for gradients after each of its forward passes. Buffers are not synchronised.
     """
+    if compiled:
+        module = torch.compile(module)  # type: ignore[assignment]
     if size() == 1:
         return module
     parallel: Any = nn.parallel.DistributedDataParallel

@@ -68,11 +68,6 @@ def trainable_networks(config: CycleGanConfig, precision: Precision) -> dict[str
     return networks
 
 
-def running(network: nn.Module, config: CycleGanConfig) -> nn.Module:
-    """What is called to train ``network``: compiled if asked for, and averaging gradients over the processes."""
-    return distributed.wrap(torch.compile(network) if config.compile else network)  # type: ignore[arg-type]
-
-
 def for_generators(networks: Mapping[str, nn.Module], config: CycleGanConfig) -> dict[str, Network]:
     """The networks as the generators' loss calls them.
 

@@ -17,7 +17,7 @@ from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
 from fastgan.training.cyclegan.data import held_out, resident, training_images
 from fastgan.training.cyclegan.losses import Computed, Losses, discriminator_loss, generators_loss, weighted
-from fastgan.training.cyclegan.networks import for_generators, make_optimizers, running, trainable_networks
+from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
 from fastgan.training.graph import StepGraph
 from fastgan.training.loader import Loader, Source
@@ -56,7 +56,9 @@ class CycleGan(Task):
         self.precision = Precision(self.device, config.amp, config.channels_last, fused=config.fused)
         random.seed_all(config.seed)
         self.networks = trainable_networks(config, self.precision)
-        self._running = {name: running(network, config) for name, network in self.networks.items()}
+        self._running = {
+            name: distributed.wrap(network, compiled=config.compile) for name, network in self.networks.items()
+        }
         self._nets = for_generators(self._running, config)
         self.optimizer_G, self.optimizer_D = make_optimizers(self.networks, config)
         self.schedules = [

@@ -63,11 +63,6 @@ def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> No
         recompute_activations(network)
 
 
-def running(network: nn.Module, config: GanConfig) -> nn.Module:
-    """What is called to train ``network``: compiled if asked for, and averaging gradients over the processes."""
-    return distributed.wrap(torch.compile(network) if config.compile else network)  # type: ignore[arg-type]
-
-
 def within(network: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel, which waits for gradients after each of its passes."""
     inner: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -30,7 +30,6 @@ from fastgan.training.gan.networks import (
     make_optimizer,
     mixes_samples,
     no_critic,
-    running,
     trainable,
     within,
 )
@@ -71,7 +70,7 @@ class GanTask(Task):
         self._latent = random.Generator(config.seed + 1, self.device)
         self._draws = random.Generator(config.seed + 2, self.device)
         self._clock = _Clock()
-        self._generate = running(self.generator, config)
+        self._generate = distributed.wrap(self.generator, compiled=config.compile)
         self.optimizer_g = make_optimizer(self.generator, self.settings, self.settings.lr_generator, config.fused)
         self.stateful: dict[str, Stateful] = {
             "optimizer_g": self.optimizer_g,
@@ -86,7 +85,7 @@ class GanTask(Task):
                 self.objective = replace(self.objective, joint=True)
             trainable(self.critic, config, self.precision)
             self.networks = {"critic": self.critic, **self.networks}
-            self._judge = running(self.critic, config)
+            self._judge = distributed.wrap(self.critic, compiled=config.compile)
             self.optimizer_d = make_optimizer(self.critic, self.settings, self.settings.lr_critic, config.fused)
             self.stateful["optimizer_d"] = self.optimizer_d
         # With the penalty one graph, where neither loss scaling nor parts of a batch come between it and its gradients.
