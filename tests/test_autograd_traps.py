@@ -103,10 +103,53 @@ def _mapped(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     return (torch.func.vmap(f, in_dims=(0, None))(torch.stack([x, x.cos()]), w),)
 
 
+def _mapped_second(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return torch.func.vmap(lambda a, b: _nested(f, a, b), in_dims=(1, None))(torch.stack([x, x.cos()], 1), w)
+
+
+def _mapped_weights(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    first = torch.func.grad(lambda a, b: f(a, b).sum(), argnums=(0, 1))
+    return torch.func.vmap(first, in_dims=(None, 0))(x, torch.stack([w, 2 * w]))
+
+
+def _first_of_mapped(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return (torch.func.grad(lambda t: torch.func.vmap(f, (-1, None))(torch.stack([t, t.cos()], -1), w).sum())(x),)
+
+
+def _jacobian(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return (torch.func.jacrev(lambda t: f(t, w))(x),)
+
+
+def _of_negatives(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """Views that are the negative of their memory, as imaginary parts of conjugates are; the incoming gradient too."""
+    leaves = [torch.complex(t, -t).conj().imag.detach().requires_grad_() for t in (x, w)]
+    assert leaves[0].is_neg()
+    y = f(*leaves)
+    return y, *torch.autograd.grad(y, leaves, torch._neg_view(-torch.ones_like(y)))
+
+
+def _traced(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        recorded = torch.jit.trace(f, (x, w), check_trace=False)
+        return (recorded(x.cos(), 2 * w),)
+
+
+def _zero_tangent(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """A tangent without memory."""
+    with forward_ad.dual_level():
+        y = f(forward_ad.make_dual(x, torch._efficientzerotensor(x.shape, dtype=x.dtype)), w)
+        tangent = forward_ad.unpack_dual(y).tangent
+        return (torch.zeros_like(y) if tangent is None else tangent + torch.zeros_like(y),)
+
+
 # What must be right; all others may also raise.
-MUST = [_first, _second, _nested]
+MUST = [
+    _first, _second, _nested, _mapped, _mapped_second, _mapped_weights, _first_of_mapped, _jacobian, _of_negatives,
+    _traced,
+]  # fmt: skip
 MAY_RAISE = [
-    _second_of_compiled, _nested_compiled, _tangent, _reverse_over_forward, _forward_over_reverse, _third, _mapped,
+    _second_of_compiled, _nested_compiled, _tangent, _zero_tangent, _reverse_over_forward, _forward_over_reverse,
+    _third,
 ]  # fmt: skip
 REFUSALS = (NotImplementedError, RuntimeError)
 

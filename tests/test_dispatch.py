@@ -69,6 +69,14 @@ def test_explicit_choice_that_cannot_serve_says_why(fresh: None, monkeypatch: py
         F.instance_norm_act(torch.randn(1, 1, 2, 2))
 
 
+def test_a_trace_records_the_reference(fresh: None) -> None:
+    x = torch.randn(1, 1, 4, 4)
+    kinds = {node.kind() for node in torch.jit.trace(F.instance_norm_act, x).graph.nodes()}
+    assert all(kind.startswith(("aten::", "prim::")) for kind in kinds)
+    with fastgan.use_backend("native"), pytest.raises(fastgan.BackendError, match=r"torch\.jit\.trace records"):
+        torch.jit.trace(F.instance_norm_act, x)
+
+
 def test_auto_falls_back_and_says_why_once(
     fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

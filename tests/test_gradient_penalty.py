@@ -172,6 +172,7 @@ def test_opcheck() -> None:
         ({"grads": torch.ones(3)}, ValueError, r"got shape \[3\]"),
         ({"grads": torch.ones(0, 3)}, ValueError, r"got shape \[0, 3\]"),
         ({"grads": torch.ones(2, 3), "target": -1.0}, ValueError, "got -1.0"),
+        ({"grads": torch.ones(2, 3), "target": "one"}, TypeError, "target must be a number, got 'one'"),
     ],
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
@@ -299,6 +300,20 @@ def test_compiled_critic_does_not_train_without_a_penalty() -> None:
     critic, (real, fake, _) = small_critic(), batch()
     with pytest.raises(RuntimeError, match=r"double backward|cut off|create_graph=False"):
         F.gradient_penalty(torch.compile(critic, backend="aot_eager"), real, fake).backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"real": [1.0]}, TypeError, "real must be a Tensor, got list"),
+        ({"weight": None}, TypeError, "weight must be a number, got None"),
+        ({"weight": float("inf")}, ValueError, "weight must be a finite number, got inf"),
+    ],
+)
+def test_penalty_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {"real": torch.ones(2, 3), "fake": torch.ones(2, 3), **change}
+    with pytest.raises(error, match=f"gradient_penalty: {message}"):
+        F.gradient_penalty(torch.nn.Linear(3, 1), **arguments)
 
 
 @pytest.mark.parametrize(

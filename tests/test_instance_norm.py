@@ -392,11 +392,6 @@ def test_refuses_forward_mode_over_backward() -> None:
         torch.func.jvp(torch.func.grad(lambda t: F.instance_norm_act(t).pow(2).sum()), (x,), (x,))
 
 
-def test_refuses_vmap() -> None:
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(F.instance_norm_act)(torch.randn(2, 1, 2, 3, 4))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -411,6 +406,14 @@ def test_refuses_vmap() -> None:
         ({"activation": "gelu"}, ValueError, "activation must be one of .*got 'gelu'"),
         ({"reflect_pad": 4}, ValueError, "reflect_pad must be at least 0 and less than every spatial size"),
         ({"reflect_pad": -1}, ValueError, "got -1"),
+        ({"reflect_pad": (1, 1)}, TypeError, r"reflect_pad must be an integer, got \(1, 1\)"),
+        ({"reflect_pad": 1.5}, TypeError, "reflect_pad must be an integer, got 1.5"),
+        ({"eps": -1e-5}, ValueError, "eps must be a finite number of at least 0, got -1e-05"),
+        ({"eps": float("nan")}, ValueError, "eps must be a finite number of at least 0, got nan"),
+        ({"eps": torch.ones(())}, TypeError, "eps must be a number, got Tensor"),
+        ({"negative_slope": "a"}, TypeError, "negative_slope must be a number, got 'a'"),
+        ({"negative_slope": float("-inf")}, ValueError, "negative_slope must be a finite number, got -inf"),
+        ({"x": torch.ones(1, 3, 4, 4).to_sparse()}, TypeError, "x must be a dense tensor, got layout torch.sparse_coo"),
     ],
 )
 def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -98,6 +98,14 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (x, x, y, alpha, True, False, True, "native"), test_utils=checks)
 
 
+def test_alpha_may_be_written_to_broadcast() -> None:
+    real, fake, alpha = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), torch.rand(2, requires_grad=True)
+    points = F.interpolate(real, fake, alpha.view(2, 1, 1, 1))
+    assert torch.equal(points, F.interpolate(real, fake, alpha))
+    (gradient,) = torch.autograd.grad(points.sum(), alpha)
+    torch.testing.assert_close(gradient, (real - fake).sum((1, 2, 3)))
+
+
 def test_no_samples() -> None:
     assert F.interpolate(torch.ones(0, 3), torch.ones(0, 3)).shape == (0, 3)
 
@@ -112,6 +120,8 @@ def test_no_samples() -> None:
         ({"real": torch.ones(()), "fake": torch.ones(())}, ValueError, "got a scalar"),
         ({"alpha": torch.ones(())}, ValueError, r"alpha must have shape \[2\] \(one per sample\), got \[\]"),
         ({"alpha": torch.ones(2, 1, 1, 1)}, ValueError, "one per sample"),
+        ({"alpha": torch.ones(2, 3)}, ValueError, r"alpha must have shape \[2, 1\] \(one per sample\), got \[2, 3\]"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator or None, got 3"),
         ({"alpha": torch.ones(2), "generator": torch.Generator()}, ValueError, "both alpha and generator"),
     ],
 )

@@ -199,6 +199,11 @@ def test_cycle_loss_is_the_published_formula() -> None:
     torch.testing.assert_close(nn.CycleLoss(3.0, 0.5)(*a, *b), 3 * l1(*a) + 0.5 * l1(*b))
 
 
+def test_pairs_may_be_any_iterable() -> None:
+    pairs = [(tensor((5,), F32), tensor((5,), F32, seed=1), 2.0)]
+    assert torch.equal(F.weighted_l1(iter(pairs)), F.weighted_l1(pairs))
+
+
 def test_inference_needs_no_signs() -> None:
     a, b = tensor((5,), F32), tensor((5,), F32, seed=1)
     with torch.no_grad():
@@ -218,7 +223,7 @@ def test_inference_needs_no_signs() -> None:
         ([(torch.ones(3), torch.ones(3, dtype=torch.int64), 1.0)], TypeError, "got torch.int64"),
         ([(torch.ones(3), torch.ones(3, device="meta"), 1.0)], ValueError, "device cpu, got meta"),
         ([(torch.ones(3), torch.ones(3), float("nan"))], ValueError, "finite number, got nan"),
-        ([(torch.ones(3), torch.ones(3), torch.ones(()))], ValueError, "finite number"),
+        ([(torch.ones(3), torch.ones(3), torch.ones(()))], TypeError, "weight must be a number, got Tensor"),
     ],
 )
 def test_errors(pairs: list[tuple[Tensor, Tensor, float]], error: type[Exception], message: str) -> None:

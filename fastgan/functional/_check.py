@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,29 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def tensor(operator: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{operator}: {name} must be a Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {value.layout}")
+
+
+def number(operator: str, name: str, value: Any, least: float = -math.inf) -> None:
+    if type(value) is float and least <= value < math.inf and value != -math.inf:
+        return
+    numbers: tuple[type[Any], ...] = (Real, torch.SymFloat, torch.SymInt)
+    if not isinstance(value, numbers):
+        raise TypeError(f"{operator}: {name} must be a number, got {_described(value)}")
+    if not least <= value < math.inf or value == -math.inf:  # NaN fails every comparison
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{operator}: {name} must be a finite number{bound}, got {value!r}")
+
+
+def integer(operator: str, name: str, value: object) -> None:
+    if type(value) is not int and not isinstance(value, (Integral, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be an integer, got {_described(value)}")
+
+
+def generator(operator: str, value: object) -> None:
+    if not (value is None or isinstance(value, torch.Generator)):
+        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {_described(value)}")
 
 
 def floating(operator: str, name: str, value: Tensor) -> None:
@@ -39,6 +65,10 @@ def shape(operator: str, name: str, value: Tensor, expected: Sequence[int], mean
 def choice(operator: str, name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{operator}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _described(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Tensor) else repr(value)
 
 
 def not_differentiable(operator: str, what: str) -> str:

@@ -6,7 +6,6 @@ The derivation is in :mod:`fastgan.reference.gradient_penalty`.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
@@ -60,8 +59,7 @@ def _norm_penalty(grads: Tensor, target: float, one_sided: bool, expected: float
     _check.floating(_NAME, "grads", grads)
     if grads.dim() < 2 or grads.numel() == 0:
         raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
-    if not (target >= 0 and math.isfinite(target)):
-        raise ValueError(f"{_NAME}: target must be a finite number of at least 0, got {target!r}")
+    _check.number(_NAME, "target", target, 0)
     backend = dispatch.select(_NAME, grads)
     if backend == "reference":
         return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
@@ -125,6 +123,9 @@ def gradient_penalty(
         RuntimeError: scores that do not depend on the input, or an input gradient cut off from the graph (a compiled
             critic on torch 2.11, say), with which training would silently go on without a penalty.
     """
+    for name, value in (("real", real), ("fake", fake)):
+        _check.tensor("gradient_penalty", name, value)
+    _check.number("gradient_penalty", "weight", weight)
     points = interpolate(real.detach(), fake.detach(), alpha, generator=generator)
     gradient = input_gradient(
         critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="gradient_penalty"
@@ -346,6 +347,10 @@ class _Forward(torch.autograd.Function):
             ctx.save_for_forward(grads, norms)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Forward, info, in_dims, *args)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
@@ -377,6 +382,10 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(grad, grads, norms)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Backward, info, in_dims, *args)
+
+    @staticmethod
     def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
         if u is None:
             return (None,) * 6
@@ -400,6 +409,10 @@ class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_DoubleBackward, info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -7,6 +7,7 @@ forward of the next, and the last refuses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_record
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_record, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -51,7 +52,7 @@ def instance_norm_act(
         activation: ``none``, ``relu`` or ``leaky_relu``.
         negative_slope: of ``leaky_relu``.
         reflect_pad: elements of reflection padding on both sides of every spatial dimension; less than each.
-        eps: added to the variance.
+        eps: added to the variance; at least 0.
 
     Returns:
         [N, C, *(spatial + 2 reflect_pad)] in x's dtype and memory format. Statistics are computed in float32
@@ -60,10 +61,11 @@ def instance_norm_act(
     Differentiable twice in x, weight, bias and residual; a third derivative raises. Deterministic.
 
     Raises:
-        TypeError: an argument that is no tensor, or of a wrong dtype.
-        ValueError: a wrong shape, device, activation or padding, or one spatial element only (its variance is 0).
+        TypeError: an argument that is no dense tensor, of a wrong dtype, or no number.
+        ValueError: a wrong shape, device, activation, slope, padding or eps, or one spatial element only (its variance
+            is 0).
     """
-    residual = _check_arguments(x, weight, bias, residual, activation, reflect_pad)
+    residual = _check_arguments(x, weight, bias, residual, activation, negative_slope, reflect_pad, eps)
     backend = dispatch.select(_NAME, x, spatial_dims=x.dim() - 2)
     if backend == "reference":
         return reference.instance_norm_act(
@@ -87,7 +89,9 @@ def _check_arguments(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
+    negative_slope: float,
     reflect_pad: int,
+    eps: float,
 ) -> Tensor | None:
     _check.tensor(_NAME, "x", x)
     _check.floating(_NAME, "x", x)
@@ -112,6 +116,9 @@ def _check_arguments(
             residual = residual.to(x.dtype)
         _check.same_dtype(_NAME, "residual", residual, "x", x)
     _check.choice(_NAME, "activation", activation, ACTIVATIONS)
+    _check.number(_NAME, "negative_slope", negative_slope)
+    _check.number(_NAME, "eps", eps, 0)
+    _check.integer(_NAME, "reflect_pad", reflect_pad)
     if reflect_pad < 0 or (reflect_pad and min(spatial) <= reflect_pad):
         raise ValueError(
             f"{_NAME}: reflect_pad must be at least 0 and less than every spatial size {list(spatial)}, "
@@ -121,6 +128,32 @@ def _check_arguments(
 
 
 _Setting = tuple[str, float, int, str]  # activation, negative_slope, reflect_pad, backend
+
+
+def _as_samples(
+    function: type[torch.autograd.Function], per_channel: bool, info: Any, in_dims: Sequence[Any], *args: Any
+) -> Any:
+    """The vmap rule of the three Functions: the batch becomes more samples, which no result mixes.
+
+    per_channel: whether a tensor [C] differs over the batch, or is among the results and sums over samples. Then it
+    is one call for each of the batch.
+    """
+    if per_channel:
+        return one_by_one(function, info, in_dims, *args)
+    size = info.batch_size
+    samples = 0
+
+    def folded(a: Any, d: int | None) -> Any:
+        nonlocal samples
+        if not isinstance(a, Tensor) or (d is None and a.dim() == 1):
+            return a
+        a = a.unsqueeze(0).expand(size, *a.shape) if d is None else a.movedim(d, 0)
+        samples = a.size(1)
+        return a.flatten(0, 1)
+
+    results = function.apply(*map(folded, args, in_dims))
+    results = tuple(None if r is None else r.unflatten(0, (size, samples)) for r in results)
+    return results, tuple(None if r is None else 0 for r in results)
 
 
 class _Forward(torch.autograd.Function):
@@ -150,6 +183,10 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _as_samples(_Forward, in_dims[1:3] != (None, None), info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -226,6 +263,11 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        need_weight, need_bias, *_ = args[-1]
+        return _as_samples(_Backward, in_dims[2:4] != (None, None) or need_weight or need_bias, info, in_dims, *args)
+
+    @staticmethod
     def backward(
         ctx: Any, u: Tensor | None, v_w: Tensor | None, v_b: Tensor | None, v_r: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
@@ -271,6 +313,11 @@ class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        weight, bias = args[6:8]
+        return _as_samples(_DoubleBackward, weight is not None or bias is not None, info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

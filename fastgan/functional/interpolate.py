@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample
 
@@ -34,7 +34,8 @@ def interpolate(
     Args:
         real: [N, ...], at least one dimension; float32, float64, float16 or bfloat16, any strides.
         fake: real's shape; any floating dtype, any strides.
-        alpha: [N], one number per sample, any floating dtype; or None to draw them uniformly from [0, 1).
+        alpha: [N] or [N, 1, ..., 1], one number per sample, any floating dtype; or None to draw them uniformly from
+            [0, 1).
         generator: of real's device; where alpha is drawn, a 64-bit seed comes from it (from the default generator
             if None), and :math:`\alpha_n` from the seed and n by Philox, see :mod:`fastgan.reference.interpolate`:
             the same seed gives the same numbers on every device and backend, whatever the sample size. The seed is
@@ -47,10 +48,10 @@ def interpolate(
     Differentiable to any order in real, fake and alpha.
 
     Raises:
-        TypeError: an argument that is no tensor, or of a wrong dtype.
+        TypeError: an argument that is no dense tensor, of a wrong dtype, or no generator.
         ValueError: a wrong shape or device, or alpha and a generator together.
     """
-    real, fake = _check_arguments(real, fake, alpha, generator)
+    real, fake, alpha = _check_arguments(real, fake, alpha, generator)
     backend = dispatch.select(_NAME, real)
     if backend == "reference" or real.numel() == 0:
         if alpha is None:
@@ -74,7 +75,7 @@ def _draw_seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _check_arguments(
     real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     for name, value in (("real", real), ("fake", fake)):
         _check.tensor(_NAME, name, value)
         _check.floating(_NAME, name, value)
@@ -86,13 +87,17 @@ def _check_arguments(
         _check.tensor(_NAME, "alpha", alpha)
         _check.floating(_NAME, "alpha", alpha)
         _check.same_device(_NAME, "alpha", alpha, "real", real)
+        if alpha.dim() == real.dim() and alpha.dim() > 1:  # as one writes it to broadcast
+            _check.shape(_NAME, "alpha", alpha, [real.size(0), *[1] * (real.dim() - 1)], "one per sample")
+            alpha = alpha.flatten()
         _check.shape(_NAME, "alpha", alpha, [real.size(0)], "one per sample")
         if generator is not None:
             raise ValueError(f"{_NAME}: got both alpha and generator; a given alpha needs no random numbers")
+    _check.generator(_NAME, generator)
     if real.dtype == fake.dtype:
-        return real, fake
+        return real, fake, alpha
     dtype = torch.promote_types(real.dtype, fake.dtype)
-    return real.to(dtype), fake.to(dtype)
+    return real.to(dtype), fake.to(dtype), alpha
 
 
 class _Forward(torch.autograd.Function):
@@ -116,6 +121,10 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(*kept, output[1] if alpha is None else alpha)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(real, fake, output[1] if alpha is None else alpha)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Forward, info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -165,6 +174,10 @@ class _Backward(torch.autograd.Function):
         grad, real, fake, alpha, _, ctx.backend = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, real, fake, alpha)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Backward, info, in_dims, *args)
 
     @staticmethod
     def backward(

@@ -5,8 +5,7 @@ The derivation is in :mod:`fastgan.reference.l1`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, one_by_one
 
 _NAME = "weighted_l1"
 # Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
@@ -24,7 +23,7 @@ SIGN_CHUNK = 4096
 
 
 @allow_in_graph
-def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+def weighted_l1(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
     r"""The weighted sum of mean absolute differences over pairs of tensors, in one pass.
 
     .. math:: L = \sum_k w_k \frac1{M_k} \sum_i |a_{ki} - b_{ki}|
@@ -47,6 +46,7 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         TypeError: an argument that is no tensor, or of a wrong dtype.
         ValueError: no pairs, a pair of other than three items, empty tensors, shapes or devices that differ.
     """
+    pairs = list(pairs)
     _check_arguments(pairs)
     sides = [t for a, b, _ in pairs for t in (a, b)]
     dtypes = [t.dtype for t in sides]
@@ -55,7 +55,7 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
     backend = dispatch.select(_NAME, sides[widest])
     if backend == "reference":
         return reference.weighted_l1(pairs)
-    recording = torch.is_grad_enabled()
+    recording, transformed = torch.is_grad_enabled(), torch._C._are_functorch_transforms_active()
     tensors: list[Tensor] = []
     numels, weights, sign_bytes = [], [], []
     for a, b, weight in pairs:
@@ -63,8 +63,9 @@ def weighted_l1(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
         tensors += _aligned(a, b)
         numels.append(n)
         weights.append(float(weight))
-        # Packed signs of whole chunks, two bits each, where there will be a backward pass.
-        wanted = recording and (a.requires_grad or b.requires_grad)
+        # Packed signs of whole chunks, two bits each, where there will be a backward pass. A transform's inner levels
+        # do not show what its outer ones want.
+        wanted = recording and (transformed or a.requires_grad or b.requires_grad)
         sign_bytes.append(-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if wanted else 0)
     # Where the C++ kernels run as they are called, the gradients cost one more write here and no pass of their own.
     now = recording and backend == "native" and is_eager(tensors)
@@ -109,8 +110,7 @@ def _check_arguments(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
             )
         if a.numel() == 0:
             raise ValueError(f"{_NAME}: pairs[{k}] is empty (shape {list(a.shape)}): its mean is not defined")
-        if isinstance(weight, Tensor) or not math.isfinite(weight):
-            raise ValueError(f"{_NAME}: pairs[{k}] weight must be a finite number, got {weight!r}")
+        _check.number(_NAME, f"pairs[{k}] weight", weight)
 
 
 def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,6 +162,10 @@ class _Forward(torch.autograd.Function):
             ctx.save_for_forward(*tensors)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Forward, info, in_dims, *args)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * (2 + len(ctx.layouts))
@@ -210,6 +214,10 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(signs)
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_Backward, info, in_dims, *args)
+
+    @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(u is None for u in directions):
             return (None,) * 5
@@ -240,6 +248,10 @@ class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return one_by_one(_DoubleBackward, info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

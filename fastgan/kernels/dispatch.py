@@ -84,7 +84,7 @@ def use_backend(name: str) -> Iterator[None]:
             raises :class:`BackendError` and says why.
 
     The choice is read when an operator's forward pass runs (under ``torch.compile``: when it is traced) and holds
-    for its backward passes.
+    for its backward passes. ``torch.jit.trace`` (and with it the older ONNX exporter) records the reference.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
@@ -97,12 +97,24 @@ def use_backend(name: str) -> Iterator[None]:
 
 def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
+    if torch._C._get_tracing_state() is not None:
+        return _traced(operator)
     device, dtype, requested = "cpu" if x.is_cpu else x.device.type, x.dtype, requested_backend()
     key = (operator, device, dtype, requested, *facts.values())
     chosen = _selected.get(key)
     if chosen is None:
         chosen = _selected[key] = _choose(Call(operator, device, dtype, tuple(facts.items()), requested))
     return chosen
+
+
+def _traced(operator: str) -> str:
+    """The backend under ``torch.jit.trace``, which records PyTorch's operators alone: not what a kernel wrote."""
+    requested = requested_backend()
+    if requested in ("auto", "reference"):
+        return "reference"
+    raise BackendError(
+        f"backend {requested!r} cannot serve {operator}: torch.jit.trace records PyTorch's operators alone"
+    )
 
 
 def order(device: str) -> tuple[str, ...]:

@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd import forward_ad
 
-from fastgan.kernels import dispatch
+from fastgan.kernels import dispatch, layout
 
 _library = torch.library.Library("fastgan", "DEF")
 _transforms_active = torch._C._are_functorch_transforms_active
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype))
+_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+_NO_TENSORS = frozenset((type(None), bool, int, float, str, torch.dtype))
 
 
 class RawOperator:
@@ -82,15 +84,21 @@ def is_eager(tensors: Iterable[Any]) -> bool:
 
 
 def _runs_plain(args: Iterable[Any]) -> bool:
-    return torch._C._len_torch_dispatch_stack() == 0 and (
-        _PLAIN.issuperset(map(type, args)) or all(map(_is_plain, args))
-    )
-
-
-def _is_plain(argument: Any) -> bool:
-    if isinstance(argument, list):
-        return _PLAIN.issuperset(map(type, argument)) or all(map(_is_plain, argument))
-    return type(argument) in _PLAIN or not isinstance(argument, torch.Tensor)
+    """Whether a kernel sees what PyTorch does: no mode listens, and every tensor is the numbers in its memory."""
+    if _dispatch_modes():
+        return False
+    for argument in args:
+        kind = type(argument)
+        if kind in _TENSORS:
+            # A view can be the negative of its memory, as the imaginary part of a conjugate is.
+            if argument.is_neg() or (forward_ad._current_level >= 0 and argument._is_zerotensor()):
+                return False
+        elif kind is list:
+            if not _runs_plain(argument):
+                return False
+        elif kind not in _NO_TENSORS and isinstance(argument, torch.Tensor):
+            return False
+    return True
 
 
 def may_record() -> bool:
@@ -111,6 +119,22 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if recording or forward_ad._current_level >= 0:
         return super(torch.autograd.Function, function).apply(*plain)  # type: ignore[misc]
     return function.forward(*plain)
+
+
+def one_by_one(function: type[torch.autograd.Function], info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+    """A vmap rule: ``function.apply`` for each of the batch in turn, as PyTorch does for operators without a rule."""
+
+    def slice_of(argument: Any, dim: int | None, k: int) -> Any:
+        if not isinstance(argument, torch.Tensor) or dim is None:
+            return argument
+        one = argument.select(dim, k)
+        return layout.dense(one, layout.is_channels_last(one))
+
+    each = [function.apply(*[slice_of(*a, k) for a in zip(args, in_dims, strict=True)]) for k in range(info.batch_size)]
+    if isinstance(each[0], torch.Tensor):
+        return torch.stack(each), 0
+    results = tuple([None if of_all[0] is None else torch.stack(of_all) for of_all in zip(*each, strict=True)])
+    return results, tuple([None if result is None else 0 for result in results])
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
