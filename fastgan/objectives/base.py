@@ -170,9 +170,13 @@ class Classifier(Objective):
 
 
 def differentiable_twice(critic: Critic) -> Critic:
-    """The network that ``torch.compile`` wrapped, for a gradient penalty: what it compiled has no second derivative."""
-    inner: Critic = getattr(critic, "_orig_mod", critic)
-    return inner
+    """The network that ``torch.compile`` wrapped, for a gradient penalty: what it compiled has no second derivative.
+
+    DistributedDataParallel around it still averages the gradients: it waits for those of the other passes.
+    """
+    inner = critic.module if isinstance(critic, DistributedDataParallel) else critic
+    compiled: Critic | None = getattr(inner, "_orig_mod", None)
+    return critic if compiled is None else compiled
 
 
 def draw_alpha(batch: Batch, real: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -183,7 +187,8 @@ def draw_alpha(batch: Batch, real: Tensor, generator: torch.Generator | None) ->
 
 def forward_features(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
     """The critic's output and the features [N, F] of its last hidden layer, from one pass."""
-    critic = critic.module if isinstance(critic, DistributedDataParallel) else differentiable_twice(critic)
+    critic = differentiable_twice(critic)
+    critic = critic.module if isinstance(critic, DistributedDataParallel) else critic
     method = getattr(critic, "forward_features", None)
     if method is None:
         raise TypeError(

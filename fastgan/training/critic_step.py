@@ -104,6 +104,12 @@ def critic_gradients(
 
 
 def assign_gradients(critic: nn.Module, gradients: Mapping[str, Tensor]) -> None:
-    """Makes ``gradients`` the ``.grad`` of the critic's parameters of those names, and clears all others."""
+    """Makes ``gradients`` the ``.grad`` of the critic's parameters of those names, and clears all others.
+
+    They get their parameters' strides, as ``backward()`` gives them: fused optimizers go through both in memory's order.
+    """
     for name, parameter in critic.named_parameters():
-        parameter.grad = gradients.get(name)
+        gradient = gradients.get(name)
+        if gradient is not None and gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+        parameter.grad = gradient

@@ -86,6 +86,9 @@ def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:
 
     Call the wrapper where the module's own parameters are trained, and the bare module everywhere else: the wrapper
     waits for gradients after each of its forward passes. Buffers are not synchronised.
+
+    The compiled module is inside: Dynamo then cuts its graph at the wrapper's buckets, whose gradients travel while the
+    backward pass goes on.
     """
     if compiled:
         module = torch.compile(module)  # type: ignore[assignment]
@@ -95,6 +98,18 @@ def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:
     renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch 2.13
     wrapped: nn.Module = parallel(module, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
     return wrapped
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Averages the gradients of ``module`` over all processes, where its wrapper saw nothing of the backward pass."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if size() == 1 or not gradients:
+        return
+    joint = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(joint)
+    joint /= size()
+    for gradient, part in zip(gradients, joint.split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def own_rows(joint: Tensor) -> Tensor:

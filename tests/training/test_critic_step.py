@@ -103,6 +103,20 @@ def test_compiled_whole() -> None:
     torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_another_layout_reach_a_fused_optimizer_as_what_they_are() -> None:
+    """Compiled convolutions hand out weight gradients whose strides are their own."""
+    plain, other = (nn.Conv2d(3, 4, 2) for _ in range(2))
+    other.load_state_dict(plain.state_dict())
+    gradients = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
+    strange = {**gradients, "weight": gradients["weight"].permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)}
+    assert strange["weight"].stride() != gradients["weight"].stride()
+    for net, given in ((plain, gradients), (other, strange)):
+        optimizer = torch.optim.Adam(net.parameters(), fused=True)
+        assign_gradients(net, given)
+        optimizer.step()
+    assert torch.equal(other.weight, plain.weight)
+
+
 def test_batch_norm_is_refused() -> None:
     critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="critic_gradients: BatchNorm2d '1'"):

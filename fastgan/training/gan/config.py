@@ -14,7 +14,6 @@ from fastgan.data import points
 from fastgan.objectives import Defaults, Objective
 from fastgan.objectives.dragan import RegretAnalytic
 from fastgan.objectives.sliced import Sliced
-from fastgan.training import distributed
 from fastgan.training.graph import wants_graph
 from fastgan.training.precision import Cache
 from fastgan.training.task import RunConfig
@@ -217,8 +216,6 @@ def _check(config: GanConfig, settings: Defaults) -> None:
         raise ValueError("beta1 and beta2 are Adam's, and the optimizer is rmsprop")
     if config.boost is not None and not (schedule.first or schedule.every):
         raise ValueError("boost says how many critic steps some generator steps get: set boost_first or boost_every")
-    if config.compile and distributed.size() > 1:
-        raise ValueError(f"compile serves one process, and there are {distributed.size()}")
     if config.compile and config.recompute:
         raise ValueError("recompute is for networks that are not compiled: torch.compile itself decides what to keep")
 

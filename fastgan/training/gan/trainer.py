@@ -220,6 +220,7 @@ class GanTask(Task):
                 self.critic, real, fake, alpha, weight=objective.weight, one_sided=objective.one_sided
             )
         assign_gradients(self.critic, gradients)
+        distributed.average_gradients(self.critic)
         terms = {"real": -losses.real, "fake": losses.fake, "penalty": losses.penalty}
         return _named("critic", terms, losses.loss)
 
