@@ -112,6 +112,16 @@ def average_gradients(module: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def no_sync(*networks: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """While this lasts, gradients of networks that :func:`wrap` gave stay this process's own: they are averaged with
+    those of the next passes. For all parts of a batch but the last, forward and backward."""
+    stack = contextlib.ExitStack()
+    for network in networks:
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            stack.enter_context(network.no_sync())
+    return stack
+
+
 def own_rows(joint: Tensor) -> Tensor:
     """This process's rows of a tensor that every process holds for the joint batch."""
     return joint.chunk(size())[rank()] if size() > 1 else joint
@@ -208,13 +218,35 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
-def agree(value: int) -> int:
-    """The greatest ``value`` of any process, so that all act alike (a signal may reach some a step early)."""
-    if size() == 1:
-        return value
-    flag = torch.tensor(value)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return int(flag)
+class Agreement:
+    """The greatest value of any process, so that all act alike on what reaches some of them a step early (a signal).
+
+    Nothing waits: a call hands in a value, which travels while the process goes on, and gives what was agreed on at the
+    call before, 0 at first. A single process's value counts at once. Every process must call it equally often.
+    """
+
+    def __init__(self) -> None:
+        self._travelling: tuple[dist.Work, Tensor] | None = None
+
+    def __call__(self, value: int) -> int:
+        if size() == 1:
+            return value
+        agreed = self._arrived()
+        flag = torch.tensor(value)
+        self._travelling = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+        return agreed
+
+    def settle(self, value: int) -> int:
+        """What all values since the last call and ``value`` come to; this one waits."""
+        agreed = max(self(value), self._arrived())
+        return agreed
+
+    def _arrived(self) -> int:
+        if self._travelling is None:
+            return 0
+        (work, flag), self._travelling = self._travelling, None
+        work.wait()
+        return int(flag)
 
 
 def gather(value: Any) -> list[Any]:

@@ -83,11 +83,12 @@ def fit(task: Task) -> Outcome:
     progress = _begin(task, checkpoints)
     stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
     log = _Log(config, progress, stop_at)
-    meter = Meter()
+    meter, agree = Meter(), distributed.Agreement()
     saved = progress.step if checkpoints.steps() else -1
+    stop = 0
     try:
         with _signals() as received:
-            while progress.step < stop_at and not (stop := distributed.agree(received.number)):
+            while progress.step < stop_at and not (stop := agree(received.number)):
                 epoch = task.epoch
                 started = time.perf_counter()
                 losses = task.step()
@@ -110,7 +111,7 @@ def fit(task: Task) -> Outcome:
                 if save or (progress.best and progress.best["step"] == step):
                     _save(task, checkpoints, progress)
                     saved = step
-            stop = distributed.agree(received.number)
+            stop = max(stop, agree.settle(received.number))
             if stop and saved != progress.step:
                 log.flush(task, progress, meter)
                 _save(task, checkpoints, progress)

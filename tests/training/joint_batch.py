@@ -7,17 +7,21 @@ tests/training/test_joint_batch.py compares it with one process on the joint bat
 from __future__ import annotations
 
 import functools
+import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from fastgan.training import checkpoint, distributed
 from fastgan.training.cyclegan import CycleGan
 from fastgan.training.gan import GanTask, train
-from fastgan.training.loop import RunError
+from fastgan.training.loop import RunError, fit
 from tests.training.test_cyclegan_step import Pairs
 from tests.training.test_cyclegan_step import tiny as tiny_cyclegan
 from tests.training.test_gan_step import tiny
@@ -40,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "compiled whole, strided weight gradients": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "compile": True},
     "compiled, the penalty apart": {"objective": "dragan", "compile": True},
     "cyclegan, compiled": {"gan_mode": "wgangp", "pool_size": 3, "compile": True},
+    "in parts": {"objective": "lsgan", "accumulate": 2},
+    "cyclegan, in parts": {"gan_mode": "lsgan", "accumulate": 2},
     "cyclegan": {"gan_mode": "wgangp", "pool_size": 3},
     "cyclegan, batch norm": {"gan_mode": "vanilla", "norm": "batch", "netD": "pixel"},
 }
@@ -98,6 +104,46 @@ def resume(folder: Path) -> str:
     return ""
 
 
+def averagings(trainer: str, parts: int) -> int:
+    """How many times a step has DistributedDataParallel average gradients."""
+    found = [0]
+
+    def count(_, bucket):  # type: ignore[no-untyped-def] # DistributedDataParallel wants types, and not as strings
+        found[0] += 1
+        return allreduce_hook(None, bucket)
+
+    settings = {"batch_size": 4, "accumulate": parts}
+    if trainer == "gan":
+        gan = GanTask(tiny(objective="lsgan", **settings))
+        wrapped = [gan._judge, gan._generate]
+    else:
+        cyclegan = CycleGan(tiny_cyclegan(**settings), Pairs())
+        wrapped = list(cyclegan._running.values())
+    for network in wrapped:
+        network.register_comm_hook(None, count)  # type: ignore[operator]
+    if trainer == "gan":
+        gan.step()
+    else:
+        cyclegan.update(torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16))
+    return found[0]
+
+
+def interrupted(folder: Path) -> list[int]:
+    """When and by which signal a run ended of which one process got it in its second step."""
+    task = GanTask(tiny(objective="sliced", steps=9, checkpoints_dir=folder, name="interrupted", display_freq=0))
+    whole, taken = task.step, []
+
+    def step() -> dict[str, Tensor]:
+        taken.append(1)
+        if len(taken) == 2 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole()
+
+    task.step = step  # type: ignore[method-assign]
+    outcome = fit(task)
+    return [outcome.step, outcome.signal, len(taken)]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -107,4 +153,7 @@ if __name__ == "__main__":
             result = run(case)
             checkpoint.write(Path(sys.argv[1]) / f"{case} {distributed.rank()}", result)
         torch.set_default_dtype(torch.float32)
+        found = {f"{t} {n}": averagings(t, n) for t in ("gan", "cyclegan") for n in (1, 2)}
+        found["interrupted"] = interrupted(Path(sys.argv[1]))
+        Path(sys.argv[1], f"found {distributed.rank()}").write_text(json.dumps(found))
         Path(sys.argv[1], f"complaint {distributed.rank()}").write_text(resume(Path(sys.argv[1])))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,3 +64,19 @@ def test_two_processes_resume_exactly(written: Path) -> None:
 def test_processes_of_different_settings_are_refused(written: Path) -> None:
     assert (written / "complaint 0").read_text() == "process 1 was started with another seed than process 0"
     assert (written / "complaint 1").read_text() == "process 0 was started with another seed than process 1"
+
+
+@pytest.mark.slow
+def test_gradients_of_parts_are_averaged_once(written: Path) -> None:
+    for rank in (0, 1):
+        found = json.loads((written / f"found {rank}").read_text())
+        assert found["gan 1"] == found["gan 2"] > 0
+        assert found["cyclegan 1"] == found["cyclegan 2"] > 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(written: Path) -> None:
+    """It travels while a step is computed, and all save and end after that one."""
+    for rank in (0, 1):
+        assert json.loads((written / f"found {rank}").read_text())["interrupted"] == [3, signal.SIGINT, 3]
+    assert checkpoint.Checkpoints(written / "interrupted" / "checkpoints").steps() == [3]

@@ -200,7 +200,8 @@ class CycleGan(Task):
         shares = [len(part[0]) / len(batch[0]) for part in parts]
         losses, images = [], []
         for k, part in enumerate(parts):
-            with self.backend(), self._sync(names, last=k == len(parts) - 1):
+            own = [] if k == len(parts) - 1 else [self._running[name] for name in names]
+            with self.backend(), distributed.no_sync(*own):
                 with self.precision.autocast():
                     computed = compute(*part)
                 self.precision.backward(computed.total if len(parts) == 1 else computed.total * shares[k])
@@ -230,16 +231,6 @@ class CycleGan(Task):
     def backend(self) -> contextlib.AbstractContextManager[None]:
         """Where operators run: plain PyTorch unless ``config.fused``."""
         return contextlib.nullcontext() if self.config.fused else use_backend("reference")
-
-    def _sync(self, names: Sequence[str], last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Lets processes average gradients at the last part of a batch only."""
-        stack = contextlib.ExitStack()
-        if not last:
-            for name in names:
-                run = self._running[name]
-                if isinstance(run, nn.parallel.DistributedDataParallel):
-                    stack.enter_context(run.no_sync())
-        return stack
 
     def restored(self) -> None:
         for graph in self._graphs.values():

@@ -196,17 +196,20 @@ class GanTask(Task):
     def _backward(self, side: str, terms_of: Callable[..., Terms], *batch: Tensor) -> Losses:
         """Adds the gradients of the sum of ``terms_of(*batch)``, in ``accumulate`` parts of the batch where their loss
         is a mean over samples; returns the losses of the whole."""
-        parts = []
-        for part in zip(*(each.chunk(self.config.accumulate) for each in batch), strict=True):
-            with self.precision.autocast():
-                terms = terms_of(*part)
-            share = len(part[0]) / len(batch[0])
-            if share < 1:
-                terms = {name: term * share for name, term in terms.items()}
-            loss = _total(terms)
-            self.precision.backward(loss)
-            parts.append(_named(side, terms, loss))
-        return {name: _total({str(k): part[name] for k, part in enumerate(parts)}) for name in parts[0]}
+        trained = self._judge if side == "critic" else self._generate
+        parts = list(zip(*(each.chunk(self.config.accumulate) for each in batch), strict=True))
+        losses = []
+        for k, part in enumerate(parts):
+            with distributed.no_sync(*([] if k == len(parts) - 1 else [trained])):
+                with self.precision.autocast():
+                    terms = terms_of(*part)
+                share = len(part[0]) / len(batch[0])
+                if share < 1:
+                    terms = {name: term * share for name, term in terms.items()}
+                loss = _total(terms)
+                self.precision.backward(loss)
+            losses.append(_named(side, terms, loss))
+        return {name: _total({str(k): part[name] for k, part in enumerate(losses)}) for name in losses[0]}
 
     def _compiled_gradients(self, real: Tensor, fake: Tensor) -> Losses:
         """The same for the critic of WGAN-GP, whose losses and gradients are one compiled graph."""
