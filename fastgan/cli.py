@@ -162,7 +162,7 @@ def _translate(arguments: list[str]) -> int:
             checkpoint: A run's folder, a checkpoint file, or an official latest_net_G_A.pth.
             input: An image or a folder.
             out: The folder for the results, PNG files of the inputs' names.
-            direction: AtoB takes G_A, BtoA takes G_B.
+            direction: AtoB takes G_A, BtoA takes G_B; an official file is one generator.
             which: Which checkpoint of a run's folder.
             preprocess: How inputs are scaled and cropped; none: their own size, rounded to what the network needs.
             load_size: See preprocess.
@@ -245,13 +245,21 @@ def _evaluate(arguments: list[str]) -> int:
             n: GAN: how many samples.
             seed: GAN: of the samples.
             device: auto, cpu, cuda or cuda:N.
-            fused: Use the fused operators.
+            fused: CycleGAN: use the fused operators.
             json: Print JSON.
         """
         from fastgan.training.checkpoint import locate, read
 
         file = locate(checkpoint, which)
-        if "objective" in read(file, only="config"):
+        of_gan = "objective" in read(file, only="config")
+        own, other = ("gan", "cyclegan") if of_gan else ("cyclegan", "gan")
+        others = (
+            {"dataroot": dataroot is not None, "fused": not fused} if of_gan else {"n": n != 2048, "seed": seed != 0}
+        )
+        for name, used in others.items():
+            if used:
+                raise ValueError(f"{name} is for runs of train {other}, and {file} is one of train {own}")
+        if of_gan:
             from fastgan.training import sampling
 
             trained = sampling.load(file, device=device)

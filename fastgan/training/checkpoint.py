@@ -205,6 +205,8 @@ def locate(path: Path, which: str = "latest") -> Path:
         CheckpointError: there is none.
     """
     if path.is_file():
+        if which != "latest":
+            raise CheckpointError(f"which {which} is for a run's folder, and {path} is one checkpoint")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = Checkpoints(folder)

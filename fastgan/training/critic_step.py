@@ -106,7 +106,7 @@ def critic_gradients(
 def assign_gradients(critic: nn.Module, gradients: Mapping[str, Tensor]) -> None:
     """Makes ``gradients`` the ``.grad`` of the critic's parameters of those names, and clears all others.
 
-    They get their parameters' strides, as ``backward()`` gives them: fused optimizers go through both in memory's order.
+    They get their parameters' strides, as from ``backward()``: fused optimizers go through both in memory's order.
     """
     for name, parameter in critic.named_parameters():
         gradient = gradients.get(name)

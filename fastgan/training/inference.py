@@ -18,6 +18,7 @@ from fastgan.models import build_generator, infer_generator, load_official, read
 from fastgan.nn import fuse
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
+from fastgan.training.cyclegan.config import check_sizes
 
 Direction = Literal["AtoB", "BtoA"]
 
@@ -71,6 +72,9 @@ def load_translator(
     """
     place = distributed.resolve_device(device)
     if path.suffix == ".pth":
+        for name, used in (("direction BtoA", direction != "AtoB"), (f"which {which}", which != "latest")):
+            if used:
+                raise checkpoint.CheckpointError(f"{name} is for runs of fastgan, and {path} is one generator")
         arguments = infer_generator(read_official(path))
         if arguments is None:
             raise checkpoint.CheckpointError(f"{path} does not hold a ResNet or U-Net generator of CycleGAN")
@@ -123,6 +127,7 @@ def translate(
     Raises:
         DataError: nothing to translate, an unreadable image, or files that would be overwritten.
     """
+    check_sizes(preprocess, load_size, crop_size)
     rule = Preprocess(preprocess, load_size, crop_size, False, translator.multiple).for_testing()
     load: Callable[[int], Tensor]
     if source.is_dir():

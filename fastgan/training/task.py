@@ -45,7 +45,7 @@ class RunConfig:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     num_threads: int = 2
-    """Processes that load data; 0 loads in the main one. The result does not depend on it."""
+    """Processes that load images from files; 0 loads in the main one. The result does not depend on it."""
     fused: bool = True
     """Use fastgan's fused operators; off: plain PyTorch."""
     amp: Amp = "auto"
@@ -96,12 +96,19 @@ class RunConfig:
         """The run's folder."""
         return self.checkpoints_dir / self.name
 
+    def given(self, *names: str) -> list[str]:
+        """Those of ``names`` whose settings are not the defaults."""
+        defaults = self.defaults()
+        return [name for name in names if _plain(getattr(self, name)) != defaults[name]]
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def check(self) -> None:
         """Raises ValueError if a setting that all trainers share is out of its range."""
+        if self.allow_config_change and not self.continue_train:
+            raise ValueError("allow_config_change is for a run that is continued: set continue_train")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must be in [0, 2**62), got {self.seed}")
         not_negative = ("save_latest_freq", "save_epoch_freq", "display_freq", "eval_freq", "keep", "num_threads")

@@ -67,7 +67,7 @@ class _Doubles:
 
 
 def run(case: str) -> dict[str, Any]:
-    """Three steps, of one process uncompiled: the mean losses of all processes, and the state of the networks after them."""
+    """The mean losses of all processes in three steps (of one process: uncompiled), and their networks after them."""
     settings = {**CASES[case], "batch_size": ROWS // distributed.size()}
     if distributed.size() == 1:
         settings.pop("compile", None)  # what it computes does not depend on it

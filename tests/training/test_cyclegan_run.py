@@ -231,6 +231,14 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.png: there already.*--overwrite"):
         inference.translate(translator, data / "odd", out)
     inference.translate(translator, data / "odd", out, overwrite=True)
+    with pytest.raises(ValueError, match="crop_size is not looked at with preprocess none: leave it out, got 16"):
+        inference.translate(translator, data / "odd", tmp_path / "none", crop_size=16)
+    file = checkpoint.locate(config.folder)
+    with pytest.raises(checkpoint.CheckpointError, match=r"which best is for a run's folder, and .* is one checkpoint"):
+        inference.load_translator(file, which="best")
+    inference.export_official(config.folder, tmp_path / "official")
+    with pytest.raises(checkpoint.CheckpointError, match=r"direction BtoA is for runs.*G_A\.pth is one generator"):
+        inference.load_translator(tmp_path / "official" / "latest_net_G_A.pth", "BtoA")
     one = inference.translate(translator, data / "testA" / "0.png", tmp_path / "one")
     assert one == [tmp_path / "one" / "0.png"]
     pixels = torch.from_numpy(np.asarray(Image.open(data / "testA" / "0.png")).copy()).permute(2, 0, 1).float()
@@ -355,6 +363,9 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {k: v for k, v in scores.items() if "swd" not in k} == pytest.approx(
         {k: logged[k] for k in scores if "swd" not in k}, rel=1e-5
     )
+    capsys.readouterr()
+    assert run("evaluate", "--checkpoint", str(config.folder), "--n", "9") == 1
+    assert "n is for runs of train gan, and" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
     assert "FID" in capsys.readouterr().err
     assert {k: logged[k] for k in ("swd_A", "swd_B")} == pytest.approx({k: scores[k] for k in ("swd_A", "swd_B")})

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,20 @@ def test_every_option_does_something(base, change):
     assert trace(**base, **change) != trace(**base)
 
 
+CRITIC = {
+    "width_d": 16, "norm_d": "layer", "dropout": 0.1, "minibatch": 2, "code_dim": 4, "n_critic": 2, "boost": 3,
+    "boost_first": 1, "boost_every": 2, "lr_d": 1e-3, "clip": 0.1, "grad_clip": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GanConfig.CRITIC)
+def test_without_a_critic_its_options_are_refused(name):
+    settings = {name: CRITIC[name]}
+    settings |= {"boost_first": {"boost": 3}, "boost_every": {"boost": 3}, "boost": {"boost_first": 1}}.get(name, {})
+    with pytest.raises(ValueError, match=r"(\w+) is the critic's, and objective 'sliced' has none"):
+        GanTask(replace(tiny(objective="sliced"), **settings))
+
+
 def test_options_of_images(pictures):
     for change in ({"flip": True}, {"channels": 1}, {"image_size": 16}):
         base = {"objective": "gan", "data": pictures, "batch_size": 4, "image_size": 8}
@@ -231,6 +246,11 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"data": "digits:8"}, "data must be .* digits or a folder, got 'digits:8'"),
         ({"data": "digits", "channels": 4}, "channels is for folders of images, not for data 'digits'"),
         ({"boost": 3}, "set boost_first or boost_every"),
+        ({"boost_first": 3}, "boost_first says which generator steps get boost critic steps: set boost"),
+        ({"channels_last": "on"}, "channels_last is for convolutions, and architecture 'mlp' has none"),
+        ({"save_epoch_freq": 2}, "save_epoch_freq counts epochs, and data '8gaussians' has none"),
+        ({"cache": "on"}, "cache is for folders of images, not for data '8gaussians'"),
+        ({"allow_config_change": True}, "allow_config_change is for a run that is continued"),
         ({"lr_g": float("nan")}, "lr_g must be positive and finite, got nan"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
         ({"seed": 2**70}, "seed must be in"),
@@ -355,6 +375,8 @@ def test_command_line(tmp_path, capsys):
     assert fastgan("evaluate", "--checkpoint", str(tmp_path / "toy"), "--n", "256", "--json") == 0
     scores = json.loads(capsys.readouterr().out)
     assert set(scores) == {"sliced_w2", "modes", "high_quality"}
+    assert fastgan("evaluate", "--checkpoint", str(tmp_path / "toy"), "--dataroot", "x") == 1
+    assert "dataroot is for runs of train cyclegan, and" in capsys.readouterr().err
     assert fastgan("sample", "--checkpoint", str(tmp_path), "--out", str(out), "--overwrite") == 1
     assert "there is no checkpoint" in capsys.readouterr().err
     assert fastgan("train", "gan", *flags, "--data", str(tmp_path / "none"), "--name", "b") == 1

@@ -22,7 +22,10 @@ def tiny(**settings: Any) -> GanConfig:
         "batch_size": 16, "latent_dim": 3, "steps": 10, "tensorboard": False, "progress": False, "n_samples": 4,
         "n_eval": 64,
     }  # fmt: skip
-    return GanConfig(**{**defaults, **settings})
+    settings = {**defaults, **settings}
+    if settings.get("objective") == "sliced":  # refuses what is the critic's
+        settings = {name: value for name, value in settings.items() if name not in GanConfig.CRITIC}
+    return GanConfig(**settings)
 
 
 class Recorded:

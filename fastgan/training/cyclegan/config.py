@@ -83,9 +83,9 @@ class CycleGanConfig(RunConfig):
     batch_size: int = 1
     """Pairs in a step, of each process."""
     load_size: int = 286
-    """Images are scaled to this size."""
+    """Images are scaled to this size, but with preprocess crop or none."""
     crop_size: int = 256
-    """Then cropped to this size."""
+    """Then cropped to this size, but with preprocess none; scale_width: their least height."""
     preprocess: PreprocessMode = "resize_and_crop"
     """How images are scaled and cropped."""
     no_flip: bool = False
@@ -128,10 +128,7 @@ def check(config: CycleGanConfig) -> None:
     check_range("init_gain", config.init_gain, above=0)
     for name in ("beta1", "ema"):
         check_range(name, getattr(config, name), least=0, below=1)
-    penalty = {"gp_one_sided": config.gp_one_sided, "lambda_gp": config.lambda_gp != config.defaults()["lambda_gp"]}
-    for name, used in penalty.items():
-        if used and config.gan_mode != "wgangp":
-            raise ValueError(f"{name} is for gan_mode wgangp, got {config.gan_mode}")
+    _check_used(config)
     side = config.crop_size if "crop" in config.preprocess else config.load_size
     layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
     if layers and config.preprocess != "none" and side >> layers < 3:
@@ -169,6 +166,34 @@ def check(config: CycleGanConfig) -> None:
             f"nothing to train: epoch_count {config.epoch_count} is past n_epochs {config.n_epochs} + "
             f"n_epochs_decay {config.n_epochs_decay}"
         )
+
+
+def _check_used(config: CycleGanConfig) -> None:
+    """Raises ValueError if an option is set that has no effect beside the others."""
+    uses: dict[tuple[str, ...], tuple[bool, str]] = {
+        ("lambda_gp", "gp_one_sided"): (config.gan_mode == "wgangp", f"gan_mode wgangp, got {config.gan_mode}"),
+        ("n_layers_D",): (config.netD == "n_layers", f"netD n_layers, got {config.netD}"),
+        ("lr_decay_iters",): (config.lr_policy == "step", f"lr_policy step, got {config.lr_policy}"),
+        ("init_type", "init_gain"): (config.pretrained is None, "new weights, and pretrained gives them all"),
+        ("init_gain",): (
+            config.init_type != "kaiming" or config.norm == "batch",
+            "init_type normal, xavier and orthogonal, got kaiming, which has no gain",
+        ),
+        ("no_dropout",): (config.netG != "unet_32", "generators that may have dropout, and netG unet_32 has none"),
+    }
+    for names, (used, purpose) in uses.items():
+        given = config.given(*names)
+        if given and not used:
+            raise ValueError(f"{given[0]} is for {purpose}")
+
+
+def check_sizes(preprocess: PreprocessMode, load_size: int, crop_size: int) -> None:
+    """Raises ValueError if a size is set that ``preprocess`` does not look at."""
+    sizes = {"load_size": load_size, "crop_size": crop_size}
+    unused = {"none": ("load_size", "crop_size"), "crop": ("load_size",)}.get(preprocess, ())
+    for name in unused:
+        if sizes[name] != CycleGanConfig.__dataclass_fields__[name].default:
+            raise ValueError(f"{name} is not looked at with preprocess {preprocess}: leave it out, got {sizes[name]}")
 
 
 def graphs(config: CycleGanConfig, device: torch.device) -> bool:

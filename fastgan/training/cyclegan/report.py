@@ -72,16 +72,19 @@ def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, fl
 def plan(task: CycleGan) -> dict[str, str]:
     """What a dry run prints beside the settings."""
     config, loader = task.config, task.loader
-    side = config.crop_size if "crop" in config.preprocess else config.load_size
+    if "crop" in config.preprocess:
+        height = width = config.crop_size
+    else:  # sizes are the images' own: the first one's
+        height, width = task.train.sample(0, None)["A"].shape[1:]
     weights = {name: sum(p.numel() for p in network.parameters()) for name, network in task.networks.items()}
     # Weights, gradients and Adam's two moments, in float32; the averages; the pools.
     fixed = 16 * sum(weights.values()) + 4 * sum(weights[name] for name in task.ema)
-    pools = 2 * config.pool_size * 4 * config.output_nc * side**2
-    activations = activation_bytes(task, side)
+    pools = 2 * config.pool_size * 4 * config.output_nc * height * width
+    activations = activation_bytes(task, height, width)
     return {
         "networks": ", ".join(f"{name} {count / 1e6:.3f} M" for name, count in weights.items()),
         "steps": f"{task.total_steps} ({loader.batches_per_epoch} an epoch, {len(task.train)} items)",
-        "joint batch": f"{config.batch_size} x {distributed.size()} processes, {side} x {side} pixels",
+        "joint batch": f"{config.batch_size} x {distributed.size()} processes, {height} x {width} pixels",
         "runs on": f"{task.device}, autocast {task.precision.amp}, {task.precision.memory_format}",
         "weights, gradients, moments": _mib(fixed),
         "image pools": _mib(pools),
@@ -90,8 +93,8 @@ def plan(task: CycleGan) -> dict[str, str]:
     }
 
 
-def activation_bytes(task: CycleGan, side: int) -> int:
-    """What autograd keeps of the generators' loss, which keeps most of a step, on side × side pixels."""
+def activation_bytes(task: CycleGan, height: int, width: int) -> int:
+    """What autograd keeps of the generators' loss, which keeps most of a step, on height × width pixels."""
     config = task.config
 
     def make() -> list[nn.Module]:
@@ -103,7 +106,7 @@ def activation_bytes(task: CycleGan, side: int) -> int:
 
     def run(*networks: nn.Module) -> object:
         rows = -(-config.batch_size // config.accumulate)
-        real_A, real_B = (torch.empty(rows, c, side, side) for c in (config.input_nc, config.output_nc))
+        real_A, real_B = (torch.empty(rows, c, height, width) for c in (config.input_nc, config.output_nc))
         nets = for_generators(dict(zip(task.networks, networks, strict=True)), config)
         with task.backend(), task.precision.autocast():
             return generators_loss(nets, config, real_A, real_B, apart=False)

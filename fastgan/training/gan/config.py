@@ -100,8 +100,13 @@ class GanConfig(RunConfig):
     n_samples: int = 64
     """Images on a sheet; 16 times as many points."""
     n_eval: int = 2048
-    """Samples that an evaluation compares with as many real ones."""
+    """Samples that an evaluation (eval_freq) compares with as many real ones."""
 
+    # What describes the critic and its steps.
+    CRITIC: ClassVar[tuple[str, ...]] = (
+        "width_d", "norm_d", "dropout", "minibatch", "code_dim", "n_critic", "boost", "boost_first", "boost_every",
+        "lr_d", "clip", "grad_clip",
+    )  # fmt: skip
     FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"n_samples", "n_eval", "cache", "recompute"}
 
 
@@ -132,7 +137,7 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
     if config.image_size is not None and config.image_size != shape[-1]:
         raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
     other = config.channels not in (3, shape[0])
-    of_folders = {"flip": config.flip, "channels": other, "cache": config.cache == "device"}
+    of_folders = {"flip": config.flip, "channels": other, "cache": config.cache != "auto"}
     for name, used in of_folders.items():
         if used and kind in fixed:
             raise ValueError(f"{name} is for folders of images, not for data {kind!r}")
@@ -170,11 +175,11 @@ def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
     own = {"n": config.n_critic, "boosted": config.boost, "first": config.boost_first, "every": config.boost_every}
     schedule = replace(authors.schedule, **{k: v for k, v in own.items() if v is not None})
     settings = replace(authors, betas=betas, schedule=schedule, **{k: v for k, v in given.items() if v is not None})
-    _check(config, settings)
+    _check(config, settings, objective)
     return objective, settings
 
 
-def _check(config: GanConfig, settings: Defaults) -> None:
+def _check(config: GanConfig, settings: Defaults, objective: Objective) -> None:
     """Raises ValueError if a number is out of its range, or an option has no meaning beside another."""
     schedule = settings.schedule
     at_least_one: dict[str, float | None] = {
@@ -216,6 +221,16 @@ def _check(config: GanConfig, settings: Defaults) -> None:
         raise ValueError("beta1 and beta2 are Adam's, and the optimizer is rmsprop")
     if config.boost is not None and not (schedule.first or schedule.every):
         raise ValueError("boost says how many critic steps some generator steps get: set boost_first or boost_every")
+    if config.boost is None and (schedule.first or schedule.every) and schedule.boosted == Defaults.schedule.boosted:
+        name = "boost_first" if schedule.first else "boost_every"
+        raise ValueError(f"{name} says which generator steps get boost critic steps: set boost")
+    of_critics = config.given(*config.CRITIC)
+    if of_critics and objective.requires.output == "none":
+        raise ValueError(f"{of_critics[0]} is the critic's, and objective {config.objective!r} has none")
+    if config.channels_last == "on" and architecture_name(config) == "mlp":
+        raise ValueError("channels_last is for convolutions, and architecture 'mlp' has none")
+    if config.save_epoch_freq and config.data in points.NAMES:
+        raise ValueError(f"save_epoch_freq counts epochs, and data {config.data!r} has none: set save_latest_freq")
     if config.compile and config.recompute:
         raise ValueError("recompute is for networks that are not compiled: torch.compile itself decides what to keep")
 
