@@ -83,14 +83,20 @@ def check_l1(backend: str, cases: Sequence[tuple[Tensor, Tensor, float]]) -> Non
 
 
 def check_interpolate(backend: str, real: Tensor, fake: Tensor, alpha: Tensor) -> None:
-    """Value, layout and gradients of interpolate."""
+    """Value, layout, gradients and double backward of interpolate."""
     dtype = torch.promote_types(real.dtype, fake.dtype)
     inputs = (real, fake, alpha)
     cotangent = tensor(real.shape, dtype, seed=9, device=real.device).detach()
 
     def run(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> list[Tensor]:
         y = function(*arguments)
-        return [y, *torch.autograd.grad(y, arguments, cotangent.to(y.dtype))]
+        grad = cotangent.to(y.dtype).requires_grad_()
+        first = torch.autograd.grad(y, arguments, grad, create_graph=True)
+        u = [
+            tensor(g.shape, x.dtype, seed=5 + k, device=g.device).detach().to(g.dtype)
+            for k, (g, x) in enumerate(zip(first, inputs, strict=True))
+        ]
+        return [y, *first, *torch.autograd.grad(first, (grad, *arguments), u)]
 
     with fastgan.use_backend(backend), poisoned():
         ours = run(F.interpolate, inputs)
@@ -98,7 +104,7 @@ def check_interpolate(backend: str, real: Tensor, fake: Tensor, alpha: Tensor) -
     exact = run(reference.interpolate, [t.detach().double().requires_grad_() for t in inputs])
     assert ours[0].dtype == dtype
     assert ours[0].stride() == torch.empty_like(real).stride()
-    for grad, leaf in zip(ours[1:], inputs, strict=True):
+    for grad, leaf in zip(ours[1:4], inputs, strict=True):
         assert grad.dtype == leaf.dtype
     for a, b, c in zip(ours, theirs, exact, strict=True):
         assert_as_good(a, b, c)

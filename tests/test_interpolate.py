@@ -31,6 +31,7 @@ def test_gradcheck_twice_and_forward_mode(backend: str) -> None:
     with fastgan.use_backend(backend):
         assert torch.autograd.gradcheck(F.interpolate, inputs, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(F.interpolate, inputs)
+        assert torch.autograd.gradgradcheck(F.interpolate, [tensor((3,), F64, seed=k) for k in range(3)])
 
 
 def test_only_wanted_gradients_are_made() -> None:

@@ -16,7 +16,7 @@ from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
-from fastgan.reference.interpolate import draw_alpha, per_sample
+from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
 _NAME = "interpolate"
 
@@ -191,7 +191,8 @@ class _Backward(torch.autograd.Function):
             dense = (layout.dense(u, layout.is_channels_last(grad)) for u in (u_r, u_f))
             grad_grad = apply(_Forward, *dense, alpha, None, ctx.backend)[0]
             if ctx.needs_input_grad[3]:
-                grad_alpha = (grad.to(alpha.dtype) * (u_r - u_f)).flatten(1).sum(1)
+                u = u_r.to(alpha.dtype) - u_f.to(alpha.dtype)
+                grad_alpha = sum_per_sample(grad.to(alpha.dtype) * u)
         if u_alpha is not None:
             u = per_sample(u_alpha, grad)
             grad_real = (u * grad).to(grad.dtype)

@@ -36,13 +36,18 @@ def backward(grad: Tensor, real: Tensor, fake: Tensor, alpha: Tensor) -> tuple[T
     """The gradients for real, fake and alpha."""
     dtype = statistics_dtype(real.dtype)
     a, g = per_sample(alpha.to(dtype), real), grad.to(dtype)
-    grad_alpha = (g * (real.to(dtype) - fake.to(dtype))).flatten(1).sum(1)
+    grad_alpha = sum_per_sample(g * (real.to(dtype) - fake.to(dtype)))
     return (a * g).to(real.dtype), ((1 - a) * g).to(real.dtype), grad_alpha.to(alpha.dtype)
 
 
 def per_sample(alpha: Tensor, x: Tensor) -> Tensor:
     """alpha [N] shaped to broadcast over x [N, ...]."""
     return alpha.view(-1, *(1,) * (x.dim() - 1))
+
+
+def sum_per_sample(x: Tensor) -> Tensor:
+    """[N], the sums over the samples of x [N, ...]."""
+    return x if x.dim() == 1 else x.flatten(1).sum(1)
 
 
 def draw_alpha(seed: Tensor, samples: int) -> Tensor:
