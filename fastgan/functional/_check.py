@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_strided = torch.strided
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def tensor(operator: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{operator}: {name} must be a Tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided:
+    if value.layout is not _strided:
         raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {value.layout}")
 
 

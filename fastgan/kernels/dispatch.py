@@ -36,6 +36,7 @@ OPERATORS = {
 }
 
 logger = logging.getLogger("fastgan")
+_tracing_state = torch._C._get_tracing_state
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
 _fallback_logged: set[str] = set()
 _selected: dict[tuple[Any, ...], str] = {}  # by what a Call holds: a plain tuple is quicker to look up
@@ -97,7 +98,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
-    if torch._C._get_tracing_state() is not None:
+    if _tracing_state() is not None:
         return _traced(operator)
     device, dtype, requested = "cpu" if x.is_cpu else x.device.type, x.dtype, requested_backend()
     key = (operator, device, dtype, requested, *facts.values())
