@@ -187,17 +187,21 @@ class _Backward(torch.autograd.Function):
         grad_grad = grad_real = grad_fake = grad_alpha = None
         if u_real is not None or u_fake is not None:
             u_r, u_f = (torch.zeros_like(grad) if u is None else u for u in (u_real, u_fake))
-            # The gradients are linear in grad, as the result is in the images: the same kernel serves.
-            dense = (layout.dense(u, layout.is_channels_last(grad)) for u in (u_r, u_f))
-            grad_grad = apply(_Forward, *dense, alpha, None, ctx.backend)[0]
+            if u_alpha is None:
+                # The gradients are linear in grad, as the result is in the images: the same kernel serves.
+                dense = (layout.dense(u, layout.is_channels_last(grad)) for u in (u_r, u_f))
+                grad_grad = apply(_Forward, *dense, alpha, None, ctx.backend)[0]
+            else:
+                a = per_sample(alpha, grad)
+                grad_grad = a * u_r.to(alpha.dtype) + (1 - a) * u_f.to(alpha.dtype)
             if ctx.needs_input_grad[3]:
-                u = u_r.to(alpha.dtype) - u_f.to(alpha.dtype)
-                grad_alpha = sum_per_sample(grad.to(alpha.dtype) * u)
+                difference = u_r.to(alpha.dtype) - u_f.to(alpha.dtype)
+                grad_alpha = sum_per_sample(grad.to(alpha.dtype) * difference)
         if u_alpha is not None:
             u = per_sample(u_alpha, grad)
-            grad_real = (u * grad).to(grad.dtype)
+            grad_real = (u * grad.to(alpha.dtype)).to(grad.dtype)
             grad_fake = -grad_real
-            of_alpha = u * (real - fake)
+            of_alpha = u * (real.to(alpha.dtype) - fake.to(alpha.dtype))
             grad_grad = of_alpha if grad_grad is None else grad_grad + of_alpha
         return None if grad_grad is None else grad_grad.to(grad.dtype), grad_real, grad_fake, grad_alpha, None, None
 
