@@ -14,9 +14,11 @@ namespace {
 
 constexpr int64_t kChunkElements = 8192;  // channels first; 64 accumulators (AVX-512, float) of 128 elements each
 constexpr int64_t kChunkPixels = 128;     // channels last
+constexpr int64_t kPieceElements = 64;    // channels first: pieces of a row begin at multiples, where vectors do
 constexpr int64_t kSeedElements = 256;    // what a slab's first center is taken from
 constexpr int64_t kSeedPixels = 16;
 constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth another
+constexpr int64_t kEvenSlabs = 4;            // slabs come in multiples, so that two or four threads get as many
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
@@ -108,14 +110,18 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
 
   const int64_t unit = p.channels_last ? p.C : 1;
   const int64_t chunk = p.channels_last ? kChunkPixels : kChunkElements;  // in pixels
-  plan.piece = least(plan.W, chunk);
-  plan.pieces = ceil_div(plan.W, most(1, plan.piece));
-  plan.rows_per_chunk = plan.pieces > 1 ? 1 : most(1, chunk / most(1, plan.W));
-  plan.chunks = ceil_div(plan.D * plan.H, plan.rows_per_chunk) * plan.pieces;
+  const int64_t unit_pixels = p.channels_last ? 1 : kPieceElements;
+  // Chunks of nearly the same size, so that threads get nearly the same work.
+  plan.pieces = ceil_div(plan.W, chunk);
+  plan.piece = ceil_div(ceil_div(plan.W, plan.pieces), unit_pixels) * unit_pixels;
+  plan.pieces = ceil_div(plan.W, plan.piece);
+  const int64_t rows = plan.D * plan.H;
+  plan.rows_per_chunk = plan.pieces > 1 ? 1 : ceil_div(rows, ceil_div(rows, most(1, chunk / plan.W)));
+  plan.chunks = ceil_div(rows, plan.rows_per_chunk) * plan.pieces;
 
   const int64_t elements = plan.D * plan.H * plan.W * unit;
   plan.groups = p.channels_last ? plan.N : plan.N * plan.C;
-  plan.slabs = least(least(plan.chunks, kMaxSlabs), most(1, elements / kSlabElements));
+  plan.slabs = least(least(plan.chunks, kMaxSlabs), ceil_div(most(1, elements / kSlabElements), kEvenSlabs) * kEvenSlabs);
 
   const int64_t threads = most(1, least(p.threads, plan.groups * most(elements, 16) / kThreadElements));
   const int64_t rounds = ceil_div(plan.groups, threads);
