@@ -39,6 +39,7 @@ inline constexpr int kLanes = FASTGAN_VECTOR_BYTES / static_cast<int>(sizeof(A))
 namespace simd {
 constexpr int kFloats = kLanes<float>;
 typedef uint16_t Half __attribute__((vector_size(FASTGAN_VECTOR_BYTES / 2)));
+typedef uint16_t Words __attribute__((vector_size(FASTGAN_VECTOR_BYTES)));
 typedef uint32_t Bits __attribute__((vector_size(FASTGAN_VECTOR_BYTES)));
 
 template <typename V, typename T>
@@ -78,10 +79,24 @@ FASTGAN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 
 FASTGAN_INLINE Vec<float> load_vector(const float* p) { return simd::bits_at<Vec<float>>(p); }
 FASTGAN_INLINE Vec<double> load_vector(const double* p) { return simd::bits_at<Vec<double>>(p); }
+#if defined(FASTGAN_ISA_avx512)
+namespace simd {
+// A float's upper half and back, by one permutation: of bfloat16s into the odd places, the even ones zero.
+FASTGAN_INLINE Vec<float> widen_bf16(__m256i half) {
+  const __m512i twice = (__m512i)(Words{0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
+                                        8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15});
+  return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, twice, _mm512_castsi256_si512(half));
+}
+FASTGAN_INLINE __m256i upper_halves(__m512i v) {
+  const __m512i odd = (__m512i)(Words{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, v));
+}
+}  // namespace simd
+#endif
+
 FASTGAN_INLINE Vec<float> load_vector(const bf16_t* p) {
-#if defined(FASTGAN_ISA_avx512)  // GCC 12 converts the halves apart
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#if defined(FASTGAN_ISA_avx512)
+  return simd::widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(FASTGAN_ISA_avx2)
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return (Vec<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
@@ -102,14 +117,15 @@ FASTGAN_INLINE Vec<float> load_vector(const f16_t* p) {
 }
 
 namespace simd {
-FASTGAN_INLINE Half to_bf16(Vec<float> v) {  // round to nearest even; NaN stays NaN
-  const Bits bits = (Bits)v;
-  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Bits result = (v != v) ? ((bits >> 16) | 0x40u) : rounded;
+// Round to nearest even; NaN stays NaN. (Arithmetic has made it a quiet one, which its upper half shows.)
+FASTGAN_INLINE Half to_bf16(Vec<float> v) {
+  const Bits bits = (Bits)v, up = ((bits >> 16) & 1u) + 0x7fffu;
 #if defined(FASTGAN_ISA_avx512)
-  return (Half)_mm512_cvtepi32_epi16((__m512i)result);
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
+  return (Half)upper_halves(_mm512_mask_add_epi32((__m512i)bits, number, (__m512i)bits, (__m512i)up));
 #else
-  return __builtin_convertvector(result, Half);
+  const Bits result = (v != v) ? bits : bits + up;
+  return __builtin_convertvector(result >> 16, Half);
 #endif
 }
 #if defined(FASTGAN_ISA_avx512)
@@ -170,7 +186,7 @@ FASTGAN_INLINE Vec<double> load_vector(const double* p, int64_t lanes) {
   return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(simd::first(lanes)), p);
 }
 FASTGAN_INLINE Vec<float> load_vector(const bf16_t* p, int64_t lanes) {
-  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(simd::load16(p, lanes)), 16);
+  return simd::widen_bf16(simd::load16(p, lanes));
 }
 FASTGAN_INLINE Vec<float> load_vector(const f16_t* p, int64_t lanes) {
   return (Vec<float>)_mm512_cvtph_ps(simd::load16(p, lanes));

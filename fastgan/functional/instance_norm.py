@@ -102,12 +102,10 @@ def _check_arguments(
     spatial = x.shape[2:]
     if math.prod(spatial) <= 1:  # Size.numel() would fix a symbolic size
         raise ValueError(f"{_NAME}: x must have more than one spatial element per channel, got {list(x.shape)}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            _check.tensor(_NAME, name, parameter)
-            _check.floating(_NAME, name, parameter)
-            _check.same_device(_NAME, name, parameter, "x", x)
-            _check.shape(_NAME, name, parameter, [x.size(1)], "one per channel")
+    if weight is not None:
+        _check_parameter("weight", weight, x)
+    if bias is not None:
+        _check_parameter("bias", bias, x)
     if residual is not None:
         _check.tensor(_NAME, "residual", residual)
         _check.same_device(_NAME, "residual", residual, "x", x)
@@ -115,16 +113,24 @@ def _check_arguments(
         if residual.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
             residual = residual.to(x.dtype)
         _check.same_dtype(_NAME, "residual", residual, "x", x)
-    _check.choice(_NAME, "activation", activation, ACTIVATIONS)
+    if activation not in ACTIVATIONS:
+        _check.choice(_NAME, "activation", activation, ACTIVATIONS)
     _check.number(_NAME, "negative_slope", negative_slope)
     _check.number(_NAME, "eps", eps, 0)
     _check.integer(_NAME, "reflect_pad", reflect_pad)
-    if reflect_pad < 0 or (reflect_pad and min(spatial) <= reflect_pad):
+    if reflect_pad and (reflect_pad < 0 or min(spatial) <= reflect_pad):
         raise ValueError(
             f"{_NAME}: reflect_pad must be at least 0 and less than every spatial size {list(spatial)}, "
             f"got {reflect_pad}"
         )
     return residual
+
+
+def _check_parameter(name: str, parameter: Tensor, x: Tensor) -> None:
+    _check.tensor(_NAME, name, parameter)
+    _check.floating(_NAME, name, parameter)
+    _check.same_device(_NAME, name, parameter, "x", x)
+    _check.shape(_NAME, name, parameter, [x.size(1)], "one per channel")
 
 
 _Setting = tuple[str, float, int, str]  # activation, negative_slope, reflect_pad, backend

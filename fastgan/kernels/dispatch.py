@@ -100,7 +100,10 @@ def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
     if _tracing_state() is not None:
         return _traced(operator)
-    device, dtype, requested = "cpu" if x.is_cpu else x.device.type, x.dtype, requested_backend()
+    requested = _requested.get()
+    if requested is None:
+        requested = requested_backend() if _variable in _environment else "auto"
+    device, dtype = "cpu" if x.is_cpu else x.device.type, x.dtype
     key = (operator, device, dtype, requested, *facts.values())
     chosen = _selected.get(key)
     if chosen is None:

@@ -20,6 +20,8 @@ from torch.autograd import forward_ad
 from fastgan.kernels import dispatch, layout
 
 _library = torch.library.Library("fastgan", "DEF")
+# Looked up once: between convolutions, with caches cold, each step on the way to a name counts.
+_Tensor, _grad_enabled = torch.Tensor, torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -103,7 +105,7 @@ def _runs_plain(args: Iterable[Any]) -> bool:
 
 def may_record() -> bool:
     """Whether :func:`apply` may keep a Function for a further derivative; else it calls its ``forward`` alone."""
-    return torch.is_grad_enabled() or _transforms_active() or forward_ad._current_level >= 0
+    return _grad_enabled() or _transforms_active() or forward_ad._current_level >= 0
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -114,9 +116,14 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if _transforms_active():
         return function.apply(*args)
     # As Function.apply does: a tensor that has left its transform is what it wraps.
-    plain = [_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in args]
-    recording = torch.is_grad_enabled() and True in [getattr(a, "requires_grad", False) for a in plain]
-    if recording or forward_ad._current_level >= 0:
+    plain = [_unwrap_if_dead(a) if type(a) is _Tensor else a for a in args]
+    recording = forward_ad._current_level >= 0
+    if not recording and _grad_enabled():
+        for argument in plain:
+            if getattr(argument, "requires_grad", False):
+                recording = True
+                break
+    if recording:
         return super(torch.autograd.Function, function).apply(*plain)  # type: ignore[misc]
     return function.forward(*plain)
 

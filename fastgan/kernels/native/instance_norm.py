@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, empty, threads
+from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
@@ -22,6 +22,8 @@ _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
 _SHORTEST_ROW = 8
 # What a negative z is multiplied by; leaky_relu has its own.
 _SLOPES = {"none": 1.0, "relu": 0.0}
+# By the number of dimensions; PyTorch has no name for [N, C, L] with channels last.
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def supports(call: Call) -> str | None:
@@ -41,11 +43,15 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [N, C, *(spatial + 2 reflect_pad)], and mean and rstd [N, C]."""
     channels_last = layout.is_channels_last(x)
-    x, residual = _readable(x, channels_last), _readable(residual, channels_last)
+    x = _readable(x, channels_last)
+    if residual is not None:
+        residual = _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
-    mean = empty(x.shape[:2], statistics_dtype(x.dtype))
+    dtype = statistics_dtype(x.dtype)
+    mean = torch.empty(x.size(0), x.size(1), dtype=dtype)
     rstd = torch.empty_like(mean)
-    weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
+    if weight is not None or bias is not None:
+        weight, bias = _vector(weight, dtype), _vector(bias, dtype)
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
     _C.instance_norm_forward(
         problem, _strided(x), _strided(residual), _strided(y), eps, mean.data_ptr(), rstd.data_ptr()
@@ -72,9 +78,13 @@ def backward(
     grad_x = _padded(x, 0, channels_last)
     grad_z = _padded(x, 0, channels_last) if need_grad_z else None
     m1, m2 = (torch.empty_like(mean), torch.empty_like(mean)) if need_sums else (None, None)
-    x, grad, residual = _readable(x, channels_last), _readable(grad, channels_last), _readable(residual, channels_last)
-    weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
+    x, grad = _readable(x, channels_last), _readable(grad, channels_last)
+    if residual is not None:
+        residual = _readable(residual, channels_last)
+    if weight is not None or bias is not None:
+        weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
+    if not (mean.is_contiguous() and rstd.is_contiguous()):
+        mean, rstd = mean.contiguous(), rstd.contiguous()
     problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
     _C.instance_norm_backward(
         problem, _strided(grad), _strided(x), _strided(residual), mean.data_ptr(), rstd.data_ptr(),
@@ -166,9 +176,16 @@ def _vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return t.to(dtype).contiguous()
 
 
+def _is_dense(x: Tensor, channels_last: bool) -> bool:
+    if not channels_last:
+        return x.is_contiguous()
+    memory_format = _CHANNELS_LAST.get(x.dim())
+    return memory_format is not None and x.is_contiguous(memory_format=memory_format)
+
+
 def _padded(x: Tensor, pad: int, channels_last: bool) -> Tensor:
     """An uninitialised tensor of x's shape and layout, ``pad`` elements larger on every spatial side."""
-    if not pad and x.is_contiguous():
+    if not pad and _is_dense(x, channels_last):
         return torch.empty_like(x)
     shape = [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])] if pad else x.shape
     return layout.empty(shape, channels_last, dtype=x.dtype, device=x.device)
