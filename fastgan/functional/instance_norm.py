@@ -242,9 +242,9 @@ class _Backward(torch.autograd.Function):
         need: tuple[bool, bool, bool, bool],
     ) -> tuple[Tensor | None, ...]:
         activation, slope, pad, backend = setting
-        need_weight, need_bias, need_residual, need_sums = need
-        need_sums = need_sums or need_weight or need_bias
-        # With neither activation nor padding, the residual's gradient is grad itself.
+        need_weight, need_bias, need_residual, recorded = need
+        need_sums = recorded or need_weight or need_bias
+        # With neither activation nor padding, the residual's gradient is grad itself; a Function's result is a new one.
         same = activation == "none" and pad == 0
         grad_x, grad_z, m1, m2 = _backward(
             grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
@@ -255,7 +255,7 @@ class _Backward(torch.autograd.Function):
             grad_x,
             (m2.sum(0) * elements).to(weight.dtype) if need_weight and weight is not None else None,
             (m1.sum(0) * elements).to(bias.dtype) if need_bias and bias is not None else None,
-            (grad.clone() if same else grad_z) if need_residual else None,
+            ((grad.clone() if recorded else grad) if same else grad_z) if need_residual else None,
             m1,
             m2,
         )
