@@ -47,7 +47,11 @@ void for_dtype(DType dtype, const Body& body) {
     case DType::f32: return body(static_cast<float*>(nullptr));
     case DType::f64: return body(static_cast<double*>(nullptr));
     case DType::f16: return body(static_cast<f16_t*>(nullptr));
-    case DType::bf16: return body(static_cast<bf16_t*>(nullptr));
+    case DType::bf16:
+#if defined(FASTGAN_ISA_avx512)
+      if (cpu_isa() == Isa::avx512_bf16) return body(static_cast<native_bf16_t*>(nullptr));
+#endif
+      return body(static_cast<bf16_t*>(nullptr));
   }
 }
 

@@ -15,6 +15,7 @@ Isa best_supported() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
   return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
 #else
   return Isa::baseline;
@@ -25,7 +26,7 @@ Isa detect() {
   const Isa best = best_supported();
   const char* wanted = std::getenv("FASTGAN_CPU_ISA");
   if (wanted == nullptr) return best;
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (std::strcmp(wanted, isa_name(isa)) == 0) return isa < best ? isa : best;
   }
   return best;
@@ -40,6 +41,7 @@ Isa cpu_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "baseline";

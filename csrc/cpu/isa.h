@@ -12,9 +12,11 @@
 
 namespace fastgan {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+// avx512_bf16 is served by the kernels of avx512, which ask for it where they round to bfloat16.
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
-// The best set that this processor has; the environment variable FASTGAN_CPU_ISA (baseline, avx2, avx512) lowers it.
+// The best set that this processor has; the environment variable FASTGAN_CPU_ISA (baseline, avx2, avx512,
+// avx512_bf16) lowers it.
 Isa cpu_isa();
 const char* isa_name(Isa isa);
 
@@ -32,7 +34,7 @@ const char* isa_name(Isa isa);
   __VA_ARGS__                \
   }
 #define FASTGAN_CALL(function, ...)                                                          \
-  (::fastgan::cpu_isa() == ::fastgan::Isa::avx512 ? ::fastgan::avx512::function(__VA_ARGS__) \
+  (::fastgan::cpu_isa() >= ::fastgan::Isa::avx512 ? ::fastgan::avx512::function(__VA_ARGS__) \
    : ::fastgan::cpu_isa() == ::fastgan::Isa::avx2 ? ::fastgan::avx2::function(__VA_ARGS__)   \
                                                   : ::fastgan::baseline::function(__VA_ARGS__))
 #else

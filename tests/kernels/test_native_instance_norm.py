@@ -47,7 +47,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
         return guarded((math.prod(shape),), **options).as_strided(shape, strides, GUARD)
 
     monkeypatch.setattr(torch, "empty", guarded)
-    monkeypatch.setattr(torch, "empty_like", lambda t: guarded(t.shape, dtype=t.dtype))
+    monkeypatch.setattr(torch, "empty_like", lambda t: strided(t.shape, t.stride(), dtype=t.dtype))
     monkeypatch.setattr(torch, "empty_strided", strided)
     yield
     assert len(allocated) >= 3
@@ -80,6 +80,9 @@ CASES = [
     ((1, 13, 512, 129), False, 0, fp32),
     ((2, 16, 161, 160), True, 0, fp32),
     ((4, 64, 60, 61), True, 2, fp32),
+    ((4, 205, 31, 33), False, 2, fp32),
+    ((3, 148, 6, 17, 19), False, 1, fp32),
+    ((1, 5, 6, 170, 160), False, 3, fp32),
 ]
 
 
@@ -140,7 +143,7 @@ def test_does_not_depend_on_the_number_of_threads() -> None:
     assert digests[0] == digests[1] == digests[2]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa: str) -> None:
     """In a process of its own, on one thread; a set that this processor lacks falls back to what it has."""
     code = "from tests.kernels import test_native_instance_norm as t\nt._digest()"

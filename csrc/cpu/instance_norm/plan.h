@@ -21,6 +21,7 @@ constexpr int64_t kSlabElements = 64 << 10;  // below this a slab is not worth a
 constexpr int64_t kEvenSlabs = 4;            // slabs come in multiples, so that two or four threads get as many
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not worth waking
+constexpr int64_t kPageBytes = 4 << 10;        // scratch that lies nearer is prefetched into the other core's cache
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
 
 FASTGAN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -121,7 +122,8 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
 
   const int64_t elements = plan.D * plan.H * plan.W * unit;
   plan.groups = p.channels_last ? plan.N : plan.N * plan.C;
-  plan.slabs = least(least(plan.chunks, kMaxSlabs), ceil_div(most(1, elements / kSlabElements), kEvenSlabs) * kEvenSlabs);
+  plan.slabs =
+      least(least(plan.chunks, kMaxSlabs), ceil_div(most(1, elements / kSlabElements), kEvenSlabs) * kEvenSlabs);
 
   const int64_t threads = most(1, least(p.threads, plan.groups * most(elements, 16) / kThreadElements));
   const int64_t rounds = ceil_div(plan.groups, threads);
@@ -135,6 +137,15 @@ template <typename T>
 FASTGAN_INLINE T* address(const Strided& s, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
   if (s.data == nullptr) return nullptr;
   return static_cast<T*>(s.data) + n * s.n + c * s.c + d * s.d + h * s.h + w * s.w;
+}
+
+// Whether the rows of a padded result, channels first, lie behind one another. Then they are put together in scratch,
+// with their reflections, and written past the caches from there if they are many: stores of rows at any address, and
+// of what was just written, could not be.
+template <typename T>
+bool stages_rows(const Plan& plan, const Strided& padded) {
+  return plan.padded() && !plan.channels_last && plan.pieces == 1 && padded.w == 1 &&
+         padded.h == plan.W + 2 * plan.pad_w && streams<T>(nullptr, plan.elements(), kLanes<acc_t<T>>);
 }
 
 // Calls visit(offset, lanes, which of 4 accumulators) over n elements.

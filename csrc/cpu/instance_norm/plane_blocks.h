@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kL1Bytes = 32 << 10;
 constexpr int64_t kBlockBytes = 64 << 10;  // what a block of planes reads, to find it in cache again
 constexpr int64_t kAlignedRow = 512;       // from this size on, stores that cross no cache line are worth a tail more
-constexpr int64_t kPageBytes = 4 << 10;    // what lies nearer is prefetched into the other core's cache
 
 template <typename Op, typename T>
 class PlaneBlocks {
@@ -35,10 +34,15 @@ class PlaneBlocks {
         block_(planes_per_block(size_ * kReads * static_cast<int64_t>(sizeof(T)))),
         slope_(slope),
         folds_(Op::kReadsGrad && plan.padded()),
+        stages_(Op::kWritesPadded && stages_rows<T>(plan, tensors.padded) &&
+                (plan.D == 1 || tensors.padded.d == tensors.padded.h * (plan.H + 2 * plan.pad_h))),
         streams_(!(Op::kWritesPadded && plan.padded()) && streams<T>(nullptr, plan.elements(), kL)),
         folded_stride_(ceil_div(size_, kL) * kL),
         folded_per_thread_(block_ * folded_stride_ + kPageBytes / static_cast<int64_t>(sizeof(A))),
-        folded_(folds_ ? plan.threads * folded_per_thread_ : 0) {
+        folded_(folds_ ? plan.threads * folded_per_thread_ : 0),
+        padded_size_((plan.D + 2 * plan.pad_d) * (plan.H + 2 * plan.pad_h) * (plan.W + 2 * plan.pad_w)),
+        staged_per_thread_(padded_size_ + kPageBytes / static_cast<int64_t>(sizeof(T))),
+        staged_(stages_ ? plan.threads * staged_per_thread_ : 0) {
     const auto dense = [&](const Strided& s) {
       return s.data == nullptr || ((s.c == size_ || plan.C == 1) && (s.n == plan.C * size_ || plan.N == 1));
     };
@@ -59,14 +63,15 @@ class PlaneBlocks {
   void run(int thread, int threads) const {
     const Range part_of_blocks = part(blocks(), thread, threads);
     A* folded = folded_ + (folds_ ? thread * folded_per_thread_ : 0);
+    T* staged = stages_ ? staged_ + thread * staged_per_thread_ : nullptr;
     with_activation<V>(slope_, [&](const auto& act) {
       for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) {
         if (folds_) {
-          block<false, A>(i * block_, act, folded);
+          block<false, A>(i * block_, act, folded, staged);
         } else if (dense_) {
-          block<true, T>(i * block_, act, nullptr);
+          block<true, T>(i * block_, act, nullptr, nullptr);
         } else {
-          block<false, T>(i * block_, act, nullptr);
+          block<false, T>(i * block_, act, nullptr, staged);
         }
       }
     });
@@ -154,7 +159,7 @@ class PlaneBlocks {
   }
 
   template <bool kDense, typename G, typename Act>
-  void block(int64_t first, const Act& act_, A* folded) const {
+  void block(int64_t first, const Act& act_, A* folded, T* staged) const {
     const Act act = act_;
     const Op op = op_;
     const int64_t C = plan_.C, width = rows_.W, planes = least(block_, planes_ - first);
@@ -239,7 +244,12 @@ class PlaneBlocks {
       for (int64_t i = begin; i < end; ++i) {
         V coef[Op::kCoefs];
         for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
-        for_rows<kDense>(run_of(i), [&](const Run<T, G>& row) FASTGAN_HERE {
+        Run<T, G> run = run_of(i);
+        if constexpr (Op::kWritesPadded && !kDense) {
+          if (staged != nullptr)
+            run.padded = staged + plan_.pad_d * t_.padded.d + plan_.pad_h * t_.padded.h + plan_.pad_w;
+        }
+        for_rows<kDense>(run, [&](const Run<T, G>& row) FASTGAN_HERE {
           const int64_t head = width < kAlignedRow ? 0 : to_line(Op::kWritesPlain ? row.plain : row.padded);
           with_stores<Op>(streams_ && width >= kAlignedRow, row, Strides{}, head, [&](auto stream) FASTGAN_HERE {
             for_vectors_backwards<kL>(width - head, [&](int64_t e, auto lanes) FASTGAN_HERE {
@@ -249,7 +259,9 @@ class PlaneBlocks {
           if (head > 0) write_to<false>(op, coef, act, row, Strides{}, 0, 0, head);
         });
         if (Op::kWritesPadded && plan_.padded()) {
-          pad_plane(plan_, t_.padded, address<T>(t_.padded, n, c + i, 0, 0, 0));
+          T* to = address<T>(t_.padded, n, c + i, 0, 0, 0);
+          pad_plane(plan_, t_.padded, staged != nullptr ? staged : to);
+          if (staged != nullptr) stream_copy(to, staged, padded_size_);
         }
       }
     });
@@ -262,10 +274,12 @@ class PlaneBlocks {
   Plan rows_;
   const int64_t size_, planes_, block_;
   const double slope_;
-  const bool folds_, streams_;
+  const bool folds_, stages_, streams_;
   bool dense_;
   const int64_t folded_stride_, folded_per_thread_;
   const Scratch<A> folded_;
+  const int64_t padded_size_, staged_per_thread_;
+  const Scratch<T> staged_;
 };
 
 }  // namespace

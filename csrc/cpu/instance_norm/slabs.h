@@ -37,16 +37,23 @@ class Slabs {
         folds_(Op::kReadsGrad && plan.padded()),
         folds_to_dense_(folds_to_dense()),
         folds_once_(folds_ && !plan.channels_last && plan.slabs == 1),
-        streams_(!(Op::kWritesPadded && plan.padded()) && streams<T>(nullptr, plan.elements(), kL)),
+        stages_(Op::kWritesPadded && stages_rows<T>(plan, tensors.padded)),
+        streams_(!(Op::kWritesPadded && plan.padded() && !plan.channels_last) &&
+                 streams<T>(nullptr, plan.elements(), kL)),
         tile_(most(kBlockPixels, kTileBytes / (unit_ * static_cast<int64_t>(sizeof(T))))),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
         totals_(plan.threads * kSums * step_),
         arrays_per_thread_((Op::kCoefs + 4) * step_ + (folds_ ? ceil_div(folded_elements(), kL) * kL : 0)),
-        arrays_(plan.threads * arrays_per_thread_) {}
+        arrays_(plan.threads * arrays_per_thread_),
+        staged_per_thread_(stages_ ? plan.rows_per_chunk * (plan.W + 2 * plan.pad_w) +
+                                         kPageBytes / static_cast<int64_t>(sizeof(T))
+                                   : 0),
+        staged_(plan.threads * staged_per_thread_) {}
 
   // Every thread of the plan calls this.
   void run(int thread, int threads) const {
     A* arrays = arrays_ + thread * arrays_per_thread_;
+    T* staged = stages_ ? staged_ + thread * staged_per_thread_ : nullptr;
     double* totals = totals_ + thread * kSums * step_;
     for (int64_t i = 0; i < (Op::kCoefs + 4) * step_; ++i) arrays[i] = 0;
     if (!plan_.together) {
@@ -57,7 +64,7 @@ class Slabs {
         prepare(group, arrays);
         for (int64_t slab = 0; slab < plan_.slabs; ++slab) reduce(group, slab, arrays, sums);
         finish(group, sums, totals, arrays, true);
-        for (int64_t slab = plan_.slabs - 1; slab >= 0; --slab) write(group, slab, arrays);
+        for (int64_t slab = plan_.slabs - 1; slab >= 0; --slab) write(group, slab, arrays, staged);
       }
       return;
     }
@@ -70,7 +77,7 @@ class Slabs {
       for (int64_t slab = slabs.begin; slab < slabs.end; ++slab) reduce(group, slab, arrays, sums);
       barrier(threads);
       finish(group, sums, totals, arrays, thread == 0);
-      for (int64_t slab = slabs.end - 1; slab >= slabs.begin; --slab) write(group, slab, arrays);
+      for (int64_t slab = slabs.end - 1; slab >= slabs.begin; --slab) write(group, slab, arrays, staged);
     }
   }
 
@@ -132,18 +139,22 @@ class Slabs {
     }
   }
 
-  void write(const Group& group, int64_t slab, A* arrays) const {
+  void write(const Group& group, int64_t slab, A* arrays, T* staged) const {
     const Range chunks = plan_.chunks_of(slab);
     for (int64_t i = chunks.end - 1; i >= chunks.begin; --i) {
       const Chunk chunk = plan_.chunk(i, i == chunks.begin);
       if (!folds_once_) fold_plane(group, chunk, i, arrays);
       with_activation<V>(slope_, [&](const auto& act) {
-        for_runs(group, chunk, i, arrays, [&](const auto& run) {
+        for_runs(group, chunk, i, arrays, staged, [&](const auto& run) {
           plan_.channels_last ? write_pixels(run, act, arrays) : write_plane(run, act, arrays);
         });
       });
       if constexpr (Op::kWritesPadded) {
         if (!plan_.padded()) continue;
+        if (staged != nullptr) {
+          write_staged(group, chunk, staged);
+          continue;
+        }
         T* to = nullptr;
         for (Rows row(plan_, chunk); row.more(); row.next(), to += t_.padded.h) {
           if (row.row == chunk.row0 || row.h == 0) {
@@ -153,6 +164,27 @@ class Slabs {
           push_rows(plan_, t_.padded, to, group, row.d, row.h, chunk.w0, chunk.w1);
         }
       }
+    }
+  }
+
+  // Reflects the staged rows of a chunk and writes all that show them.
+  void write_staged(const Group& group, const Chunk& chunk, T* staged) const {
+    const int64_t width = t_.padded.h;
+    const auto to = [&](int64_t d, int64_t h) { return address<T>(t_.padded, group.n, group.c, d, h, 0); };
+    T* from = staged;  // rows up to here are written, but for their images
+    T* at = staged;
+    for (Rows row(plan_, chunk); row.more();) {
+      push_columns(plan_, t_.padded, at, 0, plan_.W);
+      if (!plan_.shown_once(row.d, row.h)) {
+        const RowImages images(plan_, row.d, row.h);
+        for (int i = 1; i < images.count; ++i) stream_copy(to(images.d[i], images.h[i]), at, width);
+      }
+      at += width;
+      const int64_t d = row.d, rows = (at - from) / width, h = row.h + 1 - rows;
+      row.next();
+      if (row.more() && row.d == d) continue;
+      stream_copy(to(d + plan_.pad_d, h + plan_.pad_h), from, at - from);
+      from = at;
     }
   }
 
@@ -180,9 +212,9 @@ class Slabs {
     return run;
   }
 
-  // Calls visit(run) over the index-th chunk.
+  // Calls visit(run) over the index-th chunk; a run writes to its padded row in `staged` if that is not null.
   template <typename Visit>
-  FASTGAN_INLINE void for_runs(const Group& group, const Chunk& chunk, int64_t index, A* arrays,
+  FASTGAN_INLINE void for_runs(const Group& group, const Chunk& chunk, int64_t index, A* arrays, T* staged,
                                const Visit& visit) const {
     if constexpr (Op::kReadsGrad) {
       if (folds_ && plan_.channels_last) return for_folded_pixels(group, chunk, arrays, visit);
@@ -190,19 +222,22 @@ class Slabs {
         const int64_t pixels = (chunk.row1 - chunk.row0) * plan_.W;
         return visit(run_at<A>(group, Rows(plan_, chunk), 0, pixels, folded_of(index, arrays)));
       }
-      if (folds_) return for_rows<A>(group, chunk, folded_of(index, arrays), visit);
+      if (folds_) return for_rows<A>(group, chunk, folded_of(index, arrays), staged, visit);
     }
-    for_rows<T>(group, chunk, nullptr, visit);
+    for_rows<T>(group, chunk, nullptr, staged, visit);
   }
 
   template <typename G, typename Visit>
-  FASTGAN_INLINE void for_rows(const Group& group, const Chunk& chunk, const G* folded, const Visit& visit) const {
+  FASTGAN_INLINE void for_rows(const Group& group, const Chunk& chunk, const G* folded, T* staged,
+                               const Visit& visit) const {
     const int64_t width = chunk.w1 - chunk.w0;
     Run<T, G> run{};
     for (Rows row(plan_, chunk); row.more(); row.next()) {
       if (row.row == chunk.row0 || row.h == 0) {
         run = run_at<G>(group, row, chunk.w0, width,
                         folded == nullptr ? nullptr : folded + (row.row - chunk.row0) * width);
+        if (Op::kWritesPadded && staged != nullptr)
+          run.padded = staged + (row.row - chunk.row0) * t_.padded.h + plan_.pad_w;
       }
       visit(run);
       run.x += t_.x.h, run.residual += t_.residual.h, run.u += t_.u.h, run.v_residual += t_.v_residual.h;
@@ -299,7 +334,7 @@ class Slabs {
                     double* sums) const {
     const Act act = act_;  // in registers: no store can change it
     V parts[4][kSums] = {};
-    for_runs(group, chunk, index, arrays, [&](auto run) {
+    for_runs(group, chunk, index, arrays, nullptr, [&](auto run) {
       V coef[Op::kCoefs], mine[4][kSums];
       load_coefs(arrays, coef);
       std::memcpy(mine, parts, sizeof parts);
@@ -406,7 +441,7 @@ class Slabs {
     A* first = sums_in(arrays, 0);
     const int64_t step = step_, unit = unit_;
     for (int64_t i = 0; i < kSums * step; ++i) first[i] = 0;
-    for_runs(group, chunk, index, arrays, [&](auto run) {
+    for_runs(group, chunk, index, arrays, nullptr, [&](auto run) {
       const Strides strides = strides_;
       for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
@@ -458,11 +493,13 @@ class Slabs {
   const int64_t unit_, step_;  // elements of a pixel, rounded up to whole vectors
   const Strides strides_;
   const double slope_;
-  const bool folds_, folds_to_dense_, folds_once_, streams_;
+  const bool folds_, folds_to_dense_, folds_once_, stages_, streams_;
   const int64_t tile_;
   const Scratch<double> sums_, totals_;
   const int64_t arrays_per_thread_;
   const Scratch<A> arrays_;
+  const int64_t staged_per_thread_;
+  const Scratch<T> staged_;
 };
 
 }  // namespace
