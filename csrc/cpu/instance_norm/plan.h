@@ -122,8 +122,8 @@ Plan make_plan(const InstanceNorm& p, Tensors& t, int64_t element_bytes) {
 
   const int64_t elements = plan.D * plan.H * plan.W * unit;
   plan.groups = p.channels_last ? plan.N : plan.N * plan.C;
-  plan.slabs =
-      least(least(plan.chunks, kMaxSlabs), ceil_div(most(1, elements / kSlabElements), kEvenSlabs) * kEvenSlabs);
+  const int64_t slabs = most(1, elements / kSlabElements);
+  plan.slabs = least(least(plan.chunks, kMaxSlabs), slabs == 1 ? 1 : ceil_div(slabs, kEvenSlabs) * kEvenSlabs);
 
   const int64_t threads = most(1, least(p.threads, plan.groups * most(elements, 16) / kThreadElements));
   const int64_t rounds = ceil_div(plan.groups, threads);
