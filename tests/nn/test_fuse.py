@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -416,3 +417,18 @@ def test_interior_is_a_view_with_every_derivative(dims: int) -> None:
     assert torch.autograd.gradcheck(lambda t: _interior(t, 2), (x,), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda t: _interior(t, 2).square(), (x,))
     torch.testing.assert_close(torch.vmap(lambda t: _interior(t, 2))(x.detach()[None])[0], x.detach()[inner])
+
+
+def test_programs_without_fastgan(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), nn.ReflectionPad2d(1))
+    x, y = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    want = model(y).detach()
+    fastgan.fuse(model.eval())
+    with fastgan.use_backend("reference"):
+        program = torch.export.export(model, (x,))
+    assert "fastgan" not in str(program.graph)
+    assert "fastgan" in str(torch.export.export(model, (x,)).graph)
+    torch.testing.assert_close(program.module()(y).detach(), want)
+    with torch.no_grad():
+        torch.jit.trace(model, x).save(tmp_path / "model.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(y), want)
