@@ -80,6 +80,8 @@ class StepGraph:
             not outlive a replay of the other.
         required: a step that cannot be recorded raises RuntimeError; otherwise it is run without a graph from then on,
             and a warning says why.
+        forget: makes the host forget a step that ended halfway, before the step is called again; see
+            :meth:`fastgan.training.precision.Precision.forget`.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class StepGraph:
         warmup: int = 3,
         share: StepGraph | None = None,
         required: bool = True,
+        forget: Callable[[], None] | None = None,
     ) -> None:
         self._step = step
+        self._forget = forget
         self._device = device
         self._rates: _Rates = share._rates if share is not None else _Rates(device)
         self._optimizers = optimizers
@@ -177,6 +181,8 @@ class StepGraph:
         self._failed = True
         for optimizer in self._optimizers:  # gradients that were only recorded
             optimizer.zero_grad(set_to_none=True)
+        if self._forget is not None:
+            self._forget()
         # A generator waits for the end of the recording that it is part of, and refuses to draw outside: its copy does
         # not. A recording executes nothing, so the numbers go on where they were.
         for generator in (*torch.cuda.default_generators, *self._generators):

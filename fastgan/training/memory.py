@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 def kept_for_backward(make: Callable[[], Sequence[nn.Module]], run: Callable[..., object]) -> int:
     """The bytes of the storages that autograd keeps in ``run(*make())``, the modules' own parameters apart.
 
-    Both are called where tensors have shapes and no memory; nothing is computed and no random number is drawn.
+    Both are called where tensors have shapes and no memory; nothing is computed and no random number is drawn. They
+    make their tensors on the CPU, whatever the run's device: that is the device to autocast for.
     """
     kept: dict[int, tuple[Any, int]] = {}
 

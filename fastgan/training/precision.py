@@ -39,11 +39,11 @@ class Precision:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context of forward passes and losses."""
+    def autocast(self, device: str | None = None) -> contextlib.AbstractContextManager[Any]:
+        """The context of forward passes and losses; ``device``: the type of their tensors', if that is another."""
         if self.amp == "none":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(device or self.device.type, self.dtype)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves a module to the device and memory format."""
@@ -68,6 +68,14 @@ class Precision:
 
     def update(self) -> None:
         self.scaler.update()
+
+    def forget(self) -> None:
+        """Takes no notice of steps since the last :meth:`update`, of an iteration that ended halfway.
+
+        The scale stays, and so does its tensor, which recorded steps may read.
+        """
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()
 
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()

@@ -348,6 +348,8 @@ def test_memory_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> Non
         task._generators_loss(A, B, apart=False)
     real = sum(size for pointer, (_, size) in kept.items() if pointer not in weights)
     assert activation_bytes(task, SIZE, SIZE) == pytest.approx(real, rel=0.05)
+    task.precision.amp, task.precision.dtype, task.precision.device = "bf16", torch.bfloat16, torch.device("cuda")
+    assert activation_bytes(task, SIZE, SIZE) < 0.8 * real
 
 
 class _Syncs(TorchDispatchMode):

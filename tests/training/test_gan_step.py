@@ -266,6 +266,17 @@ def test_recomputing_changes_no_bit_and_keeps_less(case):
     assert activation_bytes(saving) < LESS.get(case, 0.8) * activation_bytes(plain)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_memory_estimate_of_a_run_on_a_gpu_is_in_its_precision(amp):
+    """It is found on the CPU, where the GPU's autocast would change nothing."""
+    settings = {"objective": "hinge", "data": "digits", "architecture": "dcgan"}
+    full, half = GanTask(tiny(**settings)), GanTask(tiny(**settings, amp=amp))
+    estimate = activation_bytes(half)
+    assert estimate < 0.8 * activation_bytes(full)
+    half.precision.device = torch.device("cuda")
+    assert activation_bytes(half) == estimate
+
+
 @pytest.mark.parametrize(
     "settings",
     [

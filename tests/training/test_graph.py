@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -316,6 +317,36 @@ def test_static_steps_of_gans_are_the_plain_ones_and_can_be_recorded(case: str) 
     for name, network in plain.networks.items():
         for (key, a), b in zip(network.state_dict().items(), static.networks[name].state_dict().values(), strict=True):
             assert torch.equal(a, b), (name, key)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("trainer", ["cyclegan", "gan"])
+def test_a_recording_that_failed_between_step_and_update_of_the_scale_is_forgotten(
+    trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a recording leaves behind is the scaler's note, on the host, that its optimizers have stepped."""
+
+    def make(switch: str) -> CycleGan | GanTask:
+        if trainer == "gan":
+            return GanTask(gan_tiny(objective="hinge", amp="fp16", cuda_graph=switch))
+        return CycleGan(tiny(fused=True, amp="fp16", cuda_graph=switch), Pairs())
+
+    def fail(graph: StepGraph) -> None:
+        for optimizer in graph._optimizers:
+            static.precision.scaler._per_optimizer_states[id(optimizer)]["stage"] = OptState.STEPPED
+        raise RuntimeError("the device has had enough")
+
+    plain, static = make("off"), make("on")
+    for k in range(4):
+        if k == 2:  # every graph's next call is to record
+            for graph in static._graphs.values():
+                graph._warmup, graph._required, graph._cuda = 0, False, True
+                graph._generators = ()  # those of the host are no part of a recording
+            monkeypatch.setattr(StepGraph, "_record", fail)
+        expected, losses = plain.step(), static.step()
+        assert all(torch.equal(losses[name], expected[name]) for name in expected)
+    assert all(graph._failed for graph in static._graphs.values())
+    assert static.precision.scaler.state_dict() == plain.precision.scaler.state_dict()
 
 
 # --- another device than the host's -------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def activation_bytes(task: CycleGan, height: int, width: int) -> int:
         rows = -(-config.batch_size // config.accumulate)
         real_A, real_B = (torch.empty(rows, c, height, width) for c in (config.input_nc, config.output_nc))
         nets = for_generators(dict(zip(task.networks, networks, strict=True)), config)
-        with task.backend(), task.precision.autocast():
+        with task.backend(), task.precision.autocast("cpu"):
             return generators_loss(nets, config, real_A, real_B, apart=False)
 
     return kept_for_backward(make, run)

@@ -150,6 +150,7 @@ class CycleGan(Task):
                 [self.optimizer_G, self.optimizer_D],
                 share=next(iter(self._graphs.values()), None),
                 required=self.config.cuda_graph == "on",
+                forget=self.precision.forget,
             )
         return self._graphs[apart](inputs)
 

@@ -128,7 +128,7 @@ def activation_bytes(task: GanTask) -> int:
         return networks
 
     def critic_step(generator: LatentGenerator, critic: nn.Module) -> object:
-        with task.precision.autocast():
+        with task.precision.autocast("cpu"):
             with torch.no_grad():
                 fake = generator(generator.latent(batch))
             return objective.critic_loss(critic, torch.empty_like(fake), fake)
@@ -136,7 +136,7 @@ def activation_bytes(task: GanTask) -> int:
     def generator_step(generator: LatentGenerator, critic: nn.Module | None = None) -> object:
         if critic is not None:
             critic.requires_grad_(False)
-        with task.precision.autocast():
+        with task.precision.autocast("cpu"):
             fake = generator(generator.latent(batch))
             return objective.generator_loss(critic or no_critic, torch.empty_like(fake), fake)
 

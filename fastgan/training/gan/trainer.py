@@ -189,7 +189,13 @@ class GanTask(Task):
             share = next(iter(self._graphs.values()), None)
             required = self.config.cuda_graph == "on"
             self._graphs[side] = StepGraph(
-                update, self.device, [optimizer], generators=generators, share=share, required=required
+                update,
+                self.device,
+                [optimizer],
+                generators=generators,
+                share=share,
+                required=required,
+                forget=self.precision.forget,
             )
         return self._graphs[side](inputs)
 
