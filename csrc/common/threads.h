@@ -52,6 +52,21 @@ FASTGAN_INLINE void parallel(int threads, const Body& body) {
   stream_fence();
 }
 
+// Parts of [0, n) that the threads of a `parallel` take when they get free: one that the machine slows down, or that
+// wakes late, takes fewer. Only for work whose result does not depend on who does it.
+class Shares {
+ public:
+  FASTGAN_INLINE Shares(int64_t n, int threads) : n_(n), size_(threads > 1 ? ceil_div(n, 8 * threads) : n), next_(0) {}
+  FASTGAN_INLINE Range next() {  // empty once there are none
+    const int64_t begin = __atomic_fetch_add(&next_, size_, __ATOMIC_RELAXED);
+    return {begin, begin + size_ < n_ ? begin + size_ : n_};
+  }
+
+ private:
+  const int64_t n_, size_;
+  int64_t next_;
+};
+
 // Waits for the other threads of the enclosing `parallel`.
 FASTGAN_INLINE void barrier(int threads) {
   (void)threads;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "common/simd.h"
@@ -450,21 +451,145 @@ __attribute__((noinline)) void sort_block(Step& step, const Ends& ends, V* a, in
   }
 }
 
-// Sorts vectors [first, first + n) of `a` lane by lane, block by block from `ends`, which loads them; or, backwards,
-// brings them to where they came from, and `ends` stores them. n is a multiple of kBlock.
-template <typename Step, typename Ends, typename V>
-void sort_columns(Step& step, const Ends& ends, V* a, int64_t first, int64_t n) {
-  if (n <= kBlock) return sort_block(step, ends, vector_of<Step>(a, first), first);
+// Where sorted blocks go, still in registers, as what follows wants them: back to memory.
+template <typename V>
+struct ToMemory {
+  V* to;
+  FASTGAN_INLINE void store(int64_t first, const V* wires) const {
+#pragma GCC unroll 16
+    for (int w = 0; w < kBlock; ++w) to[first + w] = wires[w];
+  }
+};
+
+// The last pass of a merge, on one block.
+template <typename Step, typename V, typename Out>
+FASTGAN_INLINE void finish_registers(const Step& step, V* wires, int64_t first, const Out& out) {
+  apply<Bitonic<kBlock, false>, 1>(step, wires);
+  out.store(first, wires);
+}
+// The same from memory.
+template <typename Step, typename V, typename Out>
+FASTGAN_INLINE void finish_block(const Step& step, const V* a, int64_t first, const Out& out) {
+  V wires[kBlock];
+#pragma GCC unroll 16
+  for (int w = 0; w < kBlock; ++w) wires[w] = a[first + w];
+  finish_registers(step, wires, first, out);
+}
+
+// Sorts two blocks and merges them: the second does not leave the registers in between, which saves a third of the
+// stores (a core stores half a vector a cycle). Decisions are where merge() would put them.
+template <typename Step, typename Ends, typename V, typename Out>
+__attribute__((noinline)) void sort_two_blocks(Step& step, const Ends& ends, V* a, int64_t first, const Out& out) {
+  constexpr int kLast = kCount<Bitonic<kBlock, false>>;
+  sort_block(step, ends, a, first);
+  V wires[kBlock];
+  ends.load(first + kBlock, wires);
+  apply<OddEven<kBlock>, 1>(step, wires);
+  step.advance(kCount<OddEven<kBlock>>);
+#pragma GCC unroll 16
+  for (int w = 0; w < kBlock; ++w) {
+    V lower = a[w];
+    step(lower, wires[kBlock - 1 - w], w);
+    a[w] = lower;
+  }
+  step.advance(kBlock);
+  finish_registers(step.tile(kLast), wires, kBlock, out);
+  finish_block(step, a, 0, out);
+  step.advance(2 * kLast);
+}
+
+// The steps of a merge across W blocks, on one wire of each. Returns that of the first block, and stores it only if it
+// is not kept.
+template <int W, bool kKept, typename Step, typename V>
+FASTGAN_INLINE V merge_wires(const Step& step, V* low, V* up) {
+  V wires[W];
+#pragma GCC unroll 16
+  for (int w = 0; w < W / 2; ++w) {
+    wires[w] = low[w * kBlock];
+    wires[W / 2 + w] = up[w * kBlock];
+  }
+  apply<Bitonic<W, true>, kBlock>(step, wires);
+#pragma GCC unroll 16
+  for (int w = 0; w < W / 2; ++w) {
+    if (w > 0 || !kKept) low[w * kBlock] = wires[w];
+    up[w * kBlock] = wires[W / 2 + w];
+  }
+  return wires[0];
+}
+
+// Merges W / 2 sorted blocks with W / 2 others: merge() with distances that the compiler knows.
+template <int W, typename Step, typename V, typename Out>
+__attribute__((noinline)) void merge_blocks(Step& step, V* a, const Out& out) {
+  constexpr int kFirst = kCount<Bitonic<W, true>>, kLast = kCount<Bitonic<kBlock, false>>;
+  V *const low = a, *const up = a + W / 2 * kBlock + (kBlock - 1);
+  int block = 0;
+  if constexpr (W == 4 && kBlock == 16) {  // registers are enough to keep the first block there
+    V wires[kBlock];
+#pragma GCC unroll 16
+    for (int t = 0; t < kBlock; ++t) wires[t] = merge_wires<W, true>(step.tile(t), low + t, up - t);
+    step.advance(kFirst * kBlock);
+    finish_registers(step, wires, 0, out);
+    step.advance(kLast);
+    block = 1;
+  } else {
+    for (int t = 0; t < kBlock; ++t) merge_wires<W, false>(step.tile(t), low + t, up - t);
+    step.advance(kFirst * kBlock);
+  }
+  for (; block < W; ++block) {
+    finish_block(step, a, block * kBlock, out);
+    step.advance(kLast);
+  }
+}
+
+// Merges a[0, half) and a[half, n), and hands every block on.
+template <typename Step, typename V, typename Out>
+FASTGAN_INLINE void merge_into(Step& step, V* a, int64_t half, int64_t n, const Out& out) {
+  if (n == 2 * half) {
+    if (n == 4 * kBlock) return merge_blocks<4>(step, a, out);
+    if (n == 8 * kBlock) return merge_blocks<8>(step, a, out);
+    if constexpr (kBlock == 16) {
+      if (n == 16 * kBlock) return merge_blocks<16>(step, a, out);
+    }
+  }
+  merge(step, a, half, n);
+  if constexpr (!std::is_same_v<Out, ToMemory<V>>) {
+    for (int64_t first = 0; first < n; first += kBlock) out.store(first, a + first);
+  }
+}
+
+FASTGAN_INLINE int64_t half_of(int64_t n) {
   int64_t half = kBlock;
   while (2 * half < n) half *= 2;
+  return half;
+}
+
+// Sorts vectors [first, first + n) of `a` lane by lane, block by block from `ends`, which loads them. n is a multiple
+// of kBlock. The last pass hands its blocks on to `out`.
+template <typename Step, typename Ends, typename V, typename Out>
+void sort_columns_into(Step& step, const Ends& ends, V* a, int64_t first, int64_t n, const Out& out) {
+  if (n == 2 * kBlock) return sort_two_blocks(step, ends, a, first, out);
+  if (n <= kBlock) {
+    sort_block(step, ends, a, first);
+    if constexpr (!std::is_same_v<Out, ToMemory<V>>) out.store(0, a);
+    return;
+  }
+  const int64_t half = half_of(n);
+  sort_columns_into(step, ends, a, first, half, ToMemory<V>{a});
+  sort_columns_into(step, ends, a + half, first + half, n - half, ToMemory<V>{a + half});
+  merge_into(step, a, half, n, out);
+}
+
+// Sorts n vectors into `a`; or, backwards, brings them from there to where they came from, and `ends` stores them.
+template <typename Step, typename Ends, typename V>
+void sort_columns(Step& step, const Ends& ends, V* a, int64_t first, int64_t n) {
   if constexpr (Step::kReverse) {
+    if (n <= kBlock) return sort_block(step, ends, vector_of<Step>(a, first), first);
+    const int64_t half = half_of(n);
     merge(step, vector_of<Step>(a, first), half, n);
     sort_columns(step, ends, a, first + half, n - half);
     sort_columns(step, ends, a, first, half);
   } else {
-    sort_columns(step, ends, a, first, half);
-    sort_columns(step, ends, a, first + half, n - half);
-    merge(step, vector_of<Step>(a, first), half, n);
+    sort_columns_into(step, ends, a + first, first, n, ToMemory<V>{a + first});
   }
 }
 
@@ -483,19 +608,21 @@ FASTGAN_INLINE int64_t comparators(int64_t n) {
 
 // kRows × kRows transpose.
 #if defined(FASTGAN_ISA_avx512)
-// 4 × 4 squares within 128-bit lanes, two shuffles a cycle, then the squares; GCC's own choice takes twice as long.
+// Squares of 4 × 4 within 128-bit lanes.
+FASTGAN_INLINE void transpose_squares(const __m512i* a, __m512i* to) {
+  const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]), high23 = _mm512_unpackhi_epi32(a[2], a[3]);
+  to[0] = _mm512_unpacklo_epi64(low01, low23);
+  to[1] = _mm512_unpackhi_epi64(low01, low23);
+  to[2] = _mm512_unpacklo_epi64(high01, high23);
+  to[3] = _mm512_unpackhi_epi64(high01, high23);
+}
+
+// The squares within lanes, then those of lanes; GCC's own choice takes twice as long.
 FASTGAN_INLINE void transpose(Keys* r) {
   __m512i square[kRows];
 #pragma GCC unroll 4
-  for (int i = 0; i < kRows; i += 4) {
-    const __m512i* const a = reinterpret_cast<const __m512i*>(r + i);
-    const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]), high23 = _mm512_unpackhi_epi32(a[2], a[3]);
-    square[i] = _mm512_unpacklo_epi64(low01, low23);
-    square[i + 1] = _mm512_unpackhi_epi64(low01, low23);
-    square[i + 2] = _mm512_unpacklo_epi64(high01, high23);
-    square[i + 3] = _mm512_unpackhi_epi64(high01, high23);
-  }
+  for (int i = 0; i < kRows; i += 4) transpose_squares(reinterpret_cast<const __m512i*>(r + i), square + i);
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
     const __m512i even01 = _mm512_shuffle_i32x4(square[k], square[4 + k], 0x88);
@@ -538,6 +665,43 @@ FASTGAN_INLINE Keys signed_keys(Vec<float> values) {
 }
 FASTGAN_INLINE Vec<float> signed_values(Keys keys) { return (Vec<float>)(keys ^ ((keys >> 31) & 0x7fffffff)); }
 
+#if defined(FASTGAN_ISA_avx512)
+// Eight elements from a, then eight from b: an insertion from memory takes no shuffle.
+FASTGAN_INLINE __m256i two_halves(const void* a, const void* b) {
+  const __m128i first = _mm_loadu_si128(static_cast<const __m128i*>(a));
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(first), _mm_loadu_si128(static_cast<const __m128i*>(b)), 1);
+}
+FASTGAN_INLINE Vec<float> load_two(const float* a, const float* b) {
+  const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+  const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+  return (Vec<float>)_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+FASTGAN_INLINE Vec<float> load_two(const bf16_t* a, const bf16_t* b) {
+  return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(two_halves(a, b)), 16);
+}
+FASTGAN_INLINE Vec<float> load_two(const f16_t* a, const f16_t* b) {
+  return (Vec<float>)_mm512_cvtph_ps(two_halves(a, b));
+}
+
+// The keys of eight columns of kRows rows, transposed: halves of rows are put together as they are loaded, then
+// quarters by shuffles, then squares of four: 24 shuffles where transpose(), of what is in registers, takes 32.
+template <bool kStable, typename S>
+FASTGAN_INLINE void load_columns(const S* from, int64_t row_stride, Keys* wires) {
+  __m512i square[8];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const auto load = [&](int row) {
+      return (__m512i)signed_keys<kStable>(load_two(from + row * row_stride, from + (row + 4) * row_stride));
+    };
+    const __m512i upper = load(k), lower = load(k + 8);
+    square[k] = _mm512_shuffle_i32x4(upper, lower, 0x88);
+    square[4 + k] = _mm512_shuffle_i32x4(upper, lower, 0xdd);
+  }
+  transpose_squares(square, reinterpret_cast<__m512i*>(wires));
+  transpose_squares(square + 4, reinterpret_cast<__m512i*>(wires) + 4);
+}
+#endif
+
 // The keys of `rows` <= kRows rows of n values, a row a lane; those past n are above every key.
 template <typename S, bool kStable>
 struct RowKeys {
@@ -548,18 +712,26 @@ struct RowKeys {
       const S* const from = values + first + i;
       Keys* const square = wires + i;
       if (rows == kRows && n - first - i >= kRows) {
-        for (int l = 0; l < kRows; ++l) {
-          square[l] = signed_keys<kStable>(load_vector(from + l * row_stride));
-          __builtin_prefetch(from + (l + kRows) * row_stride, 0, 2);  // of the next rows
-        }
+        load_whole(from, square);
+        // The next group's: a line, or half of one, a row.
+#pragma GCC unroll 16
+        for (int l = 0; l < kRows; ++l) __builtin_prefetch(from + (l + kRows) * row_stride, 0, 2);
       } else {
         load_part(from, n - first - i, square);
       }
-      transpose(square);
     }
   }
 
  private:
+  FASTGAN_INLINE void load_whole(const S* from, Keys* square) const {
+#if defined(FASTGAN_ISA_avx512)
+    load_columns<kStable>(from, row_stride, square);
+    load_columns<kStable>(from + 8, row_stride, square + 8);
+#else
+    for (int l = 0; l < kRows; ++l) square[l] = signed_keys<kStable>(load_vector(from + l * row_stride));
+    transpose(square);
+#endif
+  }
   void load_part(const S* from, int64_t count, Keys* square) const {
     count = count < 0 ? 0 : count < kRows ? count : kRows;
     Keys present;
@@ -568,6 +740,7 @@ struct RowKeys {
       const Keys keys = signed_keys<kStable>(load_vector(from + (l < rows ? l : 0) * row_stride, count));
       square[l] = (keys & present) | (INT32_MAX & ~present);
     }
+    transpose(square);
   }
 };
 
@@ -672,6 +845,14 @@ network::Decision* sort_group(const S* from, int64_t row_stride, int64_t rows, i
   Record step = {decisions};
   sort_columns(step, RowKeys<S, true>{from, row_stride, rows, n}, keys, 0, padded_size(n));
   return step.next;
+}
+
+// The same without decisions: the last pass hands blocks of sorted keys on to `out` (see network::ToMemory), and leaves
+// no more than scratch in `keys`.
+template <typename S, typename Out>
+void sort_group_into(const S* from, int64_t row_stride, int64_t rows, int64_t n, network::Keys* keys, const Out& out) {
+  network::Exchange step;
+  network::sort_columns_into(step, network::RowKeys<S, false>{from, row_stride, rows, n}, keys, 0, padded_size(n), out);
 }
 
 // The same with indices: that of sorted value k of row l goes to order[k * kGroup + l]. order and pairs have room for
