@@ -254,7 +254,7 @@ def _begin_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any], b
     if single < 0.05:
         single = min(single, *(wall_seconds(call) for _ in range(3)))
     loops = max(1, int(2e-3 / single))
-    rounds = max(3 if single > 0.2 else 5, min(200, int(BUDGET / (single * loops))))
+    rounds = max(3 if single > 1 else 5 if single > 0.05 else 9, min(200, int(BUDGET / (single * loops))))
     benchmark.pedantic(call, rounds=1, iterations=loops)
     if benchmark.stats is not None:  # None with --benchmark-disable
         _waiting.append(_Contestant(benchmark, call, single, loops, rounds, bytes_moved))
@@ -262,21 +262,23 @@ def _begin_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any], b
 
 def take_turns() -> None:
     """Measures the contestants of a case on the CPU, sample by sample in turn, so that all of them see the machine's
-    slow moments alike; conftest.py calls it after the last one. What the others left in the caches is warmed away."""
+    slow moments alike; conftest.py calls it after the last one.
+
+    Each contestant's samples, many or few, are spread evenly over the whole time. What the others left in the caches,
+    and threads that fell asleep meanwhile, are dealt with by a call before each sample."""
     contestants = [*_waiting]
     _waiting.clear()
     for each in contestants:
         each.benchmark.stats.stats = type(each.benchmark.stats.stats)()
-    for k in range(max((each.rounds for each in contestants), default=0)):
-        for each in contestants:
-            if k >= each.rounds:
-                continue
-            if each.seconds < 0.05:
-                each.call()
-            start = time.perf_counter()
-            for _ in range(each.loops):
-                each.call()
-            each.benchmark.stats.update(time.perf_counter() - start)
+    turns = sorted(((k + 0.5) / each.rounds, i) for i, each in enumerate(contestants) for k in range(each.rounds))
+    for _, i in turns:
+        each = contestants[i]
+        if each.seconds < 0.05:
+            each.call()
+        start = time.perf_counter()
+        for _ in range(each.loops):
+            each.call()
+        each.benchmark.stats.update(time.perf_counter() - start)
     for each in contestants:
         _add_bandwidth(each.benchmark.extra_info, each.bytes_moved, float(each.benchmark.stats.stats.median))
 

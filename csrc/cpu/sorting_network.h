@@ -819,7 +819,11 @@ inline void lanes_to_rows(const Keys* lanes, int64_t n, int32_t* rows) {
     Keys square[kRows];
     for (int i = 0; i < kRows; ++i) square[i] = i < count ? lanes[k + i] : Keys{};
     transpose(square);
-    for (int l = 0; l < kRows; ++l) std::memcpy(rows + l * n + k, &square[l], count * sizeof(int32_t));
+    if (count == kRows) {  // of constant size: no call
+      for (int l = 0; l < kRows; ++l) std::memcpy(rows + l * n + k, &square[l], sizeof square[l]);
+    } else {
+      for (int l = 0; l < kRows; ++l) std::memcpy(rows + l * n + k, &square[l], count * sizeof(int32_t));
+    }
   }
 }
 

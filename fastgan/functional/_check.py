@@ -15,7 +15,7 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def tensor(operator: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
+    if type(value) is not Tensor and not isinstance(value, Tensor):  # isinstance takes longer
         raise TypeError(f"{operator}: {name} must be a Tensor, got {type(value).__name__}")
     if value.layout is not _strided:
         raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {value.layout}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
-from fastgan.functional.wasserstein import all_positive, is_constant, wasserstein_1d
+from fastgan.functional.wasserstein import all_positive, are_plain, distance_of_checked, is_constant, wasserstein_1d
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -157,6 +157,8 @@ def random_directions(count: int, like: Tensor, generator: torch.Generator | Non
 
 
 def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if are_plain(x, y) and x.dim() > 1:
+        return x, y
     for what, points in (("x", x), ("y", y)):
         _check.tensor(name, what, points)
         if points.dim() < 2 or 0 in points.shape[-2:]:
@@ -189,7 +191,10 @@ def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
 
 def _costs(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
     """W_p^p along each direction of projections [..., L, d]: [..., L]."""
-    return wasserstein_1d(projections @ x.mT, projections @ y.mT, p=p, root=False)
+    x, y = projections @ x.mT, projections @ y.mT
+    if x.shape[:-1] != y.shape[:-1] or not (isinstance(p, (int, float)) and p >= 1):
+        return wasserstein_1d(x, y, p=p, root=False)  # which broadcasts, or refuses
+    return distance_of_checked(x, y, None, None, p, False)
 
 
 def _root(cost: Tensor, p: float) -> Tensor:

@@ -23,7 +23,8 @@ _library = torch.library.Library("fastgan", "DEF")
 # Looked up once: between convolutions, with caches cold, each step on the way to a name counts.
 _Tensor, _grad_enabled = torch.Tensor, torch.is_grad_enabled
 _transforms_active = torch._C._are_functorch_transforms_active
-_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+# A tensor that has left its transform is what it wraps; autograd.Function.apply does the same.
+unwrapped = torch._C._functorch.unwrap_if_dead
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
 _TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
@@ -115,8 +116,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """
     if _transforms_active():
         return function.apply(*args)
-    # As Function.apply does: a tensor that has left its transform is what it wraps.
-    plain = [_unwrap_if_dead(a) if type(a) is _Tensor else a for a in args]
+    plain = [unwrapped(a) if type(a) is _Tensor else a for a in args]
     recording = forward_ad._current_level >= 0
     if not recording and _grad_enabled():
         for argument in plain:
