@@ -351,6 +351,18 @@ def test_raw_operators_pass_opcheck() -> None:
         torch.library.opcheck(op.default, args, test_utils=("test_schema", "test_faketensor"))
 
 
+def test_a_residual_that_is_handed_its_gradient_leaves_it_alone() -> None:
+    """With neither activation nor padding it gets the gradient that came in, and that belongs to others."""
+    x, residual = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5, requires_grad=True)
+    grad = torch.randn(2, 3, 4, 5)
+    before = grad.clone()
+    y = F.instance_norm_act(x, residual=residual, activation="none") + residual
+    for times in (1, 2):
+        y.backward(grad, retain_graph=True)
+        torch.testing.assert_close(residual.grad, 2 * times * before)
+    assert torch.equal(grad, before)
+
+
 @pytest.mark.parametrize("inside", ["nothing", "dual level"])
 def test_gradient_alone_is_that_of_a_graph(backend: str, inside: str) -> None:
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
