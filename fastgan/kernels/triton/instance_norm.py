@@ -33,8 +33,9 @@ in the same order, so results are deterministic and there are no atomics. Offset
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -92,10 +93,13 @@ def _planes(program, planes, C, CL: tl.constexpr, BP: tl.constexpr):
         plane = n * C + c
         valid = c < C
     else:
-        plane = program.to(tl.int64) * BP + lane
-        n = plane // C
-        c = plane % C
-        valid = plane < planes
+        # Dividing 64-bit numbers takes three times the registers: only where there are 2**31 planes.
+        unsigned: tl.constexpr = tl.uint64 if planes.dtype == tl.int64 else tl.uint32
+        index = program.to(unsigned) * BP + lane.to(unsigned)
+        valid = index < planes.to(unsigned)
+        plane = index.to(tl.int64)
+        n = (index // C.to(unsigned)).to(tl.int64)
+        c = (index % C.to(unsigned)).to(tl.int64)
     return plane, n, c, valid
 
 
@@ -188,29 +192,57 @@ def _copy(i, which: tl.constexpr, SIZE, PAD: tl.constexpr):
 
 
 @triton.jit
-def _load_folded(grad, base, m, mask, C, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
+def _has_copy(first, last, which: tl.constexpr, SIZE, PAD: tl.constexpr):
+    """Whether padding puts any of the elements first to last of a dimension there."""
+    if which == 0:
+        return True
+    elif which == 1:
+        return (first <= PAD) & (last >= 1)
+    else:
+        return (first <= SIZE - 2) & (last >= SIZE - 1 - PAD)
+
+
+@triton.jit
+def _add_copies(total, grad, base, d, h, w, mask, C, D, H, W, i: tl.constexpr, j: tl.constexpr, DIMS: tl.constexpr,
+                PAD: tl.constexpr, CL: tl.constexpr):  # fmt: skip
+    """Adds elements' copies in the rows where padding puts theirs."""
+    if DIMS == 3:
+        at_d, in_d = _copy(d, i, D, PAD)
+    else:
+        at_d, in_d = d, d >= 0
+    if DIMS > 1:
+        at_h, in_h = _copy(h, j, H, PAD)
+    else:
+        at_h, in_h = h, h >= 0
+    row = (at_d * (H + 2 * PAD) + at_h) * (W + 2 * PAD)
+    for k in tl.static_range(3):
+        at_w, in_w = _copy(w, k, W, PAD)
+        exists = mask & (in_d & in_h & in_w)[None, :]
+        total += tl.load(grad + base + _within(row + at_w, C, CL), exists, other=0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _load_folded(grad, base, m, at, mask, C, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
                  CL: tl.constexpr):  # fmt: skip
-    """The padded gradient, each element's copies added to it: [BP, BM]."""
+    """The padded gradient, each element's copies added to it: [BP, BM]. at: the first of the elements m.
+
+    Only a tile that reaches a plane's first or last rows looks for copies in others than its own.
+    """
     if PAD == 0:
         return tl.load(grad + base + _within(m, C, CL), mask, other=0).to(tl.float32)
     else:
         d, h, w = _coordinates(m, H, W, DIMS)
+        first, last = at // W, (at + m.shape[0] - 1) // W
+        first_d, last_d = first * 0, first * 0
+        if DIMS == 3:
+            first_d, last_d = first // H, last // H
+            first, last = first * 0, H - 1
         total = tl.zeros(mask.shape, tl.float32)
         for i in tl.static_range(3 if DIMS == 3 else 1):
             for j in tl.static_range(3 if DIMS > 1 else 1):
-                for k in tl.static_range(3):
-                    if DIMS == 3:
-                        at_d, in_d = _copy(d, i, D, PAD)
-                    else:
-                        at_d, in_d = d, d >= 0
-                    if DIMS > 1:
-                        at_h, in_h = _copy(h, j, H, PAD)
-                    else:
-                        at_h, in_h = h, h >= 0
-                    at_w, in_w = _copy(w, k, W, PAD)
-                    at = (at_d * (H + 2 * PAD) + at_h) * (W + 2 * PAD) + at_w
-                    exists = mask & (in_d & in_h & in_w)[None, :]
-                    total += tl.load(grad + base + _within(at, C, CL), exists, other=0).to(tl.float32)
+                if _has_copy(first_d, last_d, i, D, PAD) & _has_copy(first, last, j, H, PAD):
+                    total = _add_copies(total, grad, base, d, h, w, mask, C, D, H, W, i, j, DIMS, PAD, CL)
         return total
 
 
@@ -406,11 +438,11 @@ def forward_apply(
 
 
 @triton.jit
-def _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
+def _load_terms(grad, x, residual, base, p_grad, p_residual, m, at, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
                 D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
                 ACT: tl.constexpr, RES: tl.constexpr):  # fmt: skip
     """xhat and g of elements m: [BP, BM]."""
-    b_grad = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL)
+    b_grad = _load_folded(grad, p_grad, m, at, mask, C, D, H, W, DIMS, PAD, CL)
     xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
                           H, W, DIMS, CL, ACT, RES)  # fmt: skip
     return xhat, b_grad * cut
@@ -458,7 +490,7 @@ def backward_resident(
     m = tl.arange(0, BM)
     mask = valid[:, None] & (m < M)[None, :]
     xhat, g = _load_terms(grad, x, residual, base, _base(plane, n, c, C, M_out, CL),
-                          _residual_base(base, n, c, rs_n, rs_c, RES), m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w,
+                          _residual_base(base, n, c, rs_n, rs_c, RES), m, 0, mask, mu, r, w, b, C, rs_d, rs_h, rs_w,
                           slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
     mean_1 = tl.sum(g, 1, keep_dims=True) / M
     mean_2 = tl.sum(g * xhat, 1, keep_dims=True) / M
@@ -479,7 +511,7 @@ def _sum_terms(grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, 
     for at in range(start, stop, BM):
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
-        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, at, mask, mu, r, w, b, C,
                               rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         sum_1 += g
         sum_2 += g * xhat
@@ -546,7 +578,7 @@ def backward_apply(
     for at in range(start, tl.minimum(start + CHUNK, M), BM):
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
-        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, at, mask, mu, r, w, b, C,
                               rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         _store(grad_x, base, m, (r * w) * (g - mean_1 - xhat * mean_2), mask, C, CL)
         if grad_z is not None:
@@ -610,7 +642,7 @@ def double_resident(
     b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
     xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
                           H, W, DIMS, CL, ACT, RES)  # fmt: skip
-    g = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL) * cut
+    g = _load_folded(grad, p_grad, m, 0, mask, C, D, H, W, DIMS, PAD, CL) * cut
     mean_u = tl.sum(b_u, 1, keep_dims=True) / M
     a = tl.sum(b_u * xhat, 1, keep_dims=True) / M
     q = tl.sum(b_u * g, 1, keep_dims=True) / M
@@ -639,7 +671,7 @@ def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, 
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
         b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
-        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, mask, mu, r, w, b, C,
+        xhat, g = _load_terms(grad, x, residual, base, p_grad, p_residual, m, at, mask, mu, r, w, b, C,
                               rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)  # fmt: skip
         sum_u += b_u
         sum_a += b_u * xhat
@@ -717,7 +749,7 @@ def double_apply(
         b_u = tl.load(u + base + _within(m, C, CL), mask, other=0).to(tl.float32)
         xhat, cut = _load_cut(x, residual, base, p_residual, m, mask, mu, r, w, b, C, rs_d, rs_h, rs_w, slope,
                               H, W, DIMS, CL, ACT, RES)  # fmt: skip
-        g = _load_folded(grad, p_grad, m, mask, C, D, H, W, DIMS, PAD, CL) * cut
+        g = _load_folded(grad, p_grad, m, at, mask, C, D, H, W, DIMS, PAD, CL) * cut
         _store(grad_x, base, m, _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w), mask, C, CL)
         if PAD == 0:
             v_r = _load_residual(v_residual, base, m, mask, C, 0, 0, 0, H, W, DIMS, CL, 0 if v_residual is None else 1)
@@ -745,20 +777,21 @@ class Setting(NamedTuple):
 
 
 # The most elements of a tile, and how many of them a thread takes. Bounded by registers: a padded gradient is
-# gathered by nine masked loads, the double backward keeps four values for each element, and channels_last computes
-# an address for every row. `aot` shows that none of these spills, and how many warps stay resident.
-_RESIDENT = {  # operator -> NCHW, NCHW padded, channels_last, channels_last padded
-    "forward": ((32768, 16), (16384, 16), (8192, 16), (8192, 16)),
+# gathered, the double backward keeps four values for each element, and channels_last computes an address for every
+# row. `aot` shows that none of these spills, and how many warps stay resident.
+_RESIDENT = {  # operator -> NCHW, NCHW gathered, channels_last, channels_last gathered
+    "forward": ((16384, 16), (8192, 8), (8192, 16), (8192, 16)),
     "backward": ((16384, 16), (4096, 8), (8192, 16), (4096, 8)),
-    "double_backward": ((8192, 16), (4096, 8), (4096, 8), (4096, 8)),
+    "double_backward": ((8192, 16), (2048, 8), (4096, 8), (2048, 4)),
 }
-_SPLIT = {  # operator -> plain, padded
+_SPLIT = {  # operator -> plain, gathered
     "forward": ((4096, 16), (4096, 16)),
     "backward": ((2048, 8), (1024, 4)),
     "double_backward": ((2048, 8), (1024, 4)),
 }
 
-_LOOPED = {"forward": (8, 8), "backward": (8, 2), "double_backward": (8, 2)}  # elements of a thread, of 1024
+# Elements of a thread, of 1024: where 128 bits are read at a time, and where one element is.
+_LOOPED = {"forward": (8, 8), "backward": (8, 2), "double_backward": (8, 2)}
 
 
 @lru_cache(maxsize=1024)
@@ -772,6 +805,7 @@ def setting(
     padded: bool,
     volume: bool,
     processors: int,
+    strided: bool = False,
 ) -> Setting:
     """The regime and tile for `planes` planes of `elements` elements on a device with `processors` multiprocessors.
 
@@ -781,22 +815,37 @@ def setting(
     the sums of all pieces of its planes, which must stay few against its own elements. Where that leaves one piece,
     one large program for each plane loops over it twice; a multiprocessor holds one or two, so that the planes in
     flight fit in the L2.
+
+    Planes that are no multiple of 16 bytes and, in NCHW, padding and a residual that is a strided view are read element
+    by element: each has an address and a mask of its own, which take registers, and so do the numbers of each plane of
+    a group.
     """
-    most_resident, per_thread = _RESIDENT[operator][2 * channels_last + padded]
+    gathered = padded or strided
+    most_resident, per_thread = _RESIDENT[operator][2 * channels_last + gathered]
+    odd = (channels if channels_last else elements) % (16 // itemsize) > 0
+    single = odd or (gathered and not channels_last)
+    if odd and (channels_last or not gathered):
+        most_resident //= 2
     if volume and padded and operator != "forward":  # gathered by 27 loads
-        most_resident, per_thread = most_resident // 2, per_thread // 2
+        most_resident //= 2
+    most_grouped = 4096 if operator == "forward" else 2048
     width = triton.next_power_of_2(elements)
     least = min(triton.next_power_of_2(channels), 32 // itemsize) if channels_last else 1
     if least * width <= most_resident:
         most = triton.next_power_of_2(channels) if channels_last else planes
         group = least
-        while group * 2 <= most and 2 * group * width <= 4096 and planes >= 2 * group * 2 * processors:
+        while group * 2 <= most and 2 * group * width <= most_grouped and planes >= 2 * group * 2 * processors:
             group *= 2
-        if operator == "double_backward" and channels_last and padded and group * width <= 1024:
-            per_thread = min(per_thread, 4)  # with 8, odd rows spill
+        if operator != "forward":
+            tile = group * width
+            per_thread = min(per_thread, max(4, tile // 512) if single else 8 if tile <= 2048 else 16)
         return Setting(group, width, 0, _warps(group * width, per_thread))
     group = min(triton.next_power_of_2(channels), 128 // itemsize) if channels_last else 1
-    tile, per_thread = _SPLIT[operator][padded]
+    tile, per_thread = _SPLIT[operator][gathered]
+    if odd and (channels_last or not gathered):
+        per_thread //= 2
+    elif channels_last and operator != "double_backward":
+        per_thread = max(per_thread, 16 // itemsize)  # 128 bits
     width = min(width, tile // group)
     blocks = -(-channels // group) * (planes // channels) if channels_last else planes
     most = min(triton.next_power_of_2(int(elements**0.5)) // 2, -(-elements // width), 256)
@@ -804,12 +853,13 @@ def setting(
     while splits * 2 <= most and splits * blocks < 4 * processors:
         splits *= 2
     if splits == 1 and not channels_last:
-        return Setting(1, min(triton.next_power_of_2(elements), 1024 * _LOOPED[operator][padded]), 1, 32)
+        return Setting(1, min(triton.next_power_of_2(elements), 1024 * _LOOPED[operator][single]), 1, 32)
     return Setting(group, width, splits, _warps(group * width, per_thread))
 
 
 def _warps(tile: int, per_thread: int) -> int:
-    return min(max(tile // (32 * per_thread), 1), 32)
+    """With 32 warps a thread has 64 registers: they hold no 16 elements beside their addresses."""
+    return min(max(tile // (32 * per_thread), 1), 32 if per_thread <= 8 else 16)
 
 
 class _Plan(NamedTuple):
@@ -842,8 +892,9 @@ def _plan(
     padded = (n, channels, *(size + 2 * pad for size in spatial))
     out_elements = math.prod(padded[2:])
     chosen = setting(
-        operator, planes, channels, elements, itemsize, channels_last, pad > 0, len(spatial) == 3, processors
-    )
+        operator, planes, channels, elements, itemsize, channels_last, pad > 0, len(spatial) == 3, processors,
+        bool(residual),
+    )  # fmt: skip
     blocks = n * -(-channels // chosen.planes) if channels_last else -(-planes // chosen.planes)
     kind = 0 if residual is None else 2 if residual else 1
     sizes = (1,) * (3 - len(spatial)) + tuple(spatial)
@@ -858,6 +909,11 @@ def _plan(
         "ALIGN_W": alignment_w, "BP": chosen.planes, "BM": chosen.elements,
         "num_warps": chosen.num_warps,
     }  # fmt: skip
+    odd = flags["ALIGN"] * itemsize < 16
+    if chosen.num_warps <= 16 and (odd or ((pad or kind) and not (operator == "forward" and channels_last))):
+        # Left alone, the assembler rather spills a few of these kernels' registers than use one more than lets another
+        # program fit. This many let 16 warps.
+        flags["maxnreg"] = 128
     chunks: tuple[int, ...] = ()
     if chosen.splits:
         flags["SPLITS"] = chosen.splits
@@ -1060,11 +1116,31 @@ def traffic(operator: str, B: int, B_out: int, *, residual: bool = False, gradie
 # --- ahead of time ------------------------------------------------------------------------------------------------
 
 
+# Calls at the edges of the launch table, where a thread holds most: shape, channels_last, residual, padding.
+_EDGES: tuple[tuple[tuple[int, ...], bool, str | None, int], ...] = (
+    ((16, 64, 128, 128), False, "dense", 0),
+    ((16, 64, 89, 91), False, "interior", 0),
+    ((16, 127, 127, 127), False, "dense", 0),
+    ((64, 512, 7, 7), False, "interior", 1),
+    ((64, 512, 3), False, "interior", 1),
+    ((64, 512, 4, 4, 4), False, "interior", 3),
+    ((64, 512, 17, 17), False, "interior", 3),
+    ((1, 64, 96, 96), False, "interior", 3),
+    ((16, 127, 15, 17, 19), False, "interior", 0),
+    ((1, 3, 31, 31), True, "dense", 1),
+    ((16, 127, 17, 17), True, "interior", 1),
+    ((1, 3, 33, 33), True, "dense", 0),
+    ((64, 512, 61), True, "interior", 3),
+    ((1, 3, 256, 256), True, "dense", 1),
+    ((1, 64, 256, 256), True, None, 3),
+)
+
+
 def aot_cases() -> Iterator[Case]:
     """The largest tiles of each regime that :func:`setting` chooses for a full device; the heaviest everywhere.
 
-    "full": with affine parameters, a strided residual and padding. Odd sizes allow no wide access and so take the
-    most registers.
+    "full": with affine parameters, a strided residual and padding. "edge": only spills count. Odd sizes allow no wide
+    access and so take the most registers.
     """
     wide, half = torch.float32, torch.bfloat16
     for operator in ("forward", "backward", "double_backward"):
@@ -1085,6 +1161,66 @@ def aot_cases() -> Iterator[Case]:
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)
     yield _case("double_backward", "resident, odd, small", (64, 127, 9, 7), half, True, True)
     yield _case("double_backward", "resident, odd, 1-D", (16, 127, 61), half, True, True, (80, 90, 100))
+    for k, (operator, edge) in enumerate(itertools.product(_RESIDENT, _EDGES)):
+        shape, channels_last, residual, pad = edge
+        dtype = (wide, half, torch.float16)[k % 3]
+        moved = traffic(
+            operator, *_bytes(shape, dtype, pad), residual=residual is not None, gradient=residual is not None
+        )
+        yield Case(
+            f"{operator} edge {_named(channels_last, dtype)} {'x'.join(map(str, shape))} {residual} pad{pad}",
+            example(operator, shape, dtype, channels_last, residual, pad, "leaky_relu"),
+            tuple(Budget(count, False, False, 8) for count in moved),
+            (80, 90) if k % 4 == 0 else (90, 100) if k % 4 == 2 else (90,),
+            resident_too=True,
+        )
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype, pad: int) -> tuple[int, int]:
+    """Of a tensor, and of the padded one."""
+    plain, padded = (math.prod(shape[:2]) * math.prod(n + 2 * p for n in shape[2:]) for p in (0, pad))
+    return plain * dtype.itemsize, padded * dtype.itemsize
+
+
+def _named(channels_last: bool, dtype: torch.dtype) -> str:
+    return f"{'channels_last' if channels_last else 'NCHW'} {str(dtype).removeprefix('torch.')}"
+
+
+def example(
+    operator: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    residual: str | None,
+    pad: int,
+    activation: str,
+) -> Callable[[], object]:
+    """A call on meta tensors; with affine parameters if it is padded or has a residual.
+
+    residual: None, ``"dense"`` or the ``"interior"`` of a padded tensor.
+    """
+
+    def tensor(margin: int) -> Tensor:
+        sizes = (*shape[:2], *(size + 2 * margin for size in shape[2:]))
+        return layout.empty(sizes, channels_last, dtype=dtype, device=torch.device("meta"))
+
+    x, padded = tensor(0), tensor(pad)
+    added = {None: None, "dense": x, "interior": tensor(1)}[residual]
+    for dim, size in enumerate(shape[2:], 2):
+        added = None if added is None else added.narrow(dim, added.size(dim) - size and 1, size)
+    weight = torch.empty(shape[1], device="meta") if pad or residual else None
+    plane = torch.empty(shape[:2], device="meta")
+    parameters, act = (weight, weight, added), (activation, 0.2, pad)
+
+    def run() -> object:
+        if operator == "forward":
+            return forward(x, *parameters, *act, 1e-5)
+        if operator == "backward":
+            return backward(padded, x, *parameters, plane, plane, *act, residual is not None)
+        u = (x, x if residual else None, weight, weight)
+        return double_backward(*u, padded, x, *parameters, plane, plane, plane, plane, *act)
+
+    return run
 
 
 def _case(
@@ -1097,34 +1233,16 @@ def _case(
     archs: tuple[int, ...] = (90,),
 ) -> Case:
     pad = 1 if full else 0
-
-    def tensor(sizes: tuple[int, ...]) -> Tensor:
-        return layout.empty(sizes, channels_last, dtype=dtype, device=torch.device("meta"))
-
-    x = tensor(shape)
-    padded = tensor((*shape[:2], *(size + 2 * pad for size in shape[2:])))
-    residual = padded if full else None
-    for dim, size in enumerate(shape[2:], 2):
-        residual = None if residual is None else residual.narrow(dim, 1, size)
-    weight = torch.empty(shape[1], device="meta") if full else None
-    plane = torch.empty(shape[:2], device="meta")
-
-    def run() -> object:
-        if operator == "forward":
-            return forward(x, weight, weight, residual, "relu", 0.2, pad, 1e-5)
-        if operator == "backward":
-            return backward(padded, x, weight, weight, residual, plane, plane, "relu", 0.2, pad, full)
-        return double_backward(x, x if full else None, weight, weight, padded, x, weight, weight, residual, plane,
-                               plane, plane, plane, "relu", 0.2, pad)  # fmt: skip
-
-    reduce, apply = traffic(operator, x.nbytes, padded.nbytes, residual=full, gradient=full)
+    run = example(operator, shape, dtype, channels_last, "interior" if full else None, pad, "relu")
+    reduce, apply = traffic(operator, *_bytes(shape, dtype, pad), residual=full, gradient=full)
     aligned = shape[1 if channels_last else -1] % 8 == 0 and not (regime == "looped" and full)
     # Padding makes a plane a multiple of 4 elements here; its gradients' split programs take 4 to a thread. In
     # bfloat16 both are 64 bits.
     wide_result = not full or dtype == torch.float32 or (channels_last if operator == "forward" else regime != "split")
     apply_loads_x_whole = operator != "forward" or not full or channels_last or regime != "split"
+    if operator == "double_backward" and full and regime == "resident" and dtype != torch.float32:
+        aligned = False  # 4 to a thread are 64 bits
     budgets: tuple[Budget, ...] = (Budget(apply, aligned and apply_loads_x_whole, aligned and wide_result),)
     if regime == "split":
         budgets = (Budget(reduce, True, False), *budgets)
-    name = f"{operator} {regime} {'channels_last' if channels_last else 'NCHW'} {str(dtype).removeprefix('torch.')}"
-    return Case(name + (" full" if full else ""), run, budgets, archs)
+    return Case(f"{operator} {regime} {_named(channels_last, dtype)}{' full' if full else ''}", run, budgets, archs)
