@@ -6,6 +6,7 @@ loop               ``fit``: drives a task; logs, samples, evaluates, saves, resu
 checkpoint         one safetensors file per checkpoint, written atomically, never unpickled
 loader             endless batches whose order and randomness are functions of seed and position
 prefetch           batches on the device one step ahead
+output             files that are there whole or not at all
 log, sheet, watch  stats.jsonl, TensorBoard, progress bar; sample sheets; the NaN watch
 pool, schedule     CycleGAN's image pool; the learning-rate policies
 ema, precision     averaged generator; autocast, loss scaling, memory format

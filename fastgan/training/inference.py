@@ -19,6 +19,7 @@ from fastgan.nn import fuse
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
 from fastgan.training.cyclegan.config import check_sizes
+from fastgan.training.output import make_folder, written
 
 Direction = Literal["AtoB", "BtoA"]
 
@@ -147,10 +148,12 @@ def translate(
         )
     if len(set(targets)) < len(targets):
         raise DataError(f"{source}: two images differ in nothing but their extension, and would be one in {out}")
+    make_folder("out", out)
     for i, target in enumerate(targets):
         image = _pixels(translator(load(i)[None])[0])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(target)
+        make_folder("out", target.parent)
+        with written(target) as file:
+            image.save(file)
         if progress:
             progress(i + 1, len(targets))
     return targets
@@ -236,12 +239,12 @@ def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
     file = checkpoint.locate(path, which)
     config = load_config(file)
     networks = cyclegan.build_networks(config)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
+    make_folder("out", out)
+    files = []
     for name, network in networks.items():
         averaged = bool(config.ema) and name.startswith("G")
         part = f"stateful/ema_{name}" if averaged else f"networks/{name}"
         network.load_state_dict(checkpoint.read(file, only=f"state/{part}"))
-        written.append(out / f"latest_net_{name}.pth")
-        save_official(network, written[-1])
-    return written
+        files.append(out / f"latest_net_{name}.pth")
+        save_official(network, files[-1])
+    return files

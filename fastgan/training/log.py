@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from fastgan.training.output import written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,18 +31,22 @@ class Stats:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in _lines(path) if line["step"] <= step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, path)
+        with written(path) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
         line = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which was told then
+            self._file.close()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

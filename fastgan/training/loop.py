@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastgan.training import distributed, random
 from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
 from fastgan.training.log import Bar, Stats, TensorBoard, console
+from fastgan.training.output import make_folder, written
 from fastgan.training.task import RunConfig, Task
 from fastgan.training.watch import Bad, Meter, not_finite
 
@@ -181,11 +181,10 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
             console.print(f"continuing {config.folder} after step {progress.step}", soft_wrap=True)
     distributed.barrier()  # every process has read before one writes
     if distributed.is_main():
-        config.folder.mkdir(parents=True, exist_ok=True)
+        make_folder("checkpoints_dir/name", config.folder)
         checkpoints.clean()
-        temporary = config.folder / ".config.json.partial"
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, config.folder / "config.json")
+        with written(config.folder / "config.json") as file:
+            file.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     return progress
 
 
@@ -350,7 +349,8 @@ class _Log:
         if image is not None:
             folder = self.config.folder / "sheets"
             folder.mkdir(exist_ok=True)
-            image.save(folder / f"step-{step:08d}.png")
+            with written(folder / f"step-{step:08d}.png") as file:
+                image.save(file)
             if self._board:
                 self._board.image(step, image)
 

@@ -17,6 +17,7 @@ from fastgan.models.gan import LatentGenerator
 from fastgan.training import distributed, gan, sheet
 from fastgan.training.checkpoint import CheckpointError, locate, read
 from fastgan.training.gan import GanConfig, RealData
+from fastgan.training.output import make_folder, written
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,18 @@ def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bo
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out must end in .png or .npz, got {out.name!r}")
     if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} is there already")
+        raise FileExistsError(f"{out} is there already; give another, or allow overwriting (--overwrite)")
+    make_folder("out's folder", out.parent)
     samples = trained.sample(n, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        import numpy as np
+    with written(out) as file:
+        if out.suffix == ".npz":
+            import numpy as np
 
-        np.savez(out, samples=samples.numpy())
-    elif samples.dim() == 2:
-        gan.scatter(samples, RealData(trained.config).draw(n, seed)).save(out)
-    else:
-        sheet.grid(samples).save(out)
+            np.savez(file, samples=samples.numpy())
+        elif samples.dim() == 2:
+            gan.scatter(samples, RealData(trained.config).draw(n, seed)).save(file)
+        else:
+            sheet.grid(samples).save(file)
 
 
 def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = False) -> dict[str, float]:

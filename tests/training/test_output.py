@@ -1,0 +1,58 @@
+"""Outputs on a disk that fills up, and where no folder can be: one error that names them, and nothing half written."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from fastgan.training import gan, sampling
+from fastgan.training.log import Stats, read_stats
+from fastgan.training.output import make_folder, written
+from tests.training.test_gan_step import tiny
+
+
+def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_text("old")
+
+    def fill() -> None:
+        with written(path) as file:
+            file.write_text("ne")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"x\.png cannot be written: No space left on device"):
+        fill()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+    assert path.read_text() == "old"
+    with written(path) as file:
+        assert file.suffix == ".png"
+        file.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+    assert path.read_text() == "new"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_log_on_a_full_disk_names_itself(tmp_path: Path) -> None:
+    stats = Stats(tmp_path / "stats.jsonl", 0)
+    stats.write({"step": 1})
+    stats._file.close()
+    stats._file = open("/dev/full", "a")  # noqa: SIM115 -- Stats closes it
+    with pytest.raises(OSError, match=r"stats\.jsonl cannot be written: No space left on device"):
+        stats.write({"step": 2})
+    stats.close()
+    assert read_stats(tmp_path / "stats.jsonl") == [{"step": 1}]
+
+
+def test_a_file_in_a_folder_s_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match=r"out must be a folder, and .*file.* is a file or lies in one"):
+            make_folder("out", path)
+    settings = {"objective": "sliced", "steps": 1, "display_freq": 0}
+    with pytest.raises(NotADirectoryError, match=r"checkpoints_dir/name must be a folder, and .*file/gan is"):
+        gan.train(tiny(**settings, checkpoints_dir=tmp_path / "file"))
+    gan.train(tiny(**settings, checkpoints_dir=tmp_path))
+    with pytest.raises(NotADirectoryError, match=r"out's folder must be a folder, and .*file is"):
+        sampling.write(sampling.load(tmp_path / "gan", device="cpu"), tmp_path / "file" / "x.png", 4)
