@@ -38,7 +38,7 @@ def integer(operator: str, name: str, value: object) -> None:
 
 
 def generator(operator: str, value: object) -> None:
-    if not (value is None or isinstance(value, torch.Generator)):
+    if not (value is None or isinstance(value, torch._C.Generator)):
         raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {_described(value)}")
 
 

@@ -86,18 +86,9 @@ def test_choices(choice: str, pictures: Path, tmp_path: Path, capsys: pytest.Cap
         file = tmp_path / "official" / f"latest_net_{net}.pth"
         assert read_official(file).keys() == torch.load(file, weights_only=True).keys()
         made = []
-        for name, weights in ((net, str(file)), (direction, run[1])):
-            words = ["--checkpoint", weights, "--input", str(pictures / "testA"), "--out", str(tmp_path / name)]
-            words += [
-                "--preprocess",
-                "resize_and_crop",
-                "--load_size",
-                side,
-                "--crop_size",
-                side,
-                "--direction",
-                direction,
-            ]
+        for name, weights in ((net, [str(file)]), (direction, [run[1], "--direction", direction])):
+            words = ["--checkpoint", *weights, "--input", str(pictures / "testA"), "--out", str(tmp_path / name)]
+            words += ["--preprocess", "resize_and_crop", "--load_size", side, "--crop_size", side]
             assert fastgan("translate", *words, "--device", "cpu") == 0, capsys.readouterr().err
             made.append([np.asarray(Image.open(path)) for path in sorted((tmp_path / name).iterdir())])
         assert [image.shape[:2] for image in made[0]] == [(int(side), int(side))] * 3
