@@ -130,6 +130,74 @@ Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexe
   return out.sorted();
 }
 
+// Rows that caches do not hold: values are dealt to buckets by the upper bits of their keys, then each bucket is sorted
+// by the lower ones while it is in cache, so that three passes reach memory instead of ten. A bucket in the making lies
+// where nothing is yet or any more: in what was dealt to the buckets before it, or beyond its own place in the results.
+template <typename S, bool kIndexed>
+Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>* a, Item<uint32_t, kIndexed>* b) {
+  using I = Item<uint32_t, kIndexed>;
+  constexpr int kDigit = 10, kShift = 2 * kDigit;
+  constexpr uint32_t kBuckets = 1u << (32 - kShift), kMask = (1u << kDigit) - 1;
+  uint32_t next[kBuckets];
+  std::memset(next, 0, sizeof next);
+  for (int64_t i = 0; i < n; ++i) ++next[sort_key(load(from[i])) >> kShift];
+  uint32_t largest = 0, sum = 0;
+  for (uint32_t d = 0; d < kBuckets; ++d) {
+    const uint32_t count = next[d];
+    largest = count > largest ? count : largest;
+    next[d] = sum;
+    sum += count;
+  }
+  if (largest >= n / 4) return sort<8, S, kIndexed>(from, n, a, b);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t key = sort_key(load(from[i]));
+    a[next[key >> kShift]++] = I::of(key, static_cast<uint32_t>(i));
+  }
+
+  const Output<S, kIndexed> out(b, n);
+  int64_t first = 0;
+  for (uint32_t d = 0; d < kBuckets; ++d) {
+    const int64_t last = next[d], count = last - first;
+    if (count == 0) continue;
+    if (count <= 48) {
+      for (int64_t i = first + 1; i < last; ++i) {
+        const I item = a[i];
+        int64_t k = i;
+        for (; k > first && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
+        a[k] = item;
+      }
+      for (int64_t i = first; i < last; ++i) out.put(i, a[i]);
+      first = last;
+      continue;
+    }
+    uint32_t counts[2][kMask + 1];
+    std::memset(counts, 0, sizeof counts);
+    for (int64_t i = first; i < last; ++i) {
+      ++counts[0][a[i].key() & kMask];
+      ++counts[1][a[i].key() >> kDigit & kMask];
+    }
+    uint32_t low = 0, high = static_cast<uint32_t>(first);
+    const bool low_alike = counts[0][a[first].key() & kMask] == count;
+    for (uint32_t k = 0; k <= kMask; ++k) {
+      const uint32_t in_low = counts[0][k], in_high = counts[1][k];
+      counts[0][k] = low;
+      counts[1][k] = high;
+      low += in_low;
+      high += in_high;
+    }
+    const I* items = a + first;
+    if (!low_alike) {
+      // last < n / 2 if it is not before `first`, so that there is room behind.
+      I* const made = first >= count ? a : reinterpret_cast<I*>(out.values + (last + 1) / 2 * 2);
+      for (int64_t i = first; i < last; ++i) made[counts[0][a[i].key() & kMask]++] = a[i];
+      items = made;
+    }
+    for (int64_t i = 0; i < count; ++i) out.put(counts[1][items[i].key() >> kDigit & kMask]++, items[i]);
+    first = last;
+  }
+  return out.sorted();
+}
+
 }  // namespace radix
 
 // Bytes of scratch that sort_row takes: 8 a sample, 16 with indices; twice as many for doubles.
@@ -146,6 +214,9 @@ Sorted<acc_t<S>> sort_row(const S* from, int64_t n, void* scratch) {
   if (n <= 48) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
   // Fewer passes, but counters that short rows do not pay for, and more places to write to than caches like.
   if (n >= 8192 && n < 131072) return radix::sort<11, S, kIndexed>(from, n, items, items + n);
+  if constexpr (sizeof(radix::key_t<S>) == 4) {
+    if (n >= 131072) return radix::bucket_sort<S, kIndexed>(from, n, items, items + n);
+  }
   return radix::sort<8, S, kIndexed>(from, n, items, items + n);
 }
 

@@ -344,3 +344,31 @@ def test_one_side_alone_is_the_same_to_the_last_bit(n: int, m: int, p: float, dt
             assert torch.equal(alone[0], cost)
             assert torch.equal(alone[1], scale)
             assert torch.equal(alone[2][0], expected)
+
+
+LONG_ROWS = {
+    "buckets": lambda x: x,
+    "signs and magnitudes": lambda x: x.exp() * x.cos().sign(),
+    "a bucket with half of all": torch.relu,
+    "all in one bucket": lambda x: 1 + 1e-4 * x.abs().clamp(max=9),
+    "alike": torch.ones_like,
+    "low bits alike, many ties": lambda x: x.half().float(),
+    "infinite": lambda x: x.masked_fill(x > 3, math.inf),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_ROWS)
+@pytest.mark.parametrize("n", [131072, 160001])
+def test_long_rows_are_sorted_stably(n: int, kind: str) -> None:
+    """The gradient of the squared distance has every sample's partner in it."""
+    x, y = LONG_ROWS[kind](torch.randn(n)), torch.randn(n)
+    inputs = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    value = F.wasserstein_1d(*inputs, p=2.0, root=False)
+    xs, ys = (t.double().sort(stable=True) for t in (x, y))
+    difference = xs.values - ys.values
+    torch.testing.assert_close(value.double(), difference.square().mean(), rtol=1e-5, atol=0)
+    if kind == "infinite":
+        return
+    for gradient, at, sign in zip(torch.autograd.grad(value, inputs), (xs.indices, ys.indices), (1, -1), strict=True):
+        expected = torch.empty_like(difference).scatter_(0, at, sign * 2 * difference / n)
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-10)
