@@ -111,6 +111,10 @@ def test_bad_projections() -> None:
         F.sliced_wasserstein(x, x, projections=torch.zeros(4, 3))
     with pytest.raises(ValueError, match="n_projections"):
         F.sliced_wasserstein(x, x, n_projections=0)
+    with pytest.raises(TypeError, match=r"n_projections must be an integer, got 2\.5"):
+        F.sliced_wasserstein(x, x, n_projections=2.5)
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None"):
+        F.sliced_wasserstein(x, x, generator=3)
     with pytest.raises(ValueError, match="p must be"):
         F.sliced_wasserstein(x, x, p=0.5)
     with pytest.raises(ValueError, match="finite"):

@@ -494,6 +494,7 @@ def test_deterministic_and_inputs_untouched() -> None:
         ({"x": torch.tensor(1.0)}, ValueError, "at least one sample"),
         ({"x": torch.zeros(3, 2, dtype=torch.complex64)}, TypeError, "must be real"),
         ({"y": [1.0, 2.0]}, TypeError, "y must be a Tensor, got list"),
+        ({"x": torch.zeros(3, 2).to_sparse()}, TypeError, "x must be a dense tensor, got layout torch.sparse_coo"),
         ({"y": torch.zeros(4, 2)}, ValueError, "leading shapes"),
         ({"y": torch.zeros(3, 2, device="meta")}, ValueError, "device"),
         ({"p": 0.5}, ValueError, "p must be"),

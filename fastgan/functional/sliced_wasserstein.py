@@ -147,8 +147,10 @@ def max_sliced_wasserstein(
 
 def random_directions(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """[count, d] uniform on the unit sphere, for points ``like`` [..., d]."""
+    _check.integer("sliced_wasserstein", "n_projections", count)
     if count < 1:
-        raise ValueError(f"n_projections must be at least 1, got {count}")
+        raise ValueError(f"sliced_wasserstein: n_projections must be at least 1, got {count}")
+    _check.generator("sliced_wasserstein", generator)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     device = like.device if generator is None else generator.device
     directions: Tensor = torch.randn(count, like.size(-1), dtype=dtype, device=device, generator=generator)

@@ -203,6 +203,7 @@ def are_plain(x: Tensor, y: Tensor) -> bool:
         and type(y) is Tensor
         and x.is_cpu
         and y.is_cpu
+        and x.layout is y.layout is torch.strided
         and x.dtype == y.dtype
         and x.dtype in _check.FLOATING
         and x.dim() > 0
