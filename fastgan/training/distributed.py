@@ -91,6 +91,7 @@ def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:
     backward pass goes on.
     """
     if compiled:
+        _leave_sums_uncompiled()
         module = torch.compile(module)  # type: ignore[assignment]
     if size() == 1:
         return module
@@ -163,6 +164,18 @@ def differentiable_rows(own: Tensor) -> Tensor:
     return rows
 
 
+def _sum(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _leave_sums_uncompiled() -> None:
+    """What torch 2.11 makes of an all-reduce inside a compiled network is wrong, without an error."""
+    global _sum
+    if not hasattr(_sum, "_torchdynamo_disable"):
+        _sum = torch.compiler.disable(_sum)
+
+
 class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the joint batch, of which every process has as many rows."""
 
@@ -174,9 +187,9 @@ class _JointBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         dims = [d for d in range(x.dim()) if d != 1]
-        mean: Tensor = _Sum.apply(x.mean(dims, keepdim=True)) / size()  # type: ignore[no-untyped-call]
+        mean = _sum(x.mean(dims, keepdim=True)) / size()
         centred = x - mean
-        variance: Tensor = _Sum.apply(centred.square().mean(dims, keepdim=True)) / size()  # type: ignore[no-untyped-call]
+        variance = _sum(centred.square().mean(dims, keepdim=True)) / size()
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             assert self.momentum is not None
