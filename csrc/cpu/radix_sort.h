@@ -116,15 +116,19 @@ Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Ite
   return out.sorted();
 }
 
+constexpr int64_t kInsertion = 48;  // up to so many items are sorted by insertion
+
+// Puts an item to its place among k sorted ones, behind those of its key.
+template <typename I>
+FASTGAN_INLINE void insert(I* items, int64_t k, I item) {
+  for (; k > 0 && items[k - 1].key() > item.key(); --k) items[k] = items[k - 1];
+  items[k] = item;
+}
+
 template <typename S, bool kIndexed>
 Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
   using I = Item<key_t<S>, kIndexed>;
-  for (int64_t i = 0; i < n; ++i) {
-    const I item = I::of(sort_key(load(from[i])), static_cast<uint32_t>(i));
-    int64_t k = i;
-    for (; k > 0 && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
-    a[k] = item;
-  }
+  for (int64_t i = 0; i < n; ++i) insert(a, i, I::of(sort_key(load(from[i])), static_cast<uint32_t>(i)));
   const Output<S, kIndexed> out(b, n);
   for (int64_t k = 0; k < n; ++k) out.put(k, a[k]);
   return out.sorted();
@@ -159,13 +163,8 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
   for (uint32_t d = 0; d < kBuckets; ++d) {
     const int64_t last = next[d], count = last - first;
     if (count == 0) continue;
-    if (count <= 48) {
-      for (int64_t i = first + 1; i < last; ++i) {
-        const I item = a[i];
-        int64_t k = i;
-        for (; k > first && a[k - 1].key() > item.key(); --k) a[k] = a[k - 1];
-        a[k] = item;
-      }
+    if (count <= kInsertion) {
+      for (int64_t k = 1; k < count; ++k) insert(a + first, k, a[first + k]);
       for (int64_t i = first; i < last; ++i) out.put(i, a[i]);
       first = last;
       continue;
@@ -211,7 +210,7 @@ FASTGAN_INLINE int64_t sort_row_scratch(int64_t n, bool indexed) {
 template <typename S, bool kIndexed>
 Sorted<acc_t<S>> sort_row(const S* from, int64_t n, void* scratch) {
   auto* items = static_cast<radix::Item<radix::key_t<S>, kIndexed>*>(scratch);
-  if (n <= 48) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
+  if (n <= radix::kInsertion) return radix::insertion_sort<S, kIndexed>(from, n, items, items + n);
   // Fewer passes, but counters that short rows do not pay for, and more places to write to than caches like.
   if (n >= 8192 && n < 131072) return radix::sort<11, S, kIndexed>(from, n, items, items + n);
   if constexpr (sizeof(radix::key_t<S>) == 4) {

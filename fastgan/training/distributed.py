@@ -251,8 +251,7 @@ class Agreement:
 
     def settle(self, value: int) -> int:
         """What all values since the last call and ``value`` come to; this one waits."""
-        agreed = max(self(value), self._arrived())
-        return agreed
+        return max(self(value), self._arrived())
 
     def _arrived(self) -> int:
         if self._travelling is None:
