@@ -27,6 +27,7 @@ import fastgan.functional
 from benchmarks import harness
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import RawOperator
+from fastgan.models import build_generator
 
 # The first pattern found in an operator's name says which part of the step it is.
 PARTS = {
@@ -43,6 +44,7 @@ PARTS = {
 }
 _KERNELS = ("forward", "forward_with_gradient", "forward_with_gradients", "backward", "double_backward", "second")
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
+GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
 
 
 def main() -> None:
@@ -61,14 +63,16 @@ def main() -> None:
 
 
 def steps() -> dict[str, dict[str, Callable[[], Any]]]:
-    """What is profiled: CycleGAN's step and the WGAN-GP critic's, on the largest of the benchmarks' own cases."""
+    """What is profiled: CycleGAN's generator alone at 256 px, and the steps of CycleGAN, on the largest of the
+    benchmarks' own cases, and of the WGAN-GP critics."""
     from benchmarks import test_cyclegan_step, test_gan_step
 
     cyclegan = list(test_cyclegan_step.CASES)[-1]
     # The profiler does not see the operators that a CUDA graph replays.
     tasks = {name: test_cyclegan_step.trainer(cyclegan, name, cuda_graph="off") for name in ("eager", "fastgan")}
     found: dict[str, dict[str, Callable[[], Any]]] = {
-        f"CycleGAN, {cyclegan}": {name: task.step for name, task in tasks.items()}
+        GENERATOR: {name: generator(fused=name == "fastgan") for name in ("eager", "fastgan")},
+        f"CycleGAN, {cyclegan}": {name: task.step for name, task in tasks.items()},
     }
     with test_gan_step.pictures() as noise:
         for case in test_gan_step.CASES:
@@ -80,6 +84,17 @@ def steps() -> dict[str, dict[str, Callable[[], Any]]]:
                 "fastgan": lambda task=task, real=real: task.critic_step(real),
             }
     return found
+
+
+def generator(fused: bool) -> Callable[[], Any]:
+    """A forward and backward pass of CycleGAN's generator: ours fused and channels_last, eager in NCHW."""
+    torch.manual_seed(0)
+    network = build_generator("resnet_9blocks").to(harness.DEVICE)
+    image = torch.rand(1, 3, 256, 256, device=harness.DEVICE) * 2 - 1
+    if fused:
+        fastgan.fuse(network)
+        network, image = (a.to(memory_format=torch.channels_last) for a in (network, image))
+    return lambda: network(image).square().mean().backward()
 
 
 def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, Any]]:
