@@ -67,7 +67,7 @@ def sliced_wasserstein_patches(
     if min(real.shape[2:]) < least:
         raise ValueError(f"{name}: images must be at least {least} × {least}, got {list(real.shape[2:])}")
     if generator is None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
 
     sizes, distances = [], []
     with torch.no_grad():
@@ -93,7 +93,7 @@ def _bands(images: Tensor, least: int) -> list[Tensor]:
 
 def _smooth(images: Tensor) -> Tensor:
     """The 5 × 5 binomial filter (Burt and Adelson 1983), mirrored at the border."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=images.device) / 16
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
     n, c, h, w = images.shape
     planes = nnf.pad(images.reshape(n * c, 1, h, w), (2, 2, 2, 2), mode="reflect")
     planes = nnf.conv2d(nnf.conv2d(planes, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
@@ -113,8 +113,10 @@ def _double(images: Tensor, height: int, width: int) -> Tensor:
 def _patches(images: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
     """``count`` random patches of each image: [N * count, C, size, size]."""
     n, c, h, w = images.shape
-    top = torch.randint(h - size + 1, (n, count), generator=generator).to(images.device)
-    left = torch.randint(w - size + 1, (n, count), generator=generator).to(images.device)
+    top, left = (
+        torch.randint(side - size + 1, (n, count), generator=generator, device=generator.device).to(images.device)
+        for side in (h, w)
+    )
     window = torch.arange(size, device=images.device)
     rows = (top[..., None] + window)[:, :, None, :, None]
     columns = (left[..., None] + window)[:, :, None, None, :]

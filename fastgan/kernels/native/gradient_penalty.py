@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -32,12 +32,12 @@ def _forward(
     grads: Tensor, target: float, one_sided: bool, grad: float, gradient: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     samples, dtype = grads.size(0), statistics_dtype(grads.dtype)
-    norms = torch.empty(samples, dtype=dtype)
+    norms = torch.empty(samples, dtype=dtype, device=CPU)
     penalty = _C.gradient_penalty_forward(
         DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), grad, address(gradient), target, one_sided, samples,
         grads.numel() // samples, threads(),
     )  # fmt: skip
-    return torch.scalar_tensor(penalty, dtype=dtype), norms
+    return torch.scalar_tensor(penalty, dtype=dtype, device=CPU), norms
 
 
 def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
@@ -59,4 +59,4 @@ def double_backward(
         DTYPES[grads.dtype], float(grad), u.data_ptr(), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target,
         one_sided, samples, grads.numel() // samples, threads(),
     )  # fmt: skip
-    return torch.scalar_tensor(grad_grad, dtype=grad.dtype), out
+    return torch.scalar_tensor(grad_grad, dtype=grad.dtype, device=CPU), out

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
@@ -48,7 +48,7 @@ def forward(
         residual = _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
     dtype = statistics_dtype(x.dtype)
-    mean = torch.empty(x.size(0), x.size(1), dtype=dtype)
+    mean = torch.empty(x.size(0), x.size(1), dtype=dtype, device=CPU)
     rstd = torch.empty_like(mean)
     if weight is not None or bias is not None:
         weight, bias = _vector(weight, dtype), _vector(bias, dtype)

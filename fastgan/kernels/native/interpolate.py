@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -20,7 +20,7 @@ def forward(real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | Non
     real, fake: [N, ...], dense in one layout.
     """
     samples, out = real.size(0), torch.empty_like(real)
-    drawn = torch.empty(samples if seed is not None else 0, dtype=statistics_dtype(real.dtype))
+    drawn = torch.empty(samples if seed is not None else 0, dtype=statistics_dtype(real.dtype), device=CPU)
     _C.interpolate_forward(
         DTYPES[real.dtype], real.data_ptr(), fake.data_ptr(), address(drawn if alpha is None else alpha),
         seed is not None, 0 if seed is None else int(seed), out.data_ptr(), samples, real.numel() // samples, threads(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
 
 
 def supports(call: Call) -> str | None:
@@ -34,7 +34,7 @@ def forward_with_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """What :func:`forward` gives and, from the same pass, the sum's gradients for those tensors that are wanted."""
-    signs = torch.empty(sum(sign_bytes), dtype=torch.uint8)
+    signs = torch.empty(sum(sign_bytes), dtype=torch.uint8, device=CPU)
     grads = [torch.empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)]
     pairs, at = [], signs.data_ptr()
     for k, (weight, size) in enumerate(zip(weights, sign_bytes, strict=True)):
@@ -47,7 +47,7 @@ def forward_with_gradients(
             )
         )  # fmt: skip
         at += size
-    value = torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype)
+    value = torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype, device=CPU)
     return [value, signs, *[grad for grad in grads if grad is not None]]
 
 
@@ -64,7 +64,7 @@ def backward(
     pairs, at = [], signs.data_ptr()
     for k, (n, weight, size) in enumerate(zip(numels, weights, sign_bytes, strict=True)):
         if size:
-            sides = [None if dtype is None else torch.empty(n, dtype=dtype) for dtype in dtypes[2 * k : 2 * k + 2]]
+            sides = [d if d is None else torch.empty(n, dtype=d, device=CPU) for d in dtypes[2 * k : 2 * k + 2]]
             grads += [side for side in sides if side is not None]
             pairs.append(_pair((None, None, *sides), at, n, weight))
         at += size
@@ -86,7 +86,7 @@ def directional(
         if size:
             pairs.append(_pair((*directions[2 * k : 2 * k + 2], None, None), at, n, weight))
         at += size
-    return torch.scalar_tensor(_C.l1_directional(pairs, threads()), dtype=dtype)
+    return torch.scalar_tensor(_C.l1_directional(pairs, threads()), dtype=dtype, device=CPU)
 
 
 def _pair(tensors: Sequence[Tensor | None], signs: int, n: int, weight: float) -> tuple[int | float, ...]:
