@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
 import fastgan.functional as F
-from fastgan.functional._piecewise import without_zero_gradients
+from fastgan.functional._piecewise import activations, without_zero_gradients
 
 
 def critic_of(activation: nn.Module, middle: nn.Module) -> nn.Module:
@@ -73,19 +73,19 @@ def test_derivatives_of_every_order() -> None:
     x = torch.randn(7, dtype=torch.float64, requires_grad=True)
 
     def curved(x: Tensor) -> Tensor:
-        with without_zero_gradients():
+        with without_zero_gradients(), activations():
             return (nn.functional.leaky_relu(x**2 - 0.5, 0.3) * nn.functional.relu(x)) ** 2
 
     assert torch.autograd.gradcheck(curved, (x,))
     assert torch.autograd.gradgradcheck(curved, (x,))
-    with without_zero_gradients():
+    with without_zero_gradients(), activations():
         y = nn.functional.relu_(2 * x)
     assert torch.equal(y, nn.functional.relu(2 * x))
 
 
 def test_what_it_does_not_serve_runs_as_ever() -> None:
     x = torch.randn(2, 3, requires_grad=True)
-    with without_zero_gradients():
+    with without_zero_gradients(), activations():
         view = (2 * x)[:1]
         nn.functional.relu(view, inplace=True)
         assert (view >= 0).all()

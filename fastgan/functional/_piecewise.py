@@ -9,7 +9,8 @@ third of the arithmetic of a penalty. Here that gradient is left out, so that th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,17 +19,30 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import is_eager
+from fastgan.kernels.library import apply, is_eager
+
+_wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("fastgan_without_zero_gradients", default=False)
 
 
-def without_zero_gradients() -> contextlib.AbstractContextManager[Any]:
-    """In this context, activations of what runs in eager mode carry no zeros back from their second derivatives.
+@contextlib.contextmanager
+def without_zero_gradients() -> Iterator[None]:
+    """In this context, the activations of critics in penalties carry no zeros back from their second derivatives.
 
     All gradients are the same, except that a parameter on which nothing else depends (a bias, whose gradient in a
     penalty is zero) has None in the place of zeros: for penalties that are part of a critic's whole loss.
     """
-    reference = dispatch.requested_backend() == "reference" or torch.compiler.is_compiling()
-    return contextlib.nullcontext() if reference else _Activations()
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def activations() -> contextlib.AbstractContextManager[Any]:
+    """The context of a critic's call alone: every use of a tensor in it takes its time."""
+    if not _wanted.get() or torch.compiler.is_compiling() or dispatch.requested_backend() == "reference":
+        return contextlib.nullcontext()
+    return _Activations()
 
 
 class _Activations(TorchFunctionMode):
@@ -46,7 +60,7 @@ class _Activations(TorchFunctionMode):
 def _activation(func: Callable[..., Any], input: Tensor, *, negative_slope: float, inplace: bool) -> Any:
     plain = input.requires_grad and torch.is_grad_enabled() and is_eager((input,))
     if plain and negative_slope >= 0 and not (inplace and input._is_view()):
-        return _Activation.apply(input, negative_slope, inplace)
+        return apply(_Activation, input, negative_slope, inplace)
     if func is nnf.relu:
         return nnf.relu(input, inplace)
     return nnf.leaky_relu(input, negative_slope, inplace)
@@ -67,27 +81,9 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
-        return None if grad is None else _Mask.apply(grad, *ctx.saved_tensors, ctx.slope), None, None
-
-
-class _Mask(torch.autograd.Function):
-    """grad where the output y is positive, slope times grad elsewhere: linear in grad, piecewise constant in y."""
-
-    @staticmethod
-    def forward(grad: Tensor, y: Tensor, slope: float) -> Tensor:
-        masked: Tensor
-        if slope:
-            masked = torch.ops.aten.leaky_relu_backward(grad, y, slope, True)
-        else:
-            masked = torch.ops.aten.threshold_backward(grad, y, 0)
-        return masked
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        _, y, ctx.slope = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
-        return None if grad is None else _Mask.apply(grad, *ctx.saved_tensors, ctx.slope), None, None
+        if grad is None:
+            return None, None, None
+        y = ctx.saved_tensors[0].detach()  # grad where y is positive, slope times grad elsewhere: constant in y
+        if ctx.slope:
+            return torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True), None, None
+        return torch.ops.aten.threshold_backward(grad, y, 0), None, None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from fastgan import reference
-from fastgan.functional import _check
+from fastgan.functional import _check, _piecewise
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, one_by_one
@@ -252,7 +252,8 @@ def input_gradient(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         points = points.detach().requires_grad_()
-        scores = critic(points)
+        with _piecewise.activations():
+            scores = critic(points)
         if not isinstance(scores, Tensor):
             raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
         if not scores.requires_grad:
