@@ -7,8 +7,9 @@ calls take turns over buffers of three times the L2 cache, so that inputs are co
 
 ``--table`` derives the launch table from what was measured (``--from FILE``: from an earlier sweep, without a GPU):
 for each of its constants it takes, from half, once and twice today's, what makes the workloads it governs fastest
-(geometric mean), and prints the constants as they stand in ``fastgan/kernels/triton/instance_norm.py``. Constants for
-which a workload's setting was not measured stay. ``--dry-run`` makes the launches of every setting on meta tensors.
+(geometric mean), and prints the constants as they stand in
+``fastgan/kernels/triton/instance_norm/launch_table.py``. Constants for which a workload's setting was not measured
+stay. ``--dry-run`` makes the launches of every setting on meta tensors.
 
 The launch table's numbers come from register counts and byte models; this sweep has not been run on a GPU yet.
 """
@@ -31,7 +32,7 @@ from torch import Tensor
 from fastgan.kernels import layout
 from fastgan.kernels.triton import instance_norm as kernels
 from fastgan.kernels.triton._launch import record
-from fastgan.kernels.triton.instance_norm import Setting
+from fastgan.kernels.triton.instance_norm import Setting, launch_table, launchers
 from fastgan.reference import instance_norm as reference
 
 # shape, channels_last, padding: the CycleGAN generator's and PatchGAN's own, small planes, and tensors past the L2.
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the file to write")
     parser.add_argument("--from", dest="source", type=Path, help="with --table: an earlier sweep; measure nothing")
     parser.add_argument("--seconds", type=float, default=240, help="stop after this long, after the current setting")
-    parser.add_argument("--only", choices=list(kernels._RESIDENT), action="append", help="operators; default: all")
+    parser.add_argument("--only", choices=list(launch_table.RESIDENT), action="append", help="operators; default: all")
     parser.add_argument("--table", action="store_true", help="print the launch table that follows")
     parser.add_argument("--dry-run", action="store_true", help="launch everything on meta tensors, without a GPU")
     args = parser.parse_args()
@@ -70,7 +71,7 @@ def main() -> None:
         raise SystemExit("a sweep needs a CUDA device")
     if args.source is None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        measure(args.out, args.only or list(kernels._RESIDENT), args.seconds, args.dry_run)
+        measure(args.out, args.only or list(launch_table.RESIDENT), args.seconds, args.dry_run)
     if args.table and not args.dry_run:
         print(table([json.loads(line) for line in (args.source or args.out).read_text().splitlines()]))
 
@@ -122,11 +123,11 @@ def dry_sweep(
 def using(setting: Setting) -> Iterator[None]:
     """Lets the launch table choose ``setting``, whatever the call."""
     try:
-        with mock.patch.object(kernels, "setting", return_value=setting):
-            kernels._plan.cache_clear()
+        with mock.patch.object(launch_table, "setting", return_value=setting):
+            launchers.plan_of.cache_clear()
             yield
     finally:
-        kernels._plan.cache_clear()
+        launchers.plan_of.cache_clear()
 
 
 def sweep(
@@ -136,7 +137,7 @@ def sweep(
     n, c, *spatial = shape
     processors = torch.cuda.get_device_properties(0).multi_processor_count
     key = facts(operator, shape, channels_last, pad, dtype.itemsize, processors)
-    chosen = kernels.setting(*key)
+    chosen = launch_table.setting(*key)
     x = tensor(shape, channels_last, dtype)
     padded = tensor((n, c, *(size + 2 * pad for size in spatial)), channels_last, dtype)
     _, least = kernels.traffic(operator, x.nbytes, padded.nbytes)
@@ -174,8 +175,8 @@ def sweep(
 
 def candidates(key: tuple[Any, ...]) -> list[Setting]:
     """What the table chooses; what it would choose with one of its numbers half or twice as large; other regimes."""
-    constants: Constants = {name: dict(getattr(kernels, name)) for name in NAMES}
-    found = [kernels.setting(*key), *(choice(changed, key) for changed in _neighbouring(constants, key[0]))]
+    constants: Constants = {name: dict(getattr(launch_table, name)) for name in NAMES}
+    found = [launch_table.setting(*key), *(choice(changed, key) for changed in _neighbouring(constants, key[0]))]
     planes, tile, splits, warps = found[0]
     elements, channels_last = key[3], key[5]
     if not splits and elements >= 256:
@@ -243,7 +244,7 @@ def copy_bandwidth() -> float:
 # --- deriving the table -------------------------------------------------------------------------------------------
 
 Constants = dict[str, dict[str, tuple[Any, ...]]]
-NAMES = ("_RESIDENT", "_SPLIT", "_LOOPED")
+NAMES = ("RESIDENT", "SPLIT", "LOOPED")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -254,9 +255,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             itemsize = getattr(torch, row["dtype"]).itemsize
             key = facts(row["operator"], row["shape"], row["channels_last"], row["pad"], itemsize, row["processors"])
             measured.setdefault(key, {})[Setting(*row["setting"])] = row["us"]
-    constants: Constants = {name: dict(getattr(kernels, name)) for name in NAMES}
+    constants: Constants = {name: dict(getattr(launch_table, name)) for name in NAMES}
     lines = []
-    for operator in kernels._RESIDENT:
+    for operator in launch_table.RESIDENT:
         workloads = {key: times for key, times in measured.items() if key[0] == operator}
         before = _score(constants, workloads)
         if before is None:
@@ -311,8 +312,8 @@ def choice(constants: Constants, key: tuple[Any, ...]) -> Setting:
     """What a table with these constants chooses."""
     with contextlib.ExitStack() as stack:
         for name, value in constants.items():
-            stack.enter_context(mock.patch.object(kernels, name, value))
-        found: Setting = kernels.setting.__wrapped__(*key)  # without its cache
+            stack.enter_context(mock.patch.object(launch_table, name, value))
+        found: Setting = launch_table.setting.__wrapped__(*key)  # without its cache
     return found
 
 

@@ -2,7 +2,7 @@
 
 ``python -m tests.kernels.spill_search [--arch 90] [--seconds 300] [--seed 0]``: one JSON line for each kernel with
 local-memory instructions, then how many kernels were compiled. A call found here belongs into ``_EDGES`` of
-``fastgan/kernels/triton/instance_norm.py``, where the ahead-of-time report and its test keep it.
+``fastgan/kernels/triton/instance_norm/cases.py``, where the ahead-of-time report and its test keep it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from fastgan.kernels.triton import aot
 from fastgan.kernels.triton import instance_norm as kernels
 from fastgan.kernels.triton._launch import record
+from fastgan.kernels.triton.instance_norm import launch_table
 
 PLANES = [(1, 256), (1, 64), (16, 64), (64, 512), (1, 3), (16, 127), (4, 96)]
 SIZES = [2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 33, 48, 62, 64, 65, 96, 127, 128, 129, 192, 256, 257, 384, 512]
@@ -34,7 +35,7 @@ def calls() -> Iterator[Call]:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     for planes, spatial, pad in product(PLANES, SPATIAL, (0, 1, 3)):
         if pad < min(spatial):
-            for rest in product(kernels._RESIDENT, dtypes, (False, True), (None, "dense", "interior")):
+            for rest in product(launch_table.RESIDENT, dtypes, (False, True), (None, "dense", "interior")):
                 operator, dtype, channels_last, residual = rest
                 yield operator, (*planes, *spatial), dtype, channels_last, residual, pad
 
@@ -45,7 +46,7 @@ def kind(call: Call, multiprocessors: int) -> tuple[object, ...]:
     n, c, *spatial = shape
     elements = torch.Size(spatial).numel()
     facts = (n * c, c, elements, dtype.itemsize, channels_last, pad > 0, len(spatial) == 3, multiprocessors)
-    chosen = kernels.setting(operator, *facts, residual == "interior")
+    chosen = launch_table.setting(operator, *facts, residual == "interior")
     odd = (c if channels_last else elements) % (16 // dtype.itemsize) > 0
     tile = (chosen.planes * chosen.elements, chosen.planes > 1, min(chosen.splits, 2), chosen.num_warps)
     return operator, dtype.itemsize, channels_last, residual, pad > 0, odd, tile

@@ -22,7 +22,7 @@ from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
 from fastgan.kernels.triton import _launch
 from fastgan.kernels.triton import instance_norm as kernels
-from fastgan.kernels.triton.instance_norm import Setting
+from fastgan.kernels.triton.instance_norm import Setting, launch_table, launchers
 from fastgan.reference import instance_norm as reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,15 +74,15 @@ EXAMPLES = [
 
 
 def _force(monkeypatch: pytest.MonkeyPatch, setting: tuple[int, int, int]) -> None:
-    monkeypatch.setattr(kernels, "setting", lambda *_: Setting(*setting, 4))
-    kernels._plan.cache_clear()
+    monkeypatch.setattr(launch_table, "setting", lambda *_: Setting(*setting, 4))
+    launchers.plan_of.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _plans() -> Iterator[None]:
     """Plans made of forced settings are not left behind."""
     yield
-    kernels._plan.cache_clear()
+    launchers.plan_of.cache_clear()
 
 
 @pytest.fixture
@@ -300,13 +300,13 @@ def test_supports_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_functional_reaches_the_kernels_twice_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient penalty through the public function, with a summed (stride 0) gradient, against the reference."""
     launches: list[str] = []
-    launch = kernels.launch
+    launch = launchers.launch
 
     def spy(kernel: Any, *args: Any, **options: Any) -> None:
         launches.append(kernel.__name__)
         launch(kernel, *args, **options)
 
-    monkeypatch.setattr(kernels, "launch", spy)
+    monkeypatch.setattr(launchers, "launch", spy)
     values = [torch.randn(2, 3, 6, 6), torch.randn(3), torch.randn(3), torch.randn(2, 3, 6, 6)]
 
     def penalty(backend: str, dtype: torch.dtype) -> list[Tensor]:
@@ -352,7 +352,7 @@ def test_the_table_chooses_the_regime_that_moves_least() -> None:
 def test_every_setting_covers_its_plane_and_fits() -> None:
     sizes = [2, 49, 64, 1024, 4225, 65536, 10**6]
     for operator, size, channels, n, itemsize, last, pad in itertools.product(
-        kernels._RESIDENT, sizes, (1, 3, 64, 512), (1, 64), (2, 4), (False, True), (False, True)
+        launch_table.RESIDENT, sizes, (1, 3, 64, 512), (1, 64), (2, 4), (False, True), (False, True)
     ):
         if last and channels == 1:
             continue
@@ -366,7 +366,7 @@ def test_every_setting_covers_its_plane_and_fits() -> None:
         elif chosen.splits == 1 and not last:
             assert (chosen.planes, chosen.num_warps) == (1, 32)
         else:
-            assert chosen.planes * chosen.elements <= kernels._SPLIT[operator][pad][0]
+            assert chosen.planes * chosen.elements <= launch_table.SPLIT[operator][pad][0]
             assert chosen.splits * chosen.elements <= 2 * max(size, chosen.elements)  # pieces are not mostly empty
 
 
@@ -405,7 +405,7 @@ def test_the_last_plane_of_more_than_2_to_the_31_elements(
     grad, u = (layout.empty(shape, channels_last, dtype=fp16, device=DEVICE) for _ in range(2))
     x[-1:], grad[-1:], u[-1:] = small.x, small.grad, small.u
 
-    launch, programs, backwards = kernels.launch, 0, False
+    launch, programs, backwards = launchers.launch, 0, False
     program_id, num_programs = interpreter_builder.create_get_program_id, interpreter_builder.create_get_num_programs
 
     def launch_one(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -425,7 +425,7 @@ def test_the_last_plane_of_more_than_2_to_the_31_elements(
             handle.data = handle.data + (programs - 1)
         return handle
 
-    monkeypatch.setattr(kernels, "launch", launch_one)
+    monkeypatch.setattr(launchers, "launch", launch_one)
     monkeypatch.setattr(interpreter_builder, "create_get_program_id", last_id)
     monkeypatch.setattr(interpreter_builder, "create_get_num_programs", all_programs)
     act = ("relu", 0.2, 0)
