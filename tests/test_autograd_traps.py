@@ -120,6 +120,23 @@ def _jacobian(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     return (torch.func.jacrev(lambda t: f(t, w))(x),)
 
 
+def _batches(y: Tensor) -> Tensor:
+    return torch.stack([torch.ones_like(y), torch.zeros_like(y), torch.full_like(y, -0.5)])
+
+
+def _batched_gradients(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """PyTorch's older vmap, whose tensors have no memory either; torch.func knows nothing of it."""
+    leaves = [t.clone().requires_grad_() for t in (x, w)]
+    y = f(*leaves)
+    first = torch.autograd.grad(y, leaves, _batches(y), is_grads_batched=True, retain_graph=True)
+    (g,) = torch.autograd.grad(y.sum(), leaves[0], create_graph=True)
+    return *first, *torch.autograd.grad(g, leaves, _batches(g), is_grads_batched=True)
+
+
+def _forward_jacobian(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return (torch.func.jacfwd(lambda t: f(x, t))(w),)
+
+
 def _of_negatives(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     """Views that are the negative of their memory, as imaginary parts of conjugates are; the incoming gradient too."""
     leaves = [torch.complex(t, -t).conj().imag.detach().requires_grad_() for t in (x, w)]
@@ -145,12 +162,9 @@ def _zero_tangent(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
 # What must be right; all others may also raise.
 MUST = [
     _first, _second, _nested, _mapped, _mapped_second, _mapped_weights, _first_of_mapped, _jacobian, _of_negatives,
-    _traced,
+    _batched_gradients, _traced, _tangent, _zero_tangent, _forward_jacobian,
 ]  # fmt: skip
-MAY_RAISE = [
-    _second_of_compiled, _nested_compiled, _tangent, _zero_tangent, _reverse_over_forward, _forward_over_reverse,
-    _third,
-]  # fmt: skip
+MAY_RAISE = [_second_of_compiled, _nested_compiled, _reverse_over_forward, _forward_over_reverse, _third]
 REFUSALS = (NotImplementedError, RuntimeError)
 
 

@@ -168,6 +168,11 @@ def test_opcheck() -> None:
     ("arguments", "error", "message"),
     [
         ({"grads": [1.0]}, TypeError, "grads must be a Tensor, got list"),
+        (
+            {"grads": torch.nested.nested_tensor([torch.ones(3)] * 2)},
+            TypeError,
+            "grads must be a dense tensor, got a nested",
+        ),
         ({"grads": torch.ones(3, dtype=torch.int64)}, TypeError, "got torch.int64"),
         ({"grads": torch.ones(3)}, ValueError, r"got shape \[3\]"),
         ({"grads": torch.ones(0, 3)}, ValueError, r"got shape \[0, 3\]"),

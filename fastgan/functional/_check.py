@@ -19,6 +19,8 @@ def tensor(operator: str, name: str, value: object) -> None:
         raise TypeError(f"{operator}: {name} must be a Tensor, got {type(value).__name__}")
     if value.layout is not _strided:
         raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {value.layout}")
+    if value.is_nested:  # strided, by its own account
+        raise TypeError(f"{operator}: {name} must be a dense tensor, got a nested one")
 
 
 def number(operator: str, name: str, value: Any, least: float = -math.inf) -> None:

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, one_by_one
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_batch, is_eager, kernel_of, one_by_one
 
 _NAME = "weighted_l1"
 # Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
@@ -171,7 +171,8 @@ class _Forward(torch.autograd.Function):
             return (None,) * (2 + len(ctx.layouts))
         need = ctx.needs_input_grad[2:]
         early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of them
-        if early is not None and not torch.is_grad_enabled() and is_eager((grad,)) and float(grad) == 1.0:
+        plain = not torch.is_grad_enabled() and is_eager((grad,)) and not is_batch(grad)
+        if early is not None and plain and float(grad) == 1.0:
             return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)]
         return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting)
 
@@ -199,7 +200,10 @@ class _Backward(torch.autograd.Function):
             if n and not sign_bytes[k // 2]:
                 raise RuntimeError(f"{_NAME}: a gradient is asked for that the forward pass was not told of")
             codes.append(_check.FLOATING.index(dtype) if n else -1)
-        flat = iter(_backward(grad, signs, numels, weights, sign_bytes, codes, backend))
+        batch = is_batch(grad)  # an operator that returns a list is not called for each of them by the dispatcher
+        one = torch.ones((), dtype=grad.dtype, device=signs.device) if batch else grad
+        grads = _backward(one, signs, numels, weights, sign_bytes, codes, backend)
+        flat = iter([unit * grad for unit in grads] if batch else grads)
         return tuple(
             [
                 layout.unflatten(next(flat), shape, channels_last) if n else None

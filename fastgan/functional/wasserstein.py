@@ -455,7 +455,7 @@ class _DoubleBackward(torch.autograd.Function):
                 if unit.dtype == torch.int32:
                     unit = _scale_signs(unit, torch.ones_like(factor), v.size(-1), v.dtype, backend)
                 wide = torch.promote_types(unit.dtype, torch.float32)
-                grad_grad += factor * (unit.to(wide) * v).sum(-1)
+                grad_grad = grad_grad + factor * (unit.to(wide) * v).sum(-1)
         if p == 1 or math.isinf(p) or not want:
             return grad_grad, None, None, None, None
         hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
