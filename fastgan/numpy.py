@@ -54,6 +54,8 @@ class _Writable:
 
 
 def _tensor(name: str, values: ArrayLike) -> torch.Tensor:
+    if np.ma.is_masked(values):
+        raise TypeError(f"wasserstein_1d: {name} must not be masked: leave samples out by a weight of 0")
     array = np.asarray(values)
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)

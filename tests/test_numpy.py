@@ -54,3 +54,16 @@ def test_integers_lists_and_masked_out_types() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         fnp.wasserstein_1d([1.0], [1.0], [-1.0])
     assert torch.is_grad_enabled()
+
+
+def test_masked_samples_are_not_taken_for_samples() -> None:
+    x, y = np.array([0.0, 1.0, 9.0]), np.array([1.0, 2.0])
+    with pytest.raises(TypeError, match="x must not be masked"):
+        fnp.wasserstein_1d(np.ma.masked_array(x, x > 5), y)
+    assert fnp.wasserstein_1d(np.ma.masked_array(x[:2]), y) == 1.0
+
+
+def test_orders_may_be_numbers_of_numpy() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 3, 5))
+    for p in (np.int64(2), np.float32(2), np.float64(2)):
+        assert np.array_equal(fnp.wasserstein_1d(x, y, p=p), fnp.wasserstein_1d(x, y, p=2.0))

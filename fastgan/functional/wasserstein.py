@@ -7,6 +7,7 @@ for whatever needs one ("unit gradients"), so that the backward pass is a scalin
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -163,7 +164,7 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The checked arguments, of one dtype, samples and weights expanded to one leading shape."""
     # A compiled program's own number may be symbolic; the kernels fix it.
-    if not isinstance(p, (int, float, torch.SymInt, torch.SymFloat)) or not p >= 1:
+    if not isinstance(p, (int, float, Real, torch.SymInt, torch.SymFloat)) or not p >= 1:
         raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
     if x_weights is None and y_weights is None and are_plain(x, y):
         return x, y, None, None
