@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor, nn
 
 import fastgan.functional as F
@@ -45,10 +47,13 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         if residual is not None:
             residual = residual.expand_as(input)
         if input.size(1) != self.num_features:
-            raise ValueError(
+            message = (
                 f"{type(self).__name__}: input must have {self.num_features} channels (num_features), "
                 f"got shape {list(input.shape)}"
             )
+            if self.affine:
+                raise ValueError(message)
+            warnings.warn(f"{message}; without affine parameters that changes nothing", stacklevel=2)
         y = F.instance_norm_act(
             input,
             self.weight,
@@ -89,7 +94,8 @@ class InstanceNormAct2d(_InstanceNormAct, nn.InstanceNorm2d):
         reflect_pad: elements of reflection padding on each side of the result.
 
     Raises:
-        ValueError: an unknown activation, or an input of other dimensions or channels.
+        ValueError: an unknown activation, or an input of other dimensions or, with affine parameters, channels;
+            without them other channels are a warning, as in PyTorch.
     """
 
 

@@ -47,6 +47,15 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="activation must be one of 'none', 'relu', 'leaky_relu', got 'gelu'"):
         InstanceNormAct2d(3, activation="gelu")
     with pytest.raises(ValueError, match=r"input must have 3 channels \(num_features\), got shape \[1, 4, 5, 5\]"):
-        InstanceNormAct2d(3)(torch.randn(1, 4, 5, 5))
+        InstanceNormAct2d(3, affine=True)(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match="expected 3D or 4D input"):
         InstanceNormAct2d(3)(torch.randn(2, 3))
+
+
+def test_other_channels_without_affine_parameters_are_a_warning() -> None:
+    """As in PyTorch: models with a wrong num_features run, and must do so when fused."""
+    x, plain = torch.randn(1, 4, 5, 5), torch.nn.InstanceNorm2d(3)
+    with pytest.warns(UserWarning, match="num_features"):
+        expected = plain(x)
+    with pytest.warns(UserWarning, match=r"input must have 3 channels \(num_features\)"):
+        torch.testing.assert_close(InstanceNormAct2d(3, activation="none")(x), expected)
