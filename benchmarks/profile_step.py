@@ -1,8 +1,10 @@
 """``python -m benchmarks.profile_step --out FILE``: where the time of a training step goes, ours beside eager.
 
-Steps of both contestants take turns; their medians are the steps' times. Then they take turns under torch.profiler:
-every operator's self time belongs to a part by the name of the operator, or to the optimizer if that called it, and
-the parts' shares (medians) are taken of the time without the profiler. On a GPU self times are those of the kernels.
+Both contestants take turns, each with a step without torch.profiler, whose median is the step's time, and then one
+under it: every operator's self time belongs to a part by the name of the operator, or to the optimizer if that called
+it. A part's share is its seconds under the profiler over those of the whole step before it without: what the profiler
+itself takes between operators, more for a step with Functions in Python or with our names for kernels, is charged to
+nobody. On a GPU self times are those of the kernels.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ PARTS = {
     "copies": r"aten::(copy|clone|contiguous|cat|repeat|fill|zero|_to_copy|pow)",
     "additions": r"aten::(add|sub|mul|sum|div|neg)",
 }
-_KERNELS = ("forward", "forward_with_gradient", "forward_with_gradients", "backward", "double_backward", "second")
+_DIRECT = ("forward_with_gradient", "forward_with_gradients")  # kernels that are called without their raw operator
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
 GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
 
@@ -106,10 +108,10 @@ def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, An
     profiles: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(max(3, min(30, int(4 / single)))):
         for name, step in contestants.items():
+            if single < 0.5:
+                step()  # what the profiler left in the caches is not a training step's
             samples[name].append(_seconds(step))
-    for _ in range(max(2, min(10, int(4 / single)))):
-        for name, step in contestants.items():
-            profiles[name].append(breakdown(step))
+            profiles[name].append({part: own / samples[name][-1] for part, own in breakdown(step).items()})
     found = {}
     for name in contestants:
         seconds = harness.quantiles(samples[name])["p50"]
@@ -121,18 +123,18 @@ def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, An
 
 
 def breakdown(step: Callable[[], Any]) -> dict[str, float]:
-    """Each part's share of a step. What the profiler costs it adds to every operator, and so to every share."""
+    """The seconds of each part of a step, under the profiler."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if harness.DEVICE == "cuda" else [])
     with named_kernels(), profile(activities=activities) as profiled:
-        whole = _seconds(step)
-    shares: dict[str, float] = {}
+        _seconds(step)
+    parts: dict[str, float] = {}
     for event in profiled.events():
         part = part_of(event)
         # A kernel's time on a GPU is its operator's.
         if part is not None and event.device_type == torch.autograd.DeviceType.CPU:
             own = event.self_device_time_total if harness.DEVICE == "cuda" else event.self_cpu_time_total
-            shares[part] = shares.get(part, 0.0) + own * 1e-6 / whole
-    return shares
+            parts[part] = parts.get(part, 0.0) + own * 1e-6
+    return parts
 
 
 def part_of(event: Any) -> str | None:
@@ -156,12 +158,11 @@ def named_kernels() -> Iterator[None]:
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
                     patch(operator, "kernel", operator.name)
-        # Some are called without their raw operator.
         for operator, stem in dispatch.OPERATORS.items():
             for backend in dispatch.order(harness.DEVICE)[:-1]:
                 if importlib.util.find_spec(f"fastgan.kernels.{backend}.{stem}") is not None:
                     kernels = dispatch.kernels(backend, stem)
-                    for name in _KERNELS:
+                    for name in _DIRECT:
                         if hasattr(kernels, name):
                             patch(kernels, name, operator)
         yield

@@ -336,8 +336,8 @@ def _profile(profile: dict[str, Any]) -> list[str]:
     lines = [
         "## Where a training step's time goes",
         "",
-        f"By torch.profiler, {profile['threads']} threads: self time of operators, scaled to the step's time without"
-        " the profiler. The rest is Python, autograd's engine and small operators that no row names.",
+        f"By torch.profiler, {profile['threads']} threads: self time of operators over that of steps between them"
+        " without the profiler. The rest is Python, autograd's engine and small operators that no row names.",
     ]
     for step, contestants in profile["steps"].items():
         names = sorted({name for c in contestants.values() for name in c["parts"]}, key=_part_order(contestants))
