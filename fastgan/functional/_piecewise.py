@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import apply, is_eager
+from fastgan.kernels.library import is_eager, record
 
 _wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("fastgan_without_zero_gradients", default=False)
 
@@ -60,7 +60,7 @@ class _Activations(TorchFunctionMode):
 def _activation(func: Callable[..., Any], input: Tensor, *, negative_slope: float, inplace: bool) -> Any:
     plain = input.requires_grad and torch.is_grad_enabled() and is_eager((input,))
     if plain and negative_slope >= 0 and not (inplace and input._is_view()):
-        return apply(_Activation, input, negative_slope, inplace)
+        return record(_Activation, input, negative_slope, inplace)
     if func is nnf.relu:
         return nnf.relu(input, inplace)
     return nnf.leaky_relu(input, negative_slope, inplace)
@@ -68,16 +68,14 @@ def _activation(func: Callable[..., Any], input: Tensor, *, negative_slope: floa
 
 class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, slope: float, inplace: bool) -> Tensor:
-        return nnf.leaky_relu(x, slope, inplace) if slope else nnf.relu(x, inplace)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
-        x, ctx.slope, inplace = inputs
+    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool) -> Tensor:
+        y = nnf.leaky_relu(x, slope, inplace) if slope else nnf.relu(x, inplace)
         if inplace:
             ctx.mark_dirty(x)
+        ctx.slope = slope
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:

@@ -5,6 +5,7 @@ The derivation is in :mod:`fastgan.reference.gradient_penalty`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -261,8 +262,7 @@ def input_gradient(
                 f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
                 "no_grad?)"
             )
-        # The inner derivative is recorded outside autocast: its operations have the dtypes of the forward pass.
-        with torch.autocast(points.device.type, enabled=False):
+        with _without_autocast(points.device.type):
             (gradient,) = torch.autograd.grad(
                 scores,
                 points,
@@ -283,6 +283,13 @@ def input_gradient(
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient = gradient.float()
     return gradient if grad_scale == 1.0 else gradient / grad_scale
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """For the inner derivative: its operations have the dtypes of the forward pass."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def refuse_batch_mixing(operator: str, critic: Critic) -> None:

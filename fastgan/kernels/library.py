@@ -133,9 +133,12 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
             if getattr(argument, "requires_grad", False):
                 recording = True
                 break
-    if recording:
-        return super(torch.autograd.Function, function).apply(*plain)  # type: ignore[misc]
-    return function.forward(*plain)
+    return record(function, *plain) if recording else function.forward(*plain)
+
+
+def record(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` where no transform is active, without its inspection of the signature."""
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def one_by_one(function: type[torch.autograd.Function], info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
