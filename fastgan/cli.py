@@ -150,8 +150,8 @@ def _translate(arguments: list[str]) -> int:
         direction: Literal["AtoB", "BtoA"] = "AtoB",
         which: Literal["latest", "best"] = "latest",
         preprocess: Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"] = "none",
-        load_size: int = 286,
-        crop_size: int = 256,
+        load_size: int | None = None,
+        crop_size: int | None = None,
         overwrite: bool = False,
         device: str = "auto",
         fused: bool = True,
@@ -159,14 +159,14 @@ def _translate(arguments: list[str]) -> int:
         """Translates an image, or all images in a folder, with a trained CycleGAN.
 
         Args:
-            checkpoint: A run's folder, a checkpoint file, or an official latest_net_G_A.pth.
+            checkpoint: A run's folder, a checkpoint file, an official latest_net_G_A.pth or the folder of such files.
             input: An image or a folder.
             out: The folder for the results, PNG files of the inputs' names.
             direction: AtoB takes G_A, BtoA takes G_B; an official file is one generator.
             which: Which checkpoint of a run's folder.
             preprocess: How inputs are scaled and cropped; none: their own size, rounded to what the network needs.
-            load_size: See preprocess.
-            crop_size: See preprocess.
+            load_size: See preprocess; 286 by default.
+            crop_size: See preprocess; 256 by default.
             overwrite: Replace results that are there.
             device: auto, cpu, cuda or cuda:N.
             fused: Use the fused operators.
@@ -229,8 +229,8 @@ def _evaluate(arguments: list[str]) -> int:
         dataroot: Path | None = None,
         which: Literal["latest", "best"] = "latest",
         fid: bool = False,
-        n: int = 2048,
-        seed: int = 0,
+        n: int | None = None,
+        seed: int | None = None,
         device: str = "auto",
         fused: bool = True,
         json: bool = False,
@@ -242,8 +242,8 @@ def _evaluate(arguments: list[str]) -> int:
             dataroot: CycleGAN: the folder of testA and testB; by default the run's own.
             which: Which checkpoint of a run's folder.
             fid: Compute the Frechet inception distance of images too; needs Inception's weights on the disk.
-            n: GAN: how many samples.
-            seed: GAN: of the samples.
+            n: GAN: how many samples; 2048 by default.
+            seed: GAN: of the samples; 0 by default.
             device: auto, cpu, cuda or cuda:N.
             fused: CycleGAN: use the fused operators.
             json: Print JSON.
@@ -253,17 +253,15 @@ def _evaluate(arguments: list[str]) -> int:
         file = locate(checkpoint, which)
         of_gan = "objective" in read(file, only="config")
         own, other = ("gan", "cyclegan") if of_gan else ("cyclegan", "gan")
-        others = (
-            {"dataroot": dataroot is not None, "fused": not fused} if of_gan else {"n": n != 2048, "seed": seed != 0}
-        )
-        for name, used in others.items():
-            if used:
-                raise ValueError(f"{name} is for runs of train {other}, and {file} is one of train {own}")
+        of_samples = {name: value for name, value in (("n", n), ("seed", seed)) if value is not None}
+        of_translations = {"dataroot": dataroot is not None, "fused": not fused}
+        for name in [k for k, used in of_translations.items() if used] if of_gan else of_samples:
+            raise ValueError(f"{name} is for runs of train {other}, and {file} is one of train {own}")
         if of_gan:
             from fastgan.training import sampling
 
             trained = sampling.load(file, device=device)
-            _print_scores(sampling.evaluate(trained, n, seed, fid=fid), json)
+            _print_scores(sampling.evaluate(trained, **of_samples, fid=fid), json)
             return
         from fastgan.training import inference
 
@@ -286,17 +284,20 @@ def _print_scores(scores: dict[str, float], as_json: bool) -> None:
 
 
 def _export(arguments: list[str]) -> int:
-    def export(checkpoint: Path, out: Path, which: Literal["latest", "best"] = "latest") -> None:
+    def export(
+        checkpoint: Path, out: Path, which: Literal["latest", "best"] = "latest", overwrite: bool = False
+    ) -> None:
         """Writes a CycleGAN run's networks as the official code's latest_net_G_A.pth and so on.
 
         Args:
             checkpoint: A run's folder or a checkpoint file.
             out: The folder for the files.
             which: Which checkpoint of a run's folder.
+            overwrite: Replace files that are there.
         """
         from fastgan.training.inference import export_official
 
-        for path in export_official(checkpoint, out, which):
+        for path in export_official(checkpoint, out, which, overwrite=overwrite):
             print(path)
 
     _parse(export, "export", arguments)

@@ -60,8 +60,11 @@ class SingleImageFolder:
         self._cache: list[Pixels] | None = None
         if cache:
             self._cache = in_threads(self._prepare, self.paths, progress)
+            prepared = [image.shape[:2] for image in self._cache]
         else:
-            in_threads(self._check, self.paths, progress)
+            prepared = in_threads(self._check, self.paths, progress)
+        self.sizes: list[tuple[int, int]] = [self.preprocess.cropped(*size) for size in prepared]
+        """(height, width) of each image as :meth:`sample` gives it."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,8 +93,11 @@ class SingleImageFolder:
         """The file's path within the folder, without its extension."""
         return self.paths[index].relative_to(self.folder).with_suffix("").as_posix()
 
-    def _check(self, path: Path) -> None:
-        self.preprocess.check(*image_size(path), path)
+    def _check(self, path: Path) -> tuple[int, int]:
+        size = image_size(path)
+        self.preprocess.check(*size, path)
+        width, height = self.preprocess.size(*size)
+        return height, width
 
     def _prepare(self, path: Path) -> Pixels:
         image = decode(path, self.channels)
@@ -180,7 +186,7 @@ class PairedImageFolder:
     """Pairs with ground truth: files of the same name in ``root``/testA and ``root``/testB.
 
     ``dataset[i]`` is {"A", "B", "A_path", "B_path"} without chance. Arguments as for :class:`UnpairedImageFolder`; it
-    raises DataError if a file has no partner.
+    raises DataError if a file has no partner, or one of another size.
     """
 
     def __init__(
@@ -216,6 +222,14 @@ class PairedImageFolder:
                 f"{self.a.folder} and {self.b.folder}: expected files of the same names, "
                 f"{len(alone)} have no partner: {', '.join(alone[:3])}{', …' if len(alone) > 3 else ''}"
             )
+
+        for i, sizes in enumerate(zip(self.a.sizes, self.b.sizes, strict=True)):
+            if sizes[0] != sizes[1]:
+                (h, w), (height, width) = sizes
+                raise DataError(
+                    f"{self.a.paths[i]} and {self.b.paths[i]}: expected pairs of one size, got {w}×{h} and "
+                    f"{width}×{height} pixels"
+                )
 
     def __len__(self) -> int:
         return len(self.a)

@@ -29,7 +29,7 @@ class ResidentImages:
     def __init__(self, folder: SingleImageFolder, device: torch.device | str) -> None:
         reason = obstacle(folder)
         if reason is not None:
-            raise ValueError(f"{folder.folder}: {reason}")
+            raise ValueError(f"cache cannot be device: {folder.folder}: {reason}")
         self.folder = folder
         self._pixels = torch.from_numpy(np.stack(folder.cached)).to(device)  # [images, H, W, C]
         # Values come from a table made on the host: arithmetic on another device could round otherwise.

@@ -203,6 +203,17 @@ class PixelDiscriminator(nn.Module):
         return y
 
 
+GENERATOR_NAMES = "resnet_9blocks, resnet_6blocks (any count), unet_128 or unet_256 (any power of two from 32)"
+
+
+def is_generator(name: str) -> bool:
+    """Whether :func:`build_generator` knows ``name``."""
+    unet = re.fullmatch(r"unet_(\d+)", name)
+    return bool(re.fullmatch(r"resnet_\d+blocks", name)) or (
+        unet is not None and int(unet[1]) >= 32 and int(unet[1]).bit_count() == 1
+    )
+
+
 def build_generator(
     name: str = "resnet_9blocks",
     in_channels: int = 3,
@@ -228,17 +239,14 @@ def build_generator(
     for what, value in (("in_channels", in_channels), ("out_channels", out_channels), ("ngf", ngf)):
         positive(f"build_generator: {what}", value)
     choice("build_generator: norm", norm, NORMS)
-    resnet, unet = re.fullmatch(r"resnet_(\d+)blocks", name), re.fullmatch(r"unet_(\d+)", name)
+    if not is_generator(name):
+        raise ValueError(f"build_generator: name must be {GENERATOR_NAMES}, got {name!r}")
+    number = int("".join(filter(str.isdigit, name)))
     net: ResnetGenerator | UnetGenerator
-    if resnet:
-        net = ResnetGenerator(in_channels, out_channels, ngf, int(resnet[1]), norm, dropout)
-    elif unet and (size := int(unet[1])) >= 32 and size.bit_count() == 1:
-        net = UnetGenerator(in_channels, out_channels, ngf, size.bit_length() - 1, norm, dropout)
+    if name.startswith("resnet"):
+        net = ResnetGenerator(in_channels, out_channels, ngf, number, norm, dropout)
     else:
-        raise ValueError(
-            "build_generator: name must be resnet_9blocks, resnet_6blocks (any count), unet_128, unet_256 "
-            f"(any power of two from 32), got {name!r}"
-        )
+        net = UnetGenerator(in_channels, out_channels, ngf, number.bit_length() - 1, norm, dropout)
     init_weights(net, init, init_gain, generator=generator)
     return net
 

@@ -16,7 +16,7 @@ from fastgan.data.points import Points
 from fastgan.data.resident import ResidentImages
 from fastgan.data.tensors import ImageTensor
 from fastgan.training import distributed
-from fastgan.training.loader import Loader, Source
+from fastgan.training.loader import Loader, Source, too_large
 from fastgan.training.prefetch import Prefetcher
 from fastgan.training.random import Generator
 
@@ -71,7 +71,7 @@ class Shuffled:
     def __init__(self, images: ImageTensor, batch_size: int, seed: int, device: torch.device) -> None:
         self._joint = batch_size * distributed.size()
         if len(images) < self._joint:
-            raise ValueError(f"{len(images)} images do not fill one batch of {self._joint}")
+            raise ValueError(too_large(batch_size, len(images)))
         self._pixels, self._top = images.pixels.to(device), images.top
         self._seed = seed
         self.epoch = 0

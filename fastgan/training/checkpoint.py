@@ -6,9 +6,7 @@ the process dies. Reading never unpickles. The rule of what is kept: the newest 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fastgan.training.output import remove_partial, written
 
 FORMAT = 1
 _HEADER = "fastgan"
@@ -97,15 +97,12 @@ def write(path: Path, tree: Any) -> None:
         storages.add(tensor.untyped_storage().data_ptr())
         stored[name] = tensor
     header = {"format": FORMAT, "checksum": _checksum(stored), "tree": document}
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(stored, partial, metadata={_HEADER: json.dumps(header)})
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        with written(path, durable=True) as file:
+            save_file(stored, file, metadata={_HEADER: json.dumps(header)})
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
@@ -150,14 +147,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     return value
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Checkpoints:
     """The checkpoints of a run: ``folder/step-XXXXXXXX.safetensors``.
 
@@ -193,9 +182,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Removes what a process that was killed while writing left behind."""
         if self.folder.is_dir():
-            for partial in self.folder.glob(".*.partial"):
-                with contextlib.suppress(FileNotFoundError):
-                    partial.unlink()
+            remove_partial(self.folder)
 
 
 def locate(path: Path, which: str = "latest") -> Path:

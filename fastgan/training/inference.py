@@ -62,7 +62,7 @@ def load_translator(
     """The generator of a run, a checkpoint, or an official ``latest_net_G_A.pth``.
 
     Args:
-        path: a run's folder, a checkpoint of it, or a file ending in .pth.
+        path: a run's folder, a checkpoint of it, a file ending in .pth, or an official run's folder of such files.
         direction: AtoB takes G_A, BtoA takes G_B, averaged if the run averages; an official file is one generator.
         which: of a run's folder: ``latest`` or ``best``.
         device: ``auto``, ``cpu``, ``cuda`` …
@@ -72,6 +72,9 @@ def load_translator(
         CheckpointError: no such checkpoint, or of something else.
     """
     place = distributed.resolve_device(device)
+    name = "G_A" if direction == "AtoB" else "G_B"
+    if which == "latest" and (path / _official_name(name)).is_file():
+        path, direction = path / _official_name(name), "AtoB"
     if path.suffix == ".pth":
         for name, used in (("direction BtoA", direction != "AtoB"), (f"which {which}", which != "latest")):
             if used:
@@ -85,7 +88,6 @@ def load_translator(
     else:
         file = checkpoint.locate(path, which)
         config = load_config(file)
-        name = "G_A" if direction == "AtoB" else "G_B"
         channels, others = config.input_nc, config.output_nc
         if direction == "BtoA":
             channels, others = others, channels
@@ -100,14 +102,18 @@ def load_translator(
     return Translator(generator.to(place), channels, place, config)
 
 
+def _official_name(network: str) -> str:
+    return f"latest_net_{network}.pth"
+
+
 def translate(
     translator: Translator,
     source: Path,
     out: Path,
     *,
     preprocess: PreprocessMode = "none",
-    load_size: int = 286,
-    crop_size: int = 256,
+    load_size: int | None = None,
+    crop_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -117,8 +123,8 @@ def translate(
         translator: see :func:`load_translator`.
         source: an image file or a folder.
         out: a folder; made if it is not there.
-        preprocess, load_size, crop_size: as in training; ``none`` keeps each image's size, rounded to what the
-            generator needs.
+        preprocess, load_size, crop_size: as in training, with the same defaults (286, 256); ``none`` keeps each
+            image's size, rounded to what the generator needs.
         overwrite: replace files that are there.
         progress: called with (done, total).
 
@@ -128,8 +134,9 @@ def translate(
     Raises:
         DataError: nothing to translate, an unreadable image, or files that would be overwritten.
     """
-    check_sizes(preprocess, load_size, crop_size)
-    rule = Preprocess(preprocess, load_size, crop_size, False, translator.multiple).for_testing()
+    sizes = {name: v for name, v in (("load_size", load_size), ("crop_size", crop_size)) if v is not None}
+    check_sizes(preprocess, sizes)
+    rule = Preprocess(preprocess, **sizes, flip=False, multiple=translator.multiple).for_testing()
     load: Callable[[int], Tensor]
     if source.is_dir():
         folder = SingleImageFolder(source, rule, channels=translator.in_channels)
@@ -188,7 +195,7 @@ def evaluate(
         progress: called with (done, total).
 
     Returns:
-        l1, psnr and ssim where the files of testA and testB have the same names, and so are pairs; swd, the
+        l1, psnr and ssim where the files of testA and testB have the same names and sizes, and so are pairs; swd, the
         sliced-Wasserstein distance of patches, where the images have one size; fid if asked for.
 
     Raises:
@@ -228,23 +235,31 @@ def evaluate(
         found |= {f"{name}_{domain}": value for name, value in scores.items()}
     if not found:
         raise DataError(
-            f"{config.dataroot}: nothing to score: testA and testB are no pairs (their files have other names), and "
+            f"{config.dataroot}: nothing to score: testA and testB are no pairs (by their files' names or sizes), and "
             "their images are of several sizes or below 16 pixels, for which there is no distance of patches"
         )
     return found
 
 
-def export_official(path: Path, out: Path, which: str = "latest") -> list[Path]:
-    """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are."""
+def export_official(path: Path, out: Path, which: str = "latest", *, overwrite: bool = False) -> list[Path]:
+    """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are.
+
+    Raises:
+        CheckpointError: no such checkpoint, or of something else.
+        FileExistsError: such a file is in ``out`` and is not to be overwritten.
+    """
     file = checkpoint.locate(path, which)
     config = load_config(file)
     networks = cyclegan.build_networks(config)
+    files = [out / _official_name(name) for name in networks]
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]} is there already; give another folder, or allow overwriting (--overwrite)")
     make_folder("out", out)
-    files = []
-    for name, network in networks.items():
+    for target, (name, network) in zip(files, networks.items(), strict=True):
         averaged = bool(config.ema) and name.startswith("G")
         part = f"stateful/ema_{name}" if averaged else f"networks/{name}"
         network.load_state_dict(checkpoint.read(file, only=f"state/{part}"))
-        files.append(out / f"latest_net_{name}.pth")
-        save_official(network, files[-1])
+        with written(target) as place:
+            save_official(network, place)
     return files

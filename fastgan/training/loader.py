@@ -29,6 +29,12 @@ class Source(Protocol):
     def sample(self, index: int, generator: torch.Generator | None) -> Any: ...
 
 
+def too_large(batch_size: int, items: int) -> str:
+    """What is wrong with batches of which the data do not fill one."""
+    processes = f" of each of {distributed.size()} processes" if distributed.size() > 1 else ""
+    return f"batch_size{processes} must be at most {items // distributed.size()} for {items} items, got {batch_size}"
+
+
 class Loader:
     """Endless batches of ``source``, shuffled anew each epoch.
 
@@ -63,9 +69,7 @@ class Loader:
         self.source = source
         self._sampler = _Order(len(source), batch_size, seed, shuffle, drop_last)
         if self._sampler.batches_per_epoch == 0:
-            raise ValueError(
-                f"{len(source)} items do not fill one batch of {batch_size} for {distributed.size()} processes"
-            )
+            raise ValueError(too_large(batch_size, len(source)))
         self.batch_size = batch_size
         self.epoch = 0
         self.batch = 0

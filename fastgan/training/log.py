@@ -18,7 +18,7 @@ from fastgan.training.output import written
 if TYPE_CHECKING:
     from PIL import Image
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)
 
 
 class Stats:

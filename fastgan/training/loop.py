@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from rich.text import Text
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -158,8 +159,6 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
         if others != shared:
             names = ", ".join(sorted(name for name in shared if others[name] != shared[name]))
             raise RunError(f"process {rank} was started with another {names} than process {distributed.rank()}")
-    if config.best_metric and not config.eval_freq:
-        raise RunError(f"best_metric {config.best_metric!r} needs evaluations: set eval_freq")
     if steps and not config.continue_train:
         raise RunError(
             f"{config.folder} holds a run with checkpoints up to step {steps[-1]}; continue it (--continue_train), "
@@ -370,7 +369,7 @@ class _Log:
         if self.config.nan == "stop":
             raise NotFiniteError(f"stopped at step {step}, nothing of it saved: {text} (--nan warn goes on)")
         if self._main:
-            console.print(f"[bold red]warning:[/] {text}")
+            console.print(Text.assemble(("warning: ", "bold red"), text), soft_wrap=True)
 
     def close(self) -> None:
         self.bar.close()
@@ -397,7 +396,7 @@ def _signals() -> Iterator[_Received]:
         if received.number == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.number = number
-        console.print(f"{signal.Signals(number).name}: finishing the step and saving")
+        console.print(f"{signal.Signals(number).name}: finishing the step and saving", soft_wrap=True)
 
     try:
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

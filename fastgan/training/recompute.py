@@ -12,7 +12,7 @@ the activations itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -37,18 +37,22 @@ def recompute_activations(network: nn.Module) -> None:
         chain.__class__ = Recomputing
 
 
+def recomputing(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """``network`` as one segment: a call that keeps its input alone."""
+    random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules())  # else no random state is kept
+    contexts = partial(_contexts, _written(network))
+    return partial(checkpoint, network, use_reentrant=False, preserve_rng_state=random, context_fn=contexts)
+
+
 class Recomputing(nn.Sequential):
-    """See the module."""
+    """A chain of segments."""
 
     def forward(self, x: Tensor) -> Tensor:
         penalised = x.requires_grad and x.is_leaf  # points whose gradient is asked for
         if not torch.is_grad_enabled() or penalised:
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
         for segment in self._segments():
-            random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in segment.modules())
-            buffers = _written(segment)
-            contexts = partial(_contexts, buffers)
-            x = checkpoint(segment, x, use_reentrant=False, preserve_rng_state=random, context_fn=contexts)
+            x = recomputing(segment)(x)
         return x
 
     def _segments(self) -> list[nn.Sequential]:

@@ -109,6 +109,10 @@ class RunConfig:
         """Raises ValueError if a setting that all trainers share is out of its range."""
         if self.allow_config_change and not self.continue_train:
             raise ValueError("allow_config_change is for a run that is continued: set continue_train")
+        if self.best_metric and not self.eval_freq:
+            raise ValueError(f"best_metric {self.best_metric!r} needs evaluations: set eval_freq")
+        if not Path(self.name).name:
+            raise ValueError(f"name must be that of a folder in checkpoints_dir, got {self.name!r}")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must be in [0, 2**62), got {self.seed}")
         not_negative = ("save_latest_freq", "save_epoch_freq", "display_freq", "eval_freq", "keep", "num_threads")

@@ -199,6 +199,10 @@ def test_paired(root):
     assert len(pairs) == 2
     assert torch.equal(pairs.sample(1, _seeded())["A"], pairs[1]["A"])
     assert pairs.a.name(1) == "1"
+    with Image.open(root / "testB" / "1.png") as image:
+        image.resize((image.width + 8, image.height)).save(root / "testB" / "1.png")
+    with pytest.raises(DataError, match=r"A/1\.png and .*B/1\.png: expected pairs of one size, got \d+×\d+ and \d+×"):
+        PairedImageFolder(root, Preprocess("none"))
     (root / "testB" / "1.png").rename(root / "testB" / "one.png")
     with pytest.raises(
         DataError, match=r"testA and .*testB: expected files of the same names, 2 have no partner: 1, one"

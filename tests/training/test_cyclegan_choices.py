@@ -16,9 +16,10 @@ from fastgan.models import read_official
 from fastgan.training.log import read_stats
 
 TINY = (
-    "--ngf 4 --ndf 4 --n_epochs 1 --n_epochs_decay 1 --load_size 36 --crop_size 32 --device cpu --num_threads 0 "
+    "--ngf 4 --ndf 4 --n_epochs 1 --n_epochs_decay 1 --device cpu --num_threads 0 "
     "--print_freq 1 --max_dataset_size 3 --max_steps 3 --no-tensorboard --no-progress"
 )
+SIZES = {"none": "", "crop": "--crop_size 32"}  # others: both
 CHOICES = [
     "--netG resnet_9blocks --netD basic --norm instance --gan_mode lsgan --lr_policy linear --no_dropout --no_flip "
     "--preprocess crop",
@@ -63,11 +64,16 @@ def fastgan(*words: str) -> int:
     return int(ended.value.code or 0)
 
 
+def with_sizes(choice: str) -> list[str]:
+    preprocess = choice.split("--preprocess ")[1].split()[0] if "--preprocess" in choice else ""
+    return [*SIZES.get(preprocess, "--load_size 36 --crop_size 32").split(), *choice.split()]
+
+
 @pytest.mark.parametrize("choice", CHOICES)
 def test_choices(choice: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     side = choice.split("--load_size ")[1].split()[0] if "--load_size" in choice else "32"
     flags = ["--dataroot", str(pictures), "--checkpoints_dir", str(tmp_path), "--name", "run", *TINY.split()]
-    assert fastgan("train", "cyclegan", *flags, *choice.split()) == 0, capsys.readouterr().err
+    assert fastgan("train", "cyclegan", *flags, *with_sizes(choice)) == 0, capsys.readouterr().err
     lines = read_stats(tmp_path / "run" / "stats.jsonl")
     assert len(lines) == (1 if "--max_steps" in choice else 3)
     assert all(math.isfinite(value) for line in lines for value in line.values())
@@ -115,19 +121,33 @@ def test_flags_of_the_official_train_script(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--netG resnet", "name must be resnet_9blocks, resnet_6blocks (any count), unet_128"),
+        ("--netG resnet", "netG must be resnet_9blocks, resnet_6blocks (any count), unet_128 or unet_256"),
         ("--norm layer", "--norm"),
         ("--print_freq 0", "print_freq must be at least 1, got 0"),
         ("--keep -1", "keep must be at least 0, got -1"),
         ("--max_steps 0", "max_steps must be at least 1, got 0"),
-        ("--input_nc 2 --output_nc 2", "channels must be 1, 3 or 4, got 2"),
+        ("--input_nc 2 --output_nc 2", "input_nc must be 1, 3 or 4 for image files, got 2"),
+        ("--preprocess none --crop_size 32", "crop_size is not looked at with preprocess none: leave it out"),
+        ("--preprocess crop --load_size 36", "load_size is not looked at with preprocess crop: leave it out"),
+        ("--preprocess none --batch_size 2", "b_sixteen 36×44 pixels with preprocess none: batch_size must be 1"),
+        ("--best_metric l1_B", "best_metric 'l1_B' needs evaluations: set eval_freq"),
+        ("--best_metric l1_B --dry_run", "best_metric 'l1_B' needs evaluations: set eval_freq"),
+        ("--name .", "name must be that of a folder in checkpoints_dir, got '.'"),
+        ("--cache device", "cache cannot be device: "),
         ("--max_dataset_size 0", "max_dataset_size must be at least 1, got 0"),
     ],
 )
 def test_wrong_values(
     flags: str, message: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--dataroot", str(pictures), "--checkpoints_dir", str(tmp_path / "runs"), *TINY.split(), *flags.split()]
+    words = [
+        "--dataroot",
+        str(pictures),
+        "--checkpoints_dir",
+        str(tmp_path / "runs"),
+        *TINY.split(),
+        *with_sizes(flags),
+    ]
     assert fastgan("train", "cyclegan", *words) in (1, 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,45 @@ def test_evaluates_without_pairs(data: Path, capsys: pytest.CaptureFixture[str])
         cyclegan.train(settings(data, name="c", eval_freq=3))
 
 
+def test_scores_files_of_one_name_but_other_sizes_as_no_pairs(data: Path) -> None:
+    draw(data / "testB" / "0.png", 3, (20, 28))
+    for preprocess, paired in (("resize_and_crop", True), ("scale_width", False)):
+        config = settings(data, name=preprocess, preprocess=preprocess, batch_size=1, load_size=20, max_steps=1)
+        cyclegan.train(dataclasses.replace(config, eval_freq=1))
+        found = {name.split("_")[0] for name in lines(config)[-1]}
+        assert {"l1", "psnr", "ssim"} & found == ({"l1", "psnr", "ssim"} if paired else set())
+    assert cyclegan.held_out(config)[1] is False
+    with pytest.raises(ValueError, match=r"best_metric must be one of swd_B, swd_A \(the files .* names or sizes"):
+        cyclegan.make(dataclasses.replace(config, eval_freq=1, best_metric="l1_B"))
+
+
+def test_batches_need_images_of_one_size(data: Path) -> None:
+    """Also the joint batch of several processes, whose pools exchange images."""
+    options = {"preprocess": "none", "load_size": 286, "crop_size": 256, "max_steps": 1}
+    cyclegan.train(settings(data, **options))  # a batch of 2: all files have one size
+    draw(data / "trainB" / "4.png", 3, (20, 28))
+    with pytest.raises(
+        DataError, match=r"trainB: 0 has 24×20 and 4 20×28 pixels with preprocess none: batch_size must"
+    ):
+        cyclegan.make(settings(data, **options))
+    one = settings(data, batch_size=1, **options)
+    assert len(cyclegan.make(one).train) == 7
+    with unittest.mock.patch("fastgan.training.distributed.size", return_value=2), pytest.raises(DataError):
+        cyclegan.make(one)
+
+
+def test_joined_calls_take_images_of_several_sizes_apart(data: Path) -> None:
+    """Of A and B, and of the pool."""
+    for i in range(4):
+        draw(data / "trainB" / f"{i}.png", 3, (20, 28))
+    options = {"preprocess": "none", "load_size": 286, "crop_size": 256, "batch_size": 1, "max_steps": 6}
+    for name, joined in (("apart", False), ("joined", True)):
+        cyclegan.train(settings(data, name=name, batched_calls=joined, **options))
+    apart, joined = (lines(settings(data, name=name)) for name in ("apart", "joined"))
+    for expected, got in zip(apart, joined, strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)
+
+
 def break_missing(root: Path) -> None:
     for path in (root / "trainB").iterdir():
         path.unlink()
@@ -175,8 +216,8 @@ def break_small(root: Path) -> None:
         (break_missing, {}, r"trainB.*no such folder"),
         (break_empty, {}, r"trainB.*holds no image"),
         (break_corrupt, {}, r"3\.png.*not a readable image"),
-        (break_small, {"preprocess": "crop"}, r"2\.png.*10×12.*smaller than the crop"),
-        (lambda root: None, {"preprocess": "none"}, r"batch_size must be 1, got 2"),
+        (break_small, {"preprocess": "crop", "load_size": 286}, r"2\.png.*10×12.*smaller than the crop"),
+        (break_small, {"preprocess": "scale_width"}, r"trainB: 0 has 20×16 and 2 20×24 pixels .* batch_size must be 1"),
         (lambda root: None, {"crop_size": 18, "load_size": 18}, r"multiple of 4.*got 18"),
         (lambda root: None, {"device": "cuda"}, r"no CUDA device"),
         (lambda root: None, {"pretrained": Path("nowhere")}, r"latest_net_G_A.pth: no such checkpoint"),
@@ -213,10 +254,17 @@ def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> N
     assert inference.load_config(checkpoint.locate(config.folder)) == config
     again = cyclegan.make(settings(data, pretrained=tmp_path / "official"))
     assert all(torch.equal(v, averaged[k]) for k, v in again.networks["G_A"].state_dict().items())
-    direct = inference.load_translator(written[0], device="cpu")
-    ours = inference.load_translator(config.folder, device="cpu")
     x = torch.rand(1, 3, 16, 20) * 2 - 1
-    assert torch.equal(direct(x), ours(x))
+    for direction, file in (("AtoB", written[0]), ("BtoA", written[1])):
+        ours = inference.load_translator(config.folder, direction, device="cpu")
+        assert torch.equal(inference.load_translator(file, device="cpu")(x), ours(x))
+        assert torch.equal(inference.load_translator(tmp_path / "official", direction, device="cpu")(x), ours(x))
+    kept = written[3].read_bytes()
+    with pytest.raises(FileExistsError, match=r"latest_net_G_A\.pth is there already.*--overwrite"):
+        inference.export_official(config.folder, tmp_path / "official")
+    assert inference.export_official(config.folder, tmp_path / "official", overwrite=True) == written
+    assert written[3].read_bytes() == kept
+    assert len(list((tmp_path / "official").iterdir())) == 4
 
 
 def test_translate(data: Path, tmp_path: Path) -> None:
@@ -231,8 +279,8 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.png: there already.*--overwrite"):
         inference.translate(translator, data / "odd", out)
     inference.translate(translator, data / "odd", out, overwrite=True)
-    with pytest.raises(ValueError, match="crop_size is not looked at with preprocess none: leave it out, got 16"):
-        inference.translate(translator, data / "odd", tmp_path / "none", crop_size=16)
+    with pytest.raises(ValueError, match="crop_size is not looked at with preprocess none: leave it out"):
+        inference.translate(translator, data / "odd", tmp_path / "none", crop_size=256)
     file = checkpoint.locate(config.folder)
     with pytest.raises(checkpoint.CheckpointError, match=r"which best is for a run's folder, and .* is one checkpoint"):
         inference.load_translator(file, which="best")
@@ -364,8 +412,9 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         {k: logged[k] for k in scores if "swd" not in k}, rel=1e-5
     )
     capsys.readouterr()
-    assert run("evaluate", "--checkpoint", str(config.folder), "--n", "9") == 1
-    assert "n is for runs of train gan, and" in capsys.readouterr().err
+    for name, value in (("n", "2048"), ("seed", "0")):
+        assert run("evaluate", "--checkpoint", str(config.folder), f"--{name}", value) == 1
+        assert f"{name} is for runs of train gan, and" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
     assert "FID" in capsys.readouterr().err
     assert {k: logged[k] for k in ("swd_A", "swd_B")} == pytest.approx({k: scores[k] for k in ("swd_A", "swd_B")})

@@ -195,7 +195,7 @@ def test_loader_refuses_nothing_to_load() -> None:
         Loader(Indices(0), 2, seed=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Loader(Indices(3), 0, seed=0)
-    with pytest.raises(ValueError, match="3 items do not fill one batch of 4"):
+    with pytest.raises(ValueError, match="batch_size must be at most 3 for 3 items, got 4"):
         Loader(Indices(3), 4, seed=0, drop_last=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan.training import checkpoint, distributed, random, schedule
+from fastgan.training import distributed, random, schedule
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.loop import fit
@@ -107,14 +107,14 @@ def quiet(folder: Path, **settings: object) -> ToyConfig:
 
 def die_while_writing(step: int) -> None:
     """Has this process killed when the checkpoint of ``step`` is written but not yet in its place."""
-    replace = checkpoint.os.replace
+    replace = os.replace
 
     def die(source: Path, target: Path) -> None:
         if Path(target).name == f"step-{step:08d}.safetensors":
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    checkpoint.os.replace = die  # type: ignore[assignment]
+    os.replace = die  # type: ignore[assignment]
 
 
 if __name__ == "__main__":  # python -m tests.training.toy FOLDER step|write STEP: dies there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 
 from fastgan._ranges import check_range
+from fastgan.models.cyclegan import GENERATOR_NAMES, is_generator
 from fastgan.training import schedule
 from fastgan.training.graph import wants_graph
 from fastgan.training.precision import Cache
@@ -128,6 +130,8 @@ def check(config: CycleGanConfig) -> None:
     check_range("init_gain", config.init_gain, above=0)
     for name in ("beta1", "ema"):
         check_range(name, getattr(config, name), least=0, below=1)
+    if not is_generator(config.netG):
+        raise ValueError(f"netG must be {GENERATOR_NAMES}, got {config.netG!r}")
     _check_used(config)
     side = config.crop_size if "crop" in config.preprocess else config.load_size
     layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
@@ -153,14 +157,11 @@ def check(config: CycleGanConfig) -> None:
     for option, used in (
         ("batched_calls", config.batched_calls),
         ("accumulate", config.accumulate > 1),
-        ("recompute", config.recompute),
     ):
         if used and config.norm == "batch":
             raise ValueError(f"{option} changes the result of norm batch; it needs norm instance or none")
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
-    if config.preprocess == "none" and config.batch_size > 1:
-        raise ValueError(f"preprocess none keeps images' own sizes: batch_size must be 1, got {config.batch_size}")
     if config.n_epochs + config.n_epochs_decay < config.epoch_count:
         raise ValueError(
             f"nothing to train: epoch_count {config.epoch_count} is past n_epochs {config.n_epochs} + "
@@ -181,19 +182,18 @@ def _check_used(config: CycleGanConfig) -> None:
         ),
         ("no_dropout",): (config.netG != "unet_32", "generators that may have dropout, and netG unet_32 has none"),
     }
+    check_sizes(config.preprocess, config.given("load_size", "crop_size"))
     for names, (used, purpose) in uses.items():
         given = config.given(*names)
         if given and not used:
             raise ValueError(f"{given[0]} is for {purpose}")
 
 
-def check_sizes(preprocess: PreprocessMode, load_size: int, crop_size: int) -> None:
-    """Raises ValueError if a size is set that ``preprocess`` does not look at."""
-    sizes = {"load_size": load_size, "crop_size": crop_size}
-    unused = {"none": ("load_size", "crop_size"), "crop": ("load_size",)}.get(preprocess, ())
-    for name in unused:
-        if sizes[name] != CycleGanConfig.__dataclass_fields__[name].default:
-            raise ValueError(f"{name} is not looked at with preprocess {preprocess}: leave it out, got {sizes[name]}")
+def check_sizes(preprocess: PreprocessMode, given: Collection[str]) -> None:
+    """Raises ValueError if one of ``given``, names of sizes that were set, is not looked at with ``preprocess``."""
+    for name in {"none": ("load_size", "crop_size"), "crop": ("load_size",)}.get(preprocess, ()):
+        if name in given:
+            raise ValueError(f"{name} is not looked at with preprocess {preprocess}: leave it out")
 
 
 def graphs(config: CycleGanConfig, device: torch.device) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from fastgan.data import PairedImageFolder, Preprocess, UnpairedImageFolder
-from fastgan.data.decode import list_images
+from fastgan.data import DataError, Preprocess, UnpairedImageFolder
+from fastgan.data.decode import MODES
 from fastgan.data.resident import ResidentPairs, on_device
+from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
 from fastgan.training.cyclegan.networks import size_multiple
 from fastgan.training.loader import Source
@@ -18,26 +19,40 @@ def training_images(config: CycleGanConfig) -> UnpairedImageFolder:
     """trainA and trainB, all of whose files are checked.
 
     Raises:
-        DataError: a folder that is missing or empty, an unreadable image, one smaller than the crop.
+        DataError: a folder that is missing or empty, an unreadable image, one smaller than the crop, images of several
+            sizes for batches.
     """
-    return UnpairedImageFolder(
+    for name in ("input_nc", "output_nc"):
+        if getattr(config, name) not in MODES:
+            raise ValueError(f"{name} must be 1, 3 or 4 for image files, got {getattr(config, name)}")
+    images = UnpairedImageFolder(
         config.dataroot,
         _preprocess(config),
         serial_batches=config.serial_batches,
         cache=_caches(config),
         **_folders(config),
     )
+    joint = config.batch_size * distributed.size()
+    for folder in (images.a, images.b) if joint > 1 else ():
+        other = next((i for i, size in enumerate(folder.sizes) if size != folder.sizes[0]), None)
+        if other is not None:
+            (h, w), (height, width) = folder.sizes[0], folder.sizes[other]
+            raise DataError(
+                f"{folder.folder}: {folder.name(0)} has {w}×{h} and {folder.name(other)} {width}×{height} pixels with "
+                f"preprocess {config.preprocess}: batch_size must be 1, in one process, or preprocess one that crops"
+            )
+    return images
 
 
-def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | PairedImageFolder | None, bool]:
-    """testA and testB, if they are there, and whether their files have the same names: then they are pairs."""
+def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | None, bool]:
+    """testA and testB, if they are there, and whether they are pairs: files of the same names and sizes."""
     folders = [config.dataroot / "testA", config.dataroot / "testB"]
     if not all(folder.is_dir() for folder in folders):
         return None, False
-    rule, names = _preprocess(config).for_testing(), [[path.stem for path in list_images(f)] for f in folders]
-    if names[0] == names[1]:
-        return PairedImageFolder(config.dataroot, rule, phase="test", **_folders(config)), True
-    return UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config)), False
+    rule = _preprocess(config).for_testing()
+    images = UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config))
+    names = [[folder.name(i) for i in range(len(folder))] for folder in (images.a, images.b)]
+    return images, names[0] == names[1] and images.a.sizes == images.b.sizes
 
 
 def _preprocess(config: CycleGanConfig) -> Preprocess:

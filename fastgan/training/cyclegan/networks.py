@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.utils.checkpoint import checkpoint
 
 from fastgan.models import build_discriminator, build_generator, load_official
 from fastgan.nn import fuse
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
 from fastgan.training.precision import Precision
+from fastgan.training.recompute import recomputing
 
 Network = Callable[[Tensor], Tensor]
 
@@ -78,12 +77,8 @@ def for_generators(networks: Mapping[str, nn.Module], config: CycleGanConfig) ->
     for name, network in networks.items():
         if name.startswith("D"):
             calls[name] = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-        elif config.recompute:
-            # Nothing but dropout is random in a generator, and no random state can be kept in a CUDA graph.
-            keep = not config.no_dropout
-            calls[name] = partial(checkpoint, network, use_reentrant=False, preserve_rng_state=keep)
         else:
-            calls[name] = network
+            calls[name] = recomputing(network) if config.recompute else network
     return calls
 
 

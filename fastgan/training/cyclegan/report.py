@@ -28,7 +28,7 @@ def check(config: CycleGanConfig, test: Source | None, paired: bool) -> None:
         raise ValueError(f"eval_freq evaluates held-out images: {config.dataroot} has no testA and testB")
     known = [f"{name}_{domain}" for name in (*(("l1", "psnr", "ssim") if paired else ()), "swd") for domain in "BA"]
     if config.best_metric and config.best_metric not in known:
-        why = "" if paired else " (the files of testA and testB have other names, so they are no pairs)"
+        why = "" if paired else " (the files of testA and testB have other names or sizes, so they are no pairs)"
         raise ValueError(f"best_metric must be one of {', '.join(known)}{why}, got {config.best_metric!r}")
 
 
