@@ -287,7 +287,7 @@ def input_gradient(
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """For the inner derivative: its operations have the dtypes of the forward pass."""
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
