@@ -134,6 +134,13 @@ Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexe
   return out.sorted();
 }
 
+// Has the cache load what will be written all over.
+template <typename T>
+FASTGAN_INLINE void fetch(T* to, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(to + i, 1);
+}
+
 // Rows that caches do not hold: values are dealt to buckets by the upper bits of their keys, then each bucket is sorted
 // by the lower ones while it is in cache, so that three passes reach memory instead of ten. A bucket in the making lies
 // where nothing is yet or any more: in what was dealt to the buckets before it, or beyond its own place in the results.
@@ -141,6 +148,7 @@ template <typename S, bool kIndexed>
 Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>* a, Item<uint32_t, kIndexed>* b) {
   using I = Item<uint32_t, kIndexed>;
   constexpr int kDigit = 10, kShift = 2 * kDigit;
+  constexpr int64_t kAhead = 128 / sizeof(I);
   constexpr uint32_t kBuckets = 1u << (32 - kShift), kMask = (1u << kDigit) - 1;
   uint32_t next[kBuckets];
   std::memset(next, 0, sizeof next);
@@ -154,8 +162,9 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
   }
   if (largest >= n / 4) return sort<8, S, kIndexed>(from, n, a, b);
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t key = sort_key(load(from[i]));
-    a[next[key >> kShift]++] = I::of(key, static_cast<uint32_t>(i));
+    const uint32_t key = sort_key(load(from[i])), to = next[key >> kShift]++;
+    __builtin_prefetch(a + to + kAhead, 1);  // buckets are more than hardware follows
+    a[to] = I::of(key, static_cast<uint32_t>(i));
   }
 
   const Output<S, kIndexed> out(b, n);
@@ -163,6 +172,8 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
   for (uint32_t d = 0; d < kBuckets; ++d) {
     const int64_t last = next[d], count = last - first;
     if (count == 0) continue;
+    fetch(out.values + first, count);
+    if constexpr (kIndexed) fetch(out.order + first, count);
     if (count <= kInsertion) {
       for (int64_t k = 1; k < count; ++k) insert(a + first, k, a[first + k]);
       for (int64_t i = first; i < last; ++i) out.put(i, a[i]);

@@ -11,19 +11,39 @@
 namespace fastgan::FASTGAN_ISA {
 namespace {
 
-// Sends sorted slopes to where their atoms came from.
-template <typename T, typename G>
-FASTGAN_INLINE void spread(const Sorted<T>& sorted, int64_t begin, int64_t count, const T* slopes, T sign, G* to) {
-  if (to == nullptr) return;
-  for (int64_t k = 0; k < count; ++k) store(to[sorted.from(begin + k)], sign * slopes[k]);
+// Slopes of sorted samples from `begin` on.
+template <typename S>
+FASTGAN_INLINE void spread(const Side<S>& side, int64_t begin, int64_t count, const acc_t<S>* slopes, acc_t<S> sign) {
+  if (side.waiting != nullptr) {
+    for (int64_t k = 0; k < count; ++k) side.waiting[begin + k] = sign * slopes[k];
+  } else if (side.grad != nullptr) {
+    for (int64_t k = 0; k < count; ++k) store(side.grad[side.sorted.from(begin + k)], sign * slopes[k]);
+  } else if (side.signs != nullptr) {
+    for (int64_t k = 0; k < count; ++k) store(side.signs[side.sorted.from(begin + k)], sign * slopes[k]);
+  }
 }
 
-// The same for n = m with uniform weights, where atom k meets atom k: both sides at once.
+// What waits goes to where its samples came from: a thread for each side, for two that store into the same lines take
+// longer than one.
+template <typename S>
+void deliver(const Side<S>& x, const Side<S>& y, int threads) {
+  for_each(threads, 2, [&](int64_t side) {
+    Side<S> s = side == 0 ? x : y;
+    if (s.waiting != nullptr) {
+      s.waiting = nullptr;
+      spread(s, 0, s.n, (side == 0 ? x : y).waiting, acc_t<S>(1));
+    }
+    if (s.sign_words != nullptr) pack_signs(s.signs, s.n, s.sign_words);
+  });
+}
+
+// n = m with uniform weights, where atom k meets atom k: both sides at once.
 template <typename S, Order kOrder>
 void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const double* grad, int threads,
            double* cost) {
   using T = acc_t<S>;
   const int64_t n = x.n, chunks = ceil_div(n, kChunk);
+  const double factor = grad == nullptr ? 0 : *grad / static_cast<double>(n);
   Scratch<double> parts(chunks);
   for_each(threads, chunks, [&](int64_t chunk) {
     const int64_t last = (chunk + 1) * kChunk < n ? (chunk + 1) * kChunk : n;
@@ -39,9 +59,9 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
           const uint32_t i = x.sorted.from(begin + k), j = y.sorted.from(begin + k);
           const double vx = x.cotangent == nullptr ? 0.0 : double(load(x.cotangent[i]));
           const double vy = y.cotangent == nullptr ? 0.0 : double(load(y.cotangent[j]));
-          const double h = *grad / static_cast<double>(n) * power.curvature(d[k]) * (vx - vy);
-          if (x.grad != nullptr) store(x.grad[i], static_cast<T>(h));
-          if (y.grad != nullptr) store(y.grad[j], static_cast<T>(-h));
+          const double h = factor * power.curvature(d[k]) * (vx - vy);
+          if (x.grad != nullptr) put(x, begin + k, static_cast<T>(h));
+          if (y.grad != nullptr) put(y, begin + k, static_cast<T>(-h));
         }
         continue;
       }
@@ -51,10 +71,8 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
         slopes[k] = power.slope(d[k]);
       }
       sum += part;
-      spread(x.sorted, begin, count, slopes, T(1), x.grad);
-      spread(y.sorted, begin, count, slopes, T(-1), y.grad);
-      spread(x.sorted, begin, count, slopes, T(1), x.signs);
-      spread(y.sorted, begin, count, slopes, T(-1), y.signs);
+      spread(x, begin, count, slopes, T(1));
+      spread(y, begin, count, slopes, T(-1));
     }
     parts[chunk] = sum;
   });
@@ -63,10 +81,6 @@ void pairs(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, const
     for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += parts[chunk];
     *cost = sum / static_cast<double>(n);
   }
-  for_each(threads, 2, [&](int64_t side) {
-    const Side<S>& s = side == 0 ? x : y;
-    if (s.sign_words != nullptr) pack_signs(s.signs, n, s.sign_words);
-  });
 }
 
 }  // namespace

@@ -145,8 +145,18 @@ void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n
   }
 }
 
+// Whether any lane has equal values, which random ones seldom are.
+FASTGAN_INLINE bool has_equal(const network::Keys* keys, int64_t n) {
+  network::Keys found = {};
+  for (int64_t k = 1; k < n; ++k) found |= keys[k] == keys[k - 1];
+  int32_t any = 0;
+  for (int l = 0; l < kGroup; ++l) any |= found[l];
+  return any != 0;
+}
+
 // Whether equal values have different slopes, so that it matters which of them comes first.
 FASTGAN_INLINE bool order_matters(const network::Keys* keys, const Lanes* slopes, int64_t n) {
+  if (!has_equal(keys, n)) return false;
   network::Keys found = {};
   for (int64_t k = 1; k < n; ++k) found |= (keys[k] == keys[k - 1]) & (slopes[k] != slopes[k - 1]);
   int32_t any = 0;
@@ -155,6 +165,7 @@ FASTGAN_INLINE bool order_matters(const network::Keys* keys, const Lanes* slopes
 }
 
 FASTGAN_INLINE bool order_matters(const network::Keys* keys, const network::Signs* signs, int64_t n) {
+  if (!has_equal(keys, n)) return false;
   using network::Decision;
   constexpr int kBlock = network::kBlock;
   Decision before[2] = {}, found = 0;

@@ -21,9 +21,8 @@ void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& 
   const Power<kOrder> power = {problem.p, 1 / scale};
   const double* grad = problem.grad == nullptr ? nullptr : problem.grad + row;
   double* cost = problem.cost + row;
-  if (grad == nullptr && merged != nullptr) {
-    solve_merged(problem, row, x, y, *merged, c.mass, power, threads);
-  } else if (merged == nullptr && x.n == y.n) {
+  if (grad == nullptr && merged != nullptr) return solve_merged(problem, row, x, y, *merged, c.mass, power, threads);
+  if (merged == nullptr && x.n == y.n) {
     pairs(x, y, power, grad, threads, cost);
   } else if (grad == nullptr) {
     uneven(x, y, power, c.mass, threads, cost);
@@ -31,6 +30,7 @@ void solve(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& 
     second_of_side(x, y, c.x, c.y, c.mass * *grad, power, threads);
     second_of_side(y, x, c.y, c.x, c.mass * *grad, power, threads);
   }
+  deliver(x, y, threads);
 }
 
 // One row whose sides are sorted.
@@ -116,12 +116,13 @@ class RowSorter {
     const S* from = static_cast<const S*>(side_.values) + row * side_.values_stride;
     sorted_ = indexed_ ? sort_row<S, true>(from, side_.n, items_) : sort_row<S, false>(from, side_.n, items_);
   }
-  Side<S> side(int64_t row, double* cuts) const {
-    // The sort leaves half of its memory free.
+  Side<S> side(int64_t row, double* cuts, int threads) const {
+    // The sort leaves half of its memory free, with indices twice as much as the values take.
     char *const items = items_, *const half = items + sort_row_scratch<S>(side_.n, indexed_) / 2;
     char* const free = reinterpret_cast<const char*>(sorted_.values) == items ? half : items;
-    return side_of_row<S>(side_, row, sorted_, cuts,
-                          side_.signs == nullptr ? nullptr : reinterpret_cast<int8_t*>(free));
+    const bool wanted = side_.grad != nullptr || side_.signs != nullptr;
+    return side_of_row<S>(side_, row, sorted_, cuts, side_.signs == nullptr ? nullptr : reinterpret_cast<int8_t*>(free),
+                          threads == 1 || !wanted ? nullptr : reinterpret_cast<acc_t<S>*>(free) + side_.n);
   }
 
  private:
@@ -141,8 +142,8 @@ void run_rows(const WassersteinProblem& problem, int outer, int inner) {
     for (Range rows = shares.next(); rows.begin < rows.end; rows = shares.next()) {
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         for_each(inner, 2, [&](int64_t side) { (side == 0 ? x : y).sort(row); });
-        Side<S> a = x.side(row, merged == nullptr ? nullptr : merged->x_ends);
-        Side<S> b = y.side(row, merged == nullptr ? nullptr : merged->y_ends);
+        Side<S> a = x.side(row, merged == nullptr ? nullptr : merged->x_ends, inner);
+        Side<S> b = y.side(row, merged == nullptr ? nullptr : merged->y_ends, inner);
         solve_row(problem, row, a, b, merged, inner);
       }
     }

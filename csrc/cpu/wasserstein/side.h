@@ -22,6 +22,7 @@ struct Side {
   S* grad;             // of this row, or null
   int8_t* signs;       // scratch, where `sign_words` are wanted
   uint32_t* sign_words;
+  T* waiting;  // scratch for sorted results that deliver() sends on, or null: they are sent at once
   double* grad_weights;
   float* grad_float_weights;
   const S* cotangent;
@@ -40,7 +41,7 @@ bool needs_order(const WassersteinProblem& problem, const WassersteinSide& side)
 
 template <typename S>
 Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> sorted, double* cuts,
-                    int8_t* signs = nullptr) {
+                    int8_t* signs = nullptr, acc_t<S>* waiting = nullptr) {
   Side<S> s;
   s.sorted = sorted;
   s.n = side.n;
@@ -51,10 +52,21 @@ Side<S> side_of_row(const WassersteinSide& side, int64_t row, Sorted<acc_t<S>> s
   s.grad = side.grad == nullptr ? nullptr : static_cast<S*>(side.grad) + row * side.n;
   s.signs = signs;
   s.sign_words = side.signs == nullptr ? nullptr : side.signs + row * sign_words(side.n);
+  s.waiting = waiting;
   s.grad_weights = side.grad_weights == nullptr ? nullptr : side.grad_weights + row * side.n;
   s.grad_float_weights = side.grad_float_weights == nullptr ? nullptr : side.grad_float_weights + row * side.n;
   s.cotangent = side.cotangent == nullptr ? nullptr : static_cast<const S*>(side.cotangent) + row * side.n;
   return s;
+}
+
+// The gradient of sorted sample k.
+template <typename S>
+FASTGAN_INLINE void put(const Side<S>& side, int64_t k, acc_t<S> value) {
+  if (side.waiting != nullptr) {
+    side.waiting[k] = value;
+  } else {
+    store(side.grad[side.sorted.from(k)], value);
+  }
 }
 
 template <typename S>

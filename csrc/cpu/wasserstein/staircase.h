@@ -82,8 +82,7 @@ void second_of_side(const Side<S>& a, const Side<S>& b, Cuts first, Cuts second,
            const double vb = b.cotangent == nullptr ? 0.0 : double(load(b.cotangent[b.sorted.from(j)]));
            sums[i - begin] += overlap * power.curvature(difference(a.sorted[i], b.sorted[j])) * (va - vb);
          });
-    for (int64_t i = begin; i < end; ++i)
-      store(a.grad[a.sorted.from(i)], static_cast<acc_t<S>>(sums[i - begin] * factor));
+    for (int64_t i = begin; i < end; ++i) put(a, i, static_cast<acc_t<S>>(sums[i - begin] * factor));
   });
 }
 

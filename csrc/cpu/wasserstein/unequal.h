@@ -59,8 +59,7 @@ UnevenChunk uneven_chunk(const Side<S>& a, const Side<S>& b, const Power<kOrder>
     }
     result.cost += part;
     if (a.grad != nullptr) {
-      for (int64_t k = 0; k < count; ++k)
-        store(a.grad[a.sorted.from(i + k)], static_cast<T>((slope[k] + next_slope[k]) * a_factor));
+      for (int64_t k = 0; k < count; ++k) put(a, i + k, static_cast<T>((slope[k] + next_slope[k]) * a_factor));
     }
     if (b.grad == nullptr) continue;
     for (int64_t k = 0; k < count; ++k) {
@@ -73,8 +72,7 @@ UnevenChunk uneven_chunk(const Side<S>& a, const Side<S>& b, const Power<kOrder>
   result.first_sum = sums[0];
   result.last_sum = open;
   if (b.grad != nullptr) {
-    for (int64_t k = result.first + 1; k < j; ++k)
-      store(b.grad[b.sorted.from(k)], static_cast<T>(-sums[k - result.first] * b_factor));
+    for (int64_t k = result.first + 1; k < j; ++k) put(b, k, static_cast<T>(-sums[k - result.first] * b_factor));
   }
   return result;
 }
@@ -95,7 +93,7 @@ void uneven(const Side<S>& x, const Side<S>& y, const Power<kOrder>& power, doub
     if (b.grad == nullptr) continue;
     if (part.last > part.first) {
       const double all = open + part.first_sum;
-      store(b.grad[b.sorted.from(part.first)], static_cast<acc_t<S>>(-all * (mass * static_cast<double>(b.n))));
+      put(b, part.first, static_cast<acc_t<S>>(-all * (mass * static_cast<double>(b.n))));
       open = 0;
     }
     open += part.last_sum;

@@ -361,11 +361,16 @@ void solve_merged(const WassersteinProblem& problem, int64_t row, const Side<S>&
   mean *= mass;
   const bool tied = ties > 1;  // the last atoms always end together
   Both *const x_both = tied ? nullptr : both_of(x, g.x), *const y_both = tied ? nullptr : both_of(y, g.y);
-  for_each(threads, 2 * chunks, [&](int64_t k) {
-    const MergePart& part = parts[k];
-    const Two shift = part.potential - mean;
-    store_gradients(x, g.ended, part.i, part.i_end, mass * static_cast<double>(g.n), shift[0], x_both);
-    store_gradients(y, g.ended + g.n, part.j, part.j_end, mass * static_cast<double>(g.m), shift[1], y_both);
+  for_each(threads, 2, [&](int64_t side) {  // as in deliver()
+    for (int64_t k = 0; k < 2 * chunks; ++k) {
+      const MergePart& part = parts[k];
+      const Two shift = part.potential - mean;
+      if (side == 0) {
+        store_gradients(x, g.ended, part.i, part.i_end, mass * static_cast<double>(g.n), shift[0], x_both);
+      } else {
+        store_gradients(y, g.ended + g.n, part.j, part.j_end, mass * static_cast<double>(g.m), shift[1], y_both);
+      }
+    }
   });
   part_both(x, x_both, threads);
   part_both(y, y_both, threads);
