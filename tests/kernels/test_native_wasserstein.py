@@ -197,6 +197,40 @@ def test_shares_of_threads_change_no_bit(rows: int, n: int, m: int, weighted: bo
         assert all(map(torch.equal, other, found[0]))
 
 
+@pytest.mark.parametrize(("n", "m"), [(140_000, 140_000), (70_000, 70_000), (20_000, 16_384)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_threads_share_one_row(n: int, m: int, dtype: torch.dtype) -> None:
+    """What they compute together waits in sorted order; ties keep the order of their indices on the way back."""
+    x, y = (torch.randn(n) * 3).to(dtype), (torch.randn(m) * 3 + 0.1).to(dtype)
+    x[::3] = (x[::3] * 4).round() / 4
+    x[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.inf, -0.0])
+    y[:4] = torch.tensor([-0.0, math.inf, -math.inf, 0.0])
+    x, y = x.expand(1, n), y.expand(1, m)
+    finite = [t.nan_to_num(posinf=9.0, neginf=-9.0) for t in (x, y)]
+    vx, vy, grad = torch.randn(1, n).to(dtype), torch.randn(1, m).to(dtype), torch.randn(1, dtype=torch.float64)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results = [native.forward(x, y, None, None, 1.0, need) for need in (3, 1, 2)]
+            results += [native.forward(*finite, None, None, p, 3) for p in (2.0, 2.5)]
+            tensors = [t for cost, scale, units in results for t in (cost, scale, *units)]
+            tensors += native.second(vx, vy, grad, *finite, None, None, torch.ones(1, dtype=torch.float64), 2.0)
+            tensors += native.second(vx, None, grad, *finite, None, None, torch.ones(1, dtype=torch.float64), 2.0)
+            found.append(tensors)
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    if n == m:  # the signs are those of a stable argsort
+        i, j = (t[0].double().argsort(stable=True) for t in (x, y))
+        a, b = x[0, i].double(), y[0, j].double()
+        sign = torch.zeros(n, dtype=dtype).scatter(0, i, ((a > b).to(dtype) - (a < b).to(dtype)))
+        words = found[0][2]
+        assert torch.equal(native.scale_signs(words, torch.ones(1, dtype=torch.float64), n, dtype)[0], sign)
+
+
 # rows, n, weighted, need, bytes of workspace for each sample of the row (both sides) that csrc/cpu/wasserstein.h states
 MEMORY = [
     (1, 4_000_000, False, 0, 8), (1, 3_000_000, False, 3, 16), (1, 2_000_000, True, 15, 48),
