@@ -367,7 +367,7 @@ def test_a_penalised_critic_has_no_batch_norm(name):
     assert any(isinstance(m, nn.BatchNorm2d) for m in task.generator.modules())
     with pytest.raises(ValueError, match="norm_d batch mixes samples"):
         GanTask(tiny(objective=name, data="digits", architecture="dcgan", norm_d="batch"))
-    with pytest.raises(ValueError, match="minibatch=4"):
+    with pytest.raises(ValueError, match="minibatch 4 mixes samples"):
         GanTask(tiny(objective=name, minibatch=4))
 
 
