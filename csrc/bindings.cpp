@@ -11,6 +11,7 @@ void bind_instance_norm(py::module_& m);
 void bind_interpolate(py::module_& m);
 void bind_l1(py::module_& m);
 void bind_wasserstein(py::module_& m);
+void bind_winograd(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastgan's C++ kernels";
@@ -33,4 +34,5 @@ PYBIND11_MODULE(_C, m) {
   bind_interpolate(m);
   bind_l1(m);
   bind_wasserstein(m);
+  bind_winograd(m);
 }

@@ -1,9 +1,10 @@
-"""The operators as modules, like ``torch.nn``, and :func:`fuse`, which puts them into an existing model."""
+"""The operators as modules, like ``torch.nn``; :func:`fuse` and :func:`use_winograd` put them into an existing model."""
 
 from fastgan.nn.fuse import FusionReport, fuse
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from fastgan.nn.losses import CycleLoss, GradientPenalty
 from fastgan.nn.wasserstein import SlicedWasserstein
+from fastgan.nn.winograd import use_winograd
 
 __all__ = [
     "CycleLoss",
@@ -14,4 +15,5 @@ __all__ = [
     "InstanceNormAct3d",
     "SlicedWasserstein",
     "fuse",
+    "use_winograd",
 ]

@@ -15,7 +15,7 @@ from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
 from fastgan.metrics import frechet_inception_distance, inception_weights
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
-from fastgan.nn import fuse
+from fastgan.nn import fuse, use_winograd
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
 from fastgan.training.cyclegan.config import check_sizes
@@ -99,6 +99,8 @@ def load_translator(
     generator.eval().requires_grad_(False)
     if fused:
         fuse(generator)
+        use_winograd(generator)
+        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Translator(generator.to(place), channels, place, config)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastgan.nn.winograd import Conv3x3
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
 from fastgan.training.cyclegan.report import activation_bytes
 from fastgan.training.pool import ImagePool
@@ -265,6 +266,19 @@ def test_recomputing_is_exact(options: dict[str, Any]) -> None:
     for name, network in plain.networks.items():
         theirs = saving.networks[name].state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in network.state_dict().items())
+
+
+def test_wide_generators_convolve_by_winograd_and_follow_plain_ones() -> None:
+    settings = {"ngf": 24, "netG": "resnet_1blocks", "crop_size": 64, "load_size": 64}
+    plain, fast = (CycleGan(tiny(**settings, fused=fused), Pairs()) for fused in (False, True))
+    found = [[type(m) is Conv3x3 for m in task.networks["G_A"].modules()].count(True) for task in (plain, fast)]
+    assert found == [0, 2]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        A, B = torch.rand(2, 2, 3, 64, 64, generator=generator) * 2 - 1
+        expected, losses = plain.update(A, B), fast.update(A, B)
+        for name in expected:
+            torch.testing.assert_close(losses[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from fastgan.models import build_discriminator, build_generator, load_official
-from fastgan.nn import fuse
+from fastgan.nn import fuse, use_winograd
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
 from fastgan.training.precision import Precision
@@ -62,6 +62,7 @@ def trainable_networks(config: CycleGanConfig, precision: Precision) -> dict[str
     for network in networks.values():
         if config.fused:
             fuse(network)
+            use_winograd(network)
         precision.place(network)
         distributed.join_batch_norms(network)
     return networks

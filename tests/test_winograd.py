@@ -1,0 +1,168 @@
+"""Winograd's 3×3 convolution: as near to the truth as PyTorch's and differentiable like it; PyTorch's where not served."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastgan
+from fastgan.functional.winograd import conv3x3, serves
+from fastgan.kernels import dispatch
+from fastgan.models import build_generator
+from fastgan.nn import use_winograd
+from fastgan.reference.winograd import winograd
+
+pytestmark = pytest.mark.skipif(isinstance(dispatch._load("native", "winograd"), str), reason="needs the C++ kernels")
+
+# Images, channels, filters, height, width: one piece; lanes left over; several images a piece; several pieces an image.
+SHAPES = [(1, 96, 96, 16, 16), (2, 97, 101, 18, 34), (11, 96, 128, 16, 10), (2, 112, 96, 48, 62), (1, 96, 96, 2, 1200)]
+
+
+def draw(n: int, channels: int, filters: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias and the gradient of the result; x off centre."""
+    x = (torch.randn(n, channels, height + 2, width + 2) + 3).to(memory_format=torch.channels_last)
+    weight = (torch.randn(filters, channels, 3, 3) * 0.1).to(memory_format=torch.channels_last)
+    grad = torch.randn(n, filters, height, width).to(memory_format=torch.channels_last)
+    return x.requires_grad_(), weight.requires_grad_(), torch.randn(filters, requires_grad=True), grad
+
+
+def results(conv: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
+    y = conv(x, weight, bias)
+    return [y, *torch.autograd.grad(y, (x, weight, bias), grad)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_errors_are_those_of_pytorch(shape: tuple[int, ...]) -> None:
+    arguments = draw(*shape)
+    assert serves(*arguments[:2])
+    exact = results(torch.conv2d, *(t.detach().double().requires_grad_() for t in arguments))
+    ours, theirs = results(conv3x3, *arguments), results(torch.conv2d, *arguments)
+    for truth, mine, plain in zip(exact, ours, theirs, strict=True):
+        assert mine.shape == plain.shape
+        assert mine.stride() == plain.stride()
+        error, allowed = (float(((t - truth).abs().max() / truth.abs().max()).detach()) for t in (mine, plain))
+        assert error <= 2 * allowed + 2e-7
+
+
+def test_the_formulas_are_a_convolution() -> None:
+    x, weight, bias = torch.randn(2, 3, 8, 6).double(), torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
+    torch.testing.assert_close(winograd(x, weight, bias), torch.conv2d(x, weight, bias), rtol=1e-12, atol=1e-12)
+
+
+def test_every_element_is_written_and_none_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, grad = draw(2, 97, 98, 40, 62)
+    expected = results(conv3x3, x, weight, bias, grad)
+    empty = torch.empty
+    made: list[Tensor] = []
+
+    def guarded(*sizes: int, **options: object) -> Tensor:
+        like = empty(*sizes, **options)  # type: ignore[call-overload]
+        storage = torch.full((like.numel() + 128,), torch.nan)
+        made.append(storage)
+        return storage[64:-64].as_strided(like.shape, like.stride())
+
+    monkeypatch.setattr(torch, "empty", guarded)
+    again = results(conv3x3, x, weight, bias, grad)
+    monkeypatch.undo()
+    assert len(made) > 10
+    assert all(storage[:64].isnan().all() and storage[-64:].isnan().all() for storage in made)
+    for before, after in zip(expected, again, strict=True):
+        assert torch.equal(before, after)  # which also says: the same each time
+
+
+def test_any_gradient_alone() -> None:
+    x, weight, bias, grad = draw(1, 96, 96, 16, 16)
+    whole = results(conv3x3, x, weight, bias, grad)[1:]
+    for i in range(3):
+        chosen = [t.detach().requires_grad_(k == i) for k, t in enumerate((x, weight, bias))]
+        (alone,) = torch.autograd.grad(conv3x3(*chosen), chosen[i], grad)
+        assert torch.equal(alone, whole[i])
+    torch.testing.assert_close(conv3x3(x, weight), torch.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+
+
+def test_expanded_gradients_and_weights_of_another_format() -> None:
+    x, weight, bias, _ = draw(1, 96, 96, 16, 16)
+    sums = torch.autograd.grad(conv3x3(x, weight.contiguous(), bias).sum(), (x, weight, bias))
+    for mine, plain in zip(
+        sums, torch.autograd.grad(torch.conv2d(x, weight, bias).sum(), (x, weight, bias)), strict=True
+    ):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_double_backward() -> None:
+    arguments = draw(1, 96, 96, 16, 16)
+    found = []
+    for conv in (conv3x3, torch.conv2d):
+        x, weight, bias, _ = (t.detach().requires_grad_() for t in arguments)
+        y = conv(x, weight, bias)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(g.square().sum(), (x, weight, bias)))
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "case", ["odd", "layout", "double", "few", "small", "autocast", "reference", "vmap", "jvp", "grad", "compile"]
+)
+def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
+    x, weight, bias, _ = (t.detach() for t in draw(1, 96, 96, 16, 16))
+    if case == "odd":
+        x = x[:, :, 1:].contiguous(memory_format=torch.channels_last)
+    elif case == "layout":
+        x = x.contiguous()
+    elif case == "double":
+        x, weight, bias = x.double(), weight.double(), bias.double()
+    elif case == "few":
+        x, weight = x[:, :8].contiguous(memory_format=torch.channels_last), weight[:, :8]
+    elif case == "small":
+        x = x[:, :, :8, :8].contiguous(memory_format=torch.channels_last)
+    context = {"autocast": torch.autocast("cpu", torch.bfloat16), "reference": fastgan.use_backend("reference")}
+    call = {
+        "vmap": lambda conv: torch.vmap(lambda t: conv(t, weight, bias))(x[None]),
+        "jvp": lambda conv: torch.func.jvp(lambda t: conv(t, weight, bias), (x,), (x,)),
+        "grad": lambda conv: torch.func.grad(lambda t: conv(t, weight, bias).square().sum())(x),
+        "compile": lambda conv: torch.compile(lambda t: conv(t, weight, bias), backend="aot_eager", fullgraph=True)(x),
+    }.get(case, lambda conv: conv(x, weight, bias))
+    with context.get(case, contextlib.nullcontext()):
+        torch.testing.assert_close(call(conv3x3), call(torch.conv2d), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_other_instruction_sets(isa: str) -> None:
+    script = (
+        "import torch\n"
+        "from tests.test_winograd import conv3x3, draw, results\n"
+        "torch.manual_seed(0)\n"
+        "arguments = draw(2, 97, 101, 18, 34)\n"
+        "for mine, plain in zip(results(conv3x3, *arguments), results(torch.conv2d, *arguments), strict=True):\n"
+        "    torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))\n"
+    )
+    environment = {**os.environ, "FASTGAN_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_in_a_model() -> None:
+    model = build_generator("resnet_2blocks", ngf=24)
+    plain = copy.deepcopy(model)
+    assert use_winograd(model) == [f"model.{block}.conv_block.{i}" for block in (10, 11) for i in (1, 5)]
+    assert use_winograd(model) == []
+    assert list(model.state_dict()) == list(plain.state_dict())
+    others = nn.Sequential(
+        nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 96, 3, stride=2), nn.Conv2d(192, 192, 3, groups=2),
+        nn.Conv2d(96, 96, 3, dilation=2), nn.Conv2d(96, 96, 4), nn.Conv2d(95, 96, 3),
+    )  # fmt: skip
+    assert use_winograd(others) == []
+    x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
+    for network in (model, copy.deepcopy(model)):
+        network.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(network(x), plain(x), rtol=1e-4, atol=1e-5)
