@@ -35,6 +35,7 @@ from fastgan.models import build_generator
 PARTS = {
     "convolution backward": r"aten::\w*conv\w*backward\w*",
     "convolution forward": r"aten::\w*conv",
+    "Winograd's transforms": r"fastgan::winograd",
     "matrix product": r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmv|mv)$|mkldnn_linear",
     "norm": r"fastgan::instance_norm|aten::\w*(batch|layer|group|instance)_norm",
     "penalty": r"fastgan::(interpolate|gradient_norm)|aten::(linalg_vector_)?norm$",
@@ -158,7 +159,7 @@ def named_kernels() -> Iterator[None]:
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
                     patch(operator, "kernel", operator.name)
-        for operator, stem in dispatch.OPERATORS.items():
+        for operator, stem in {**dispatch.OPERATORS, "winograd": "winograd"}.items():
             for backend in dispatch.order(harness.DEVICE)[:-1]:
                 if importlib.util.find_spec(f"fastgan.kernels.{backend}.{stem}") is not None:
                     kernels = dispatch.kernels(backend, stem)

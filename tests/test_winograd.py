@@ -1,4 +1,4 @@
-"""Winograd's 3×3 convolution: as near to the truth as PyTorch's and differentiable like it; PyTorch's where not served."""
+"""Winograd's 3×3 convolution: as near to the truth as PyTorch's, differentiable like it, PyTorch's where not served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators as modules, like ``torch.nn``; :func:`fuse` and :func:`use_winograd` put them into an existing model."""
+"""The operators as modules, like ``torch.nn``; fuse() and use_winograd() put them into an existing model."""
 
 from fastgan.nn.fuse import FusionReport, fuse
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
