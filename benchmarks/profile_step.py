@@ -159,7 +159,9 @@ def named_kernels() -> Iterator[None]:
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
                     patch(operator, "kernel", operator.name)
-        for operator, stem in {**dispatch.OPERATORS, "winograd": "winograd"}.items():
+        for name in ("forward", "backward"):
+            patch(dispatch.kernels("native", "winograd"), name, "winograd")
+        for operator, stem in dispatch.OPERATORS.items():
             for backend in dispatch.order(harness.DEVICE)[:-1]:
                 if importlib.util.find_spec(f"fastgan.kernels.{backend}.{stem}") is not None:
                     kernels = dispatch.kernels(backend, stem)
