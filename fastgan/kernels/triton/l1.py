@@ -25,7 +25,6 @@ from fastgan.kernels.triton.aot import Budget, Case
 _LANES, _WORD = 256, 16
 _TILE = _LANES * _WORD
 _PAIRS = 4  # per launch
-_WARPS = 2
 _SUM_BLOCK = 1024
 
 
@@ -36,21 +35,24 @@ def supports(call: Call) -> str | None:
 
 # fmt: off
 # NEED: of a pair, 1 if a is there (or wants a gradient), plus 2 if b is. e*: the tiles up to and with each pair.
+# STEP: how many loads from each tensor are in flight: as many as registers hold.
 
 
 @triton.jit
 def _forward_tile(a, b, signs, partial, n, scale, tile, SIGNS: tl.constexpr, LANES: tl.constexpr,
-                  WORD: tl.constexpr):
+                  WORD: tl.constexpr, STEP: tl.constexpr):
     lane = tl.arange(0, LANES)
     base = tile.to(tl.int64) * (LANES * WORD)
     total = tl.zeros([LANES], tl.float32)
     word = tl.zeros([LANES], tl.int32)
-    for k in tl.static_range(WORD):
-        i = base + k * LANES + lane
-        d = tl.load(a + i, i < n, other=0).to(tl.float32) - tl.load(b + i, i < n, other=0).to(tl.float32)
-        total += tl.abs(d)
-        if SIGNS:
-            word |= ((d > 0).to(tl.int32) | ((d < 0).to(tl.int32) << 1)) << (2 * k)
+    for first in range(0, WORD, STEP):
+        for step in tl.static_range(STEP):
+            k = first + step
+            i = base + k * LANES + lane
+            d = tl.load(a + i, i < n, other=0).to(tl.float32) - tl.load(b + i, i < n, other=0).to(tl.float32)
+            total += tl.abs(d)
+            if SIGNS:
+                word |= ((d > 0).to(tl.int32) | ((d < 0).to(tl.int32) << 1)) << (2 * k)
     tl.store(partial, tl.sum(total, 0) * tl.cast(scale, tl.float32))
     if SIGNS:
         tl.store(signs + tile.to(tl.int64) * LANES + lane, word)
@@ -74,20 +76,22 @@ def _backward_tile(a, b, signs, grad, n, scale, tile, NEED: tl.constexpr, LANES:
 
 @triton.jit
 def _directional_tile(a, b, signs, partial, n, scale, tile, NEED: tl.constexpr, LANES: tl.constexpr,
-                      WORD: tl.constexpr):
+                      WORD: tl.constexpr, STEP: tl.constexpr):
     lane = tl.arange(0, LANES)
     base = tile.to(tl.int64) * (LANES * WORD)
     word = tl.load(signs + tile.to(tl.int64) * LANES + lane)
     total = tl.zeros([LANES], tl.float32)
-    for k in tl.static_range(WORD):
-        i = base + k * LANES + lane
-        code = (word >> (2 * k)) & 3
-        d = tl.zeros([LANES], tl.float32)
-        if NEED & 1:
-            d += tl.load(a + i, i < n, other=0).to(tl.float32)
-        if NEED & 2:
-            d -= tl.load(b + i, i < n, other=0).to(tl.float32)
-        total += tl.where(code == 1, d, tl.where(code == 2, -d, 0.0))
+    for first in range(0, WORD, STEP):
+        for step in tl.static_range(STEP):
+            k = first + step
+            i = base + k * LANES + lane
+            code = (word >> (2 * k)) & 3
+            d = tl.zeros([LANES], tl.float32)
+            if NEED & 1:
+                d += tl.load(a + i, i < n, other=0).to(tl.float32)
+            if NEED & 2:
+                d -= tl.load(b + i, i < n, other=0).to(tl.float32)
+            total += tl.where(code == 1, d, tl.where(code == 2, -d, 0.0))
     tl.store(partial, tl.sum(total, 0) * tl.cast(scale, tl.float32))
 
 
@@ -95,16 +99,16 @@ def _directional_tile(a, b, signs, partial, n, scale, tile, NEED: tl.constexpr, 
 def forward_kernel(a0, b0, s0, n0, w0, a1, b1, s1, n1, w1, a2, b2, s2, n2, w2, a3, b3, s3, n3, w3, e0, e1, e2,
                    partials,  # [tiles]
                    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
-                   LANES: tl.constexpr, WORD: tl.constexpr):
+                   LANES: tl.constexpr, WORD: tl.constexpr, STEP: tl.constexpr):
     tile = tl.program_id(0)
     if tile < e0:
-        _forward_tile(a0, b0, s0, partials + tile, n0, w0, tile, N0 > 0, LANES, WORD)
+        _forward_tile(a0, b0, s0, partials + tile, n0, w0, tile, N0 > 0, LANES, WORD, STEP)
     elif tile < e1:
-        _forward_tile(a1, b1, s1, partials + tile, n1, w1, tile - e0, N1 > 0, LANES, WORD)
+        _forward_tile(a1, b1, s1, partials + tile, n1, w1, tile - e0, N1 > 0, LANES, WORD, STEP)
     elif tile < e2:
-        _forward_tile(a2, b2, s2, partials + tile, n2, w2, tile - e1, N2 > 0, LANES, WORD)
+        _forward_tile(a2, b2, s2, partials + tile, n2, w2, tile - e1, N2 > 0, LANES, WORD, STEP)
     else:
-        _forward_tile(a3, b3, s3, partials + tile, n3, w3, tile - e2, N3 > 0, LANES, WORD)
+        _forward_tile(a3, b3, s3, partials + tile, n3, w3, tile - e2, N3 > 0, LANES, WORD, STEP)
 
 
 @triton.jit
@@ -127,16 +131,16 @@ def backward_kernel(a0, b0, s0, n0, w0, a1, b1, s1, n1, w1, a2, b2, s2, n2, w2, 
 def directional_kernel(a0, b0, s0, n0, w0, a1, b1, s1, n1, w1, a2, b2, s2, n2, w2, a3, b3, s3, n3, w3, e0, e1, e2,
                        partials,  # [tiles]
                        N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, N3: tl.constexpr,
-                       LANES: tl.constexpr, WORD: tl.constexpr):
+                       LANES: tl.constexpr, WORD: tl.constexpr, STEP: tl.constexpr):
     tile = tl.program_id(0)
     if tile < e0:
-        _directional_tile(a0, b0, s0, partials + tile, n0, w0, tile, N0, LANES, WORD)
+        _directional_tile(a0, b0, s0, partials + tile, n0, w0, tile, N0, LANES, WORD, STEP)
     elif tile < e1:
-        _directional_tile(a1, b1, s1, partials + tile, n1, w1, tile - e0, N1, LANES, WORD)
+        _directional_tile(a1, b1, s1, partials + tile, n1, w1, tile - e0, N1, LANES, WORD, STEP)
     elif tile < e2:
-        _directional_tile(a2, b2, s2, partials + tile, n2, w2, tile - e1, N2, LANES, WORD)
+        _directional_tile(a2, b2, s2, partials + tile, n2, w2, tile - e1, N2, LANES, WORD, STEP)
     else:
-        _directional_tile(a3, b3, s3, partials + tile, n3, w3, tile - e2, N3, LANES, WORD)
+        _directional_tile(a3, b3, s3, partials + tile, n3, w3, tile - e2, N3, LANES, WORD, STEP)
 
 
 @triton.jit
@@ -233,8 +237,12 @@ def _launch_group(kernel: object, pairs: list[_Pair], result: Tensor, device: to
     filled = pairs + pairs[-1:] * (_PAIRS - len(pairs))  # never reached: their tiles would begin at `total`
     ends += [total] * (_PAIRS - len(ends))
     arguments = [argument for pair, _ in filled for argument in pair]
-    needs = {f"N{k}": need for k, (_, need) in enumerate(filled)}
-    launch(kernel, (total,), device, *arguments, *ends[:3], result, num_warps=_WARPS, LANES=_LANES, WORD=_WORD, **needs)
+    # A lane accesses 128 bits at a time: 4 elements of 4 bytes, or 8 of 2.
+    half = any(t.element_size() == 2 for (a, b, *_), _ in pairs for t in (a, b))
+    flags = {f"N{k}": need for k, (_, need) in enumerate(filled)} | {"LANES": _LANES, "WORD": _WORD}
+    if kernel is not backward_kernel:
+        flags["STEP"] = _WORD // 2 if half else _WORD
+    launch(kernel, (total,), device, *arguments, *ends[:3], result, num_warps=1 if half else 2, **flags)
     return total
 
 
@@ -266,22 +274,21 @@ def aot_cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         tensors = [torch.empty(n, dtype=dtype if k % 2 == 0 else torch.float32, device="meta") for k in range(8)]
         one = n * dtype.itemsize
-        wide = dtype == torch.float32
         small = Budget(4 * 4 * n // _TILE, False, False, 1)
         yield Case(
             f"weighted_l1 forward {dtype}",
             lambda t=tensors: forward(t, weights, [size] * 4, torch.float32),  # type: ignore[misc]
             # 32 wide loads in flight per thread fill the registers, and need few warps.
-            (Budget(4 * (one + 4 * n + size), wide_loads=wide, wide_stores=False, warps=12), small),
+            (Budget(4 * (one + 4 * n + size), wide_stores=False, warps=12), small),
         )
         yield Case(
             f"weighted_l1 backward {dtype}",
             lambda d=dtype: backward(grad, signs, [n] * 4, weights, [size] * 4, [d, None] * 3 + [d, d]),  # type: ignore[misc]
-            (Budget(4 * (one + size) + one, wide_loads=False, wide_stores=wide),),
+            (Budget(4 * (one + size) + one, wide_loads=False),),
         )
         yield Case(
             f"weighted_l1 directional {dtype}",
             lambda t=tensors: directional(t, signs, [n] * 4, weights, [size] * 4, torch.float32),  # type: ignore[misc]
-            (Budget(4 * (one + 4 * n + size), wide_loads=wide, wide_stores=False), small),
+            (Budget(4 * (one + 4 * n + size), wide_stores=False), small),
             (90,),
         )
