@@ -20,14 +20,18 @@ def is_channels_last(x: Tensor) -> bool:
 
 def dense(x: Tensor, channels_last: bool) -> Tensor:
     """``x`` itself if it is dense in the given layout, else a copy that is."""
-    if not channels_last:
-        return x.contiguous()
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if is_dense(x, channels_last):
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
 
 
 def is_dense(x: Tensor, channels_last: bool) -> bool:
     """Whether ``x`` is dense in the given layout."""
-    return x.movedim(1, -1).is_contiguous() if channels_last else x.is_contiguous()
+    if not channels_last:
+        return x.is_contiguous()
+    if x.dim() == 4:  # the same, in half the time
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
 
 
 def empty(shape: Sequence[int], channels_last: bool, *, dtype: torch.dtype, device: torch.device) -> Tensor:

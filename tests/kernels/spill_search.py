@@ -1,8 +1,9 @@
 """Compiles calls of instance norm, drawn at random over all that its launch table tells apart; prints those that spill.
 
-``python -m tests.kernels.spill_search [--arch 90] [--seconds 300] [--seed 0]``: one JSON line for each kernel with
-local-memory instructions, then how many kernels were compiled, for how many of the kinds of calls. A call found here belongs into ``_EDGES`` of
-``fastgan/kernels/triton/instance_norm/cases.py``, where the ahead-of-time report and its test keep it.
+``python -m tests.kernels.spill_search [--arch 90] [--seconds 300]``: one JSON line for each kernel with
+local-memory instructions, then how many kernels were compiled, for how many of the kinds of calls. A call found here
+belongs into ``_EDGES`` of ``fastgan/kernels/triton/instance_norm/cases.py``, where the ahead-of-time report and its
+test keep it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, default=90, choices=list(aot.ARCHITECTURES))
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first kinds: those of an earlier search")
     args = parser.parse_args()
     draw, end, done = random.Random(args.seed), time.monotonic() + args.seconds, set()
     multiprocessors = aot.ARCHITECTURES[args.arch].multiprocessors
@@ -65,6 +67,7 @@ def main() -> None:
         kinds.setdefault(kind(call, multiprocessors), []).append(call)
     order = list(kinds)
     draw.shuffle(order)
+    order = order[args.skip :] + order[: args.skip]
     drawn = 0
     while time.monotonic() < end:
         call = draw.choice(kinds[order[drawn % len(order)]])

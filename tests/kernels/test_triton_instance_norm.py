@@ -91,14 +91,23 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     allocated: list[Tensor] = []
     empty = torch.empty
 
-    def poisoned(*shape: Any, dtype: torch.dtype = fp32, device: Any = None) -> Tensor:
-        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        n = math.prod(sizes)
+    def poisoned_strided(sizes: Any, strides: Any, dtype: torch.dtype = fp32, device: Any = None) -> Tensor:
+        n = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         buffer = empty(n + 2 * GUARD, dtype=dtype, device=device).fill_(math.nan)
         allocated.append(buffer)
-        return buffer[GUARD : GUARD + n].view(sizes)
+        return buffer.as_strided(sizes, strides, GUARD)
+
+    def poisoned(*shape: Any, dtype: torch.dtype = fp32, device: Any = None) -> Tensor:
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        strides = [math.prod(sizes[k + 1 :]) for k in range(len(sizes))]
+        return poisoned_strided(sizes, strides, dtype, device)
+
+    def poisoned_like(x: Tensor) -> Tensor:
+        return poisoned_strided(x.shape, x.stride(), x.dtype, x.device)
 
     monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_strided", poisoned_strided)
+    monkeypatch.setattr(torch, "empty_like", poisoned_like)
     yield
     assert allocated
     for buffer in allocated:
@@ -238,6 +247,11 @@ def test_is_bitwise_deterministic(setting: tuple[int, int, int], monkeypatch: py
     inputs = _inputs(example)
     first, second = (_all(kernels, example, inputs) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    i, act = inputs, (example.activation, 0.2, example.pad)
+    terms = (i.grad, i.x, i.weight, i.bias, i.residual, first["mean"], first["rstd"])
+    grad_x, *rest = kernels.backward(*terms, *act, False, False)
+    assert torch.equal(grad_x, first["grad_x"]), "without the sums that nobody needs"
+    assert rest == [None, None, None]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from triton.compiler import CompiledKernel
 
 from fastgan.kernels.dispatch import Call
 
@@ -57,14 +58,54 @@ def record(multiprocessors: int) -> Iterator[list[Launch]]:
 def launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, num_warps: int, **constexprs: Any
 ) -> None:
-    """Runs ``kernel[grid](*args, **constexprs)`` on ``device`` and its current stream."""
+    """Runs ``kernel[grid](*args, **constexprs)`` on ``device`` and its current stream.
+
+    args are tensors, None and numbers; constexprs follow them in the kernel's signature, in any order.
+    """
     if _recording is not None:
         _recording.launches.append(Launch(kernel, grid, args, constexprs, num_warps))
+    elif INTERPRETED:
+        kernel[grid](*args, num_warps=num_warps, **constexprs)
     elif device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](*args, num_warps=num_warps, **constexprs)
+            _launch_compiled(kernel, grid, device, args, num_warps, constexprs)
     else:
-        kernel[grid](*args, num_warps=num_warps, **constexprs)
+        _launch_compiled(kernel, grid, device, args, num_warps, constexprs)
+
+
+# What was launched before: the compiled kernel, and its constexprs in the order of its signature. Triton's own launch
+# sorts arguments into those that specialise a kernel and those that do not, one by one, in three times the time that
+# this look-up takes.
+_compiled: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[Any, ...]]] = {}
+_MOST_COMPILED = 8192  # calls whose sizes differ; images that change their size would fill memory
+
+
+def _launch_compiled(
+    kernel: Any,
+    grid: tuple[int, ...],
+    device: torch.device,
+    args: tuple[Any, ...],
+    num_warps: int,
+    constexprs: dict[str, Any],
+) -> None:
+    # Types of tensors, and whether they begin at 16 bytes; of integers the value, which may be compiled in.
+    facts = [
+        a if a is None or a.__class__ is int
+        else float if a.__class__ is float
+        else (a.dtype, a.data_ptr() % 16 == 0)
+        for a in args
+    ]  # fmt: skip
+    key = (id(kernel), device.index, num_warps, *constexprs.values(), *facts)
+    found = _compiled.get(key)
+    if found is not None:
+        compiled, rest = found
+        compiled[(*grid, 1, 1)[:3]](*args, *rest)
+        return
+    compiled = kernel[grid](*args, num_warps=num_warps, **constexprs)
+    if isinstance(compiled, CompiledKernel):
+        if len(_compiled) >= _MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled, tuple(constexprs[name] for name in kernel.arg_names[len(args) :])
 
 
 def multiprocessors(device: torch.device) -> int:

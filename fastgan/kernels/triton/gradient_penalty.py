@@ -17,7 +17,7 @@ from torch import Tensor
 from fastgan.kernels.dispatch import Call
 from fastgan.kernels.triton._launch import launch, unsupported_device, unsupported_dtype
 from fastgan.kernels.triton.aot import Budget, Case
-from fastgan.kernels.triton.interpolate import tile_of
+from fastgan.kernels.triton.interpolate import tiles_of
 
 _WARPS = 4
 _SAMPLES, _TILES = 32, 32  # of partial sums at a time
@@ -134,11 +134,11 @@ def grad_grad_kernel(partials, norms, out, target, samples, tiles, ONE_SIDED: tl
 def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
     """As :func:`fastgan.kernels.native.gradient_penalty.forward`."""
     samples, device = grads.size(0), grads.device
-    partials, tiles = _dot(grads, grads)
+    partials = _dot(grads, grads)
     norms = torch.empty(samples, dtype=torch.float32, device=device)
     penalty = torch.empty((), dtype=torch.float32, device=device)
     launch(
-        penalty_kernel, (1,), device, partials, norms, penalty, target, samples, tiles,
+        penalty_kernel, (1,), device, partials, norms, penalty, target, samples, partials.size(1),
         num_warps=_WARPS, ONE_SIDED=one_sided, BN=_SAMPLES, BT=_TILES,
     )  # fmt: skip
     return penalty, norms
@@ -147,8 +147,7 @@ def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tens
 def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
     """As :func:`fastgan.kernels.native.gradient_penalty.backward`."""
     samples, size = grads.size(0), grads.numel() // grads.size(0)
-    block, out = tile_of(size), torch.empty_like(grads)
-    tiles = triton.cdiv(size, block)
+    (block, tiles), out = tiles_of(size), torch.empty_like(grads)
     launch(
         backward_kernel, (samples * tiles,), grads.device, grad, grads, norms, out, target, samples, size, tiles,
         num_warps=_WARPS, ONE_SIDED=one_sided, BLOCK=block,
@@ -161,8 +160,8 @@ def double_backward(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`fastgan.kernels.native.gradient_penalty.double_backward`."""
     samples, size = grads.size(0), grads.numel() // grads.size(0)
-    block, out = tile_of(size), torch.empty_like(grads)
-    partials, tiles = _dot(u, grads)
+    (block, tiles), out = tiles_of(size), torch.empty_like(grads)
+    partials = _dot(u, grads)
     launch(
         double_backward_kernel, (samples * tiles,), grads.device, u, grad, grads, norms, partials, out, target,
         samples, size, tiles, num_warps=_WARPS, ONE_SIDED=one_sided, BLOCK=block, BT=_TILES,
@@ -175,16 +174,15 @@ def double_backward(
     return grad_grad, out
 
 
-def _dot(x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Each tile's <x, y> [N, tiles], and the number of tiles."""
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Each tile's <x, y>: [N, tiles]."""
     samples, size = x.size(0), x.numel() // x.size(0)
-    block = tile_of(size)
-    tiles = triton.cdiv(size, block)
+    block, tiles = tiles_of(size)
     partials = torch.empty((samples, tiles), dtype=torch.float32, device=x.device)
     launch(
         dot_kernel, (samples * tiles,), x.device, x, y, partials, size, tiles, num_warps=_WARPS, BLOCK=block
     )  # fmt: skip
-    return partials, tiles
+    return partials
 
 
 def aot_cases() -> Iterator[Case]:

@@ -25,10 +25,10 @@ def supports(call: Call) -> str | None:
     return unsupported_device(call) or unsupported_dtype(call)
 
 
-def tile_of(size: int) -> int:
-    """Elements of a sample for one program."""
-    power: int = triton.next_power_of_2(size)
-    return min(4096, max(128, power))
+def tiles_of(size: int) -> tuple[int, int]:
+    """How many of a sample's elements a program takes, a power of two, and how many programs that makes."""
+    block = min(4096, max(128, 1 << (size - 1).bit_length()))
+    return block, -(-size // block)
 
 
 # fmt: off
@@ -80,8 +80,7 @@ def forward(real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | Non
     samples, size = real.size(0), real.numel() // real.size(0)
     out = torch.empty_like(real)
     drawn = torch.empty(0 if seed is None else samples, dtype=torch.float32, device=real.device)
-    block = tile_of(size)
-    tiles = triton.cdiv(size, block)
+    block, tiles = tiles_of(size)
     launch(
         forward_kernel, (samples * tiles,), real.device, real, fake, out, drawn if alpha is None else alpha, seed,
         size, tiles, num_warps=_WARPS, DRAW=seed is not None, BLOCK=block,
@@ -101,8 +100,7 @@ def backward(
     """As :func:`fastgan.kernels.native.interpolate.backward`."""
     samples, size = grad.size(0), grad.numel() // grad.size(0)
     grad_real, grad_fake = (torch.empty_like(grad) if need else grad.new_empty(0) for need in (need_real, need_fake))
-    block = tile_of(size)
-    tiles = triton.cdiv(size, block)
+    block, tiles = tiles_of(size)
     partials = alpha.new_empty((samples, tiles) if need_alpha else 0)
     launch(
         backward_kernel, (samples * tiles,), grad.device, grad, real, fake, alpha, grad_real, grad_fake, partials,

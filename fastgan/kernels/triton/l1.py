@@ -179,7 +179,11 @@ def backward(
         None if dtype is None else torch.empty(numels[k // 2], dtype=dtype, device=grad.device)
         for k, dtype in enumerate(dtypes)
     ]
-    for pairs in _groups(sides, signs, numels, weights, sign_bytes, lambda k: sides[2 * k : 2 * k + 2] != [None, None]):
+
+    def wanted(k: int) -> bool:
+        return sides[2 * k] is not None or sides[2 * k + 1] is not None
+
+    for pairs in _groups(sides, signs, numels, weights, sign_bytes, wanted):
         _launch_group(backward_kernel, pairs, grad, grad.device)
     return [side for side in sides if side is not None]
 
@@ -214,16 +218,15 @@ def _groups(
 ) -> Iterator[list[_Pair]]:
     """The pairs that take part, as many as share a launch. An absent side is replaced by the present one, unread."""
     pairs: list[_Pair] = []
-    words, at = signs.view(torch.int32), 0
+    words = signs.view(torch.int32).split_with_sizes([size // 4 for size in sign_bytes])
     for k, (n, weight, size) in enumerate(zip(numels, weights, sign_bytes, strict=True)):
         if takes_part(k):
             a, b = sides[2 * k], sides[2 * k + 1]
             need = (a is not None) + 2 * (b is not None)
             present = a if a is not None else b
             assert present is not None
-            arguments = (present if a is None else a, present if b is None else b, words[at // 4 :], n, weight / n)
+            arguments = (present if a is None else a, present if b is None else b, words[k], n, weight / n)
             pairs.append((arguments, need if size else 0))
-        at += size
     for begin in range(0, len(pairs), _PAIRS):
         yield pairs[begin : begin + _PAIRS]
 
@@ -232,13 +235,13 @@ def _launch_group(kernel: object, pairs: list[_Pair], result: Tensor, device: to
     """Launches ``kernel`` over a group and returns its number of tiles."""
     ends, total = [], 0
     for (_, _, _, n, _), _ in pairs:
-        total += triton.cdiv(n, _TILE)
+        total += -(-n // _TILE)
         ends.append(total)
     filled = pairs + pairs[-1:] * (_PAIRS - len(pairs))  # never reached: their tiles would begin at `total`
     ends += [total] * (_PAIRS - len(ends))
     arguments = [argument for pair, _ in filled for argument in pair]
     # A lane accesses 128 bits at a time: 4 elements of 4 bytes, or 8 of 2.
-    half = any(t.element_size() == 2 for (a, b, *_), _ in pairs for t in (a, b))
+    half = 2 in [side.element_size() for pair, _ in pairs for side in pair[:2]]
     flags = {f"N{k}": need for k, (_, need) in enumerate(filled)} | {"LANES": _LANES, "WORD": _WORD}
     if kernel is not backward_kernel:
         flags["STEP"] = _WORD // 2 if half else _WORD
@@ -257,7 +260,7 @@ def _reduce(
     device: torch.device,
     takes_part: Callable[[int], bool],
 ) -> Tensor:
-    tiles = sum(triton.cdiv(n, _TILE) for k, n in enumerate(numels) if takes_part(k))
+    tiles = sum(-(-n // _TILE) for k, n in enumerate(numels) if takes_part(k))
     partials, at = torch.empty(tiles, dtype=torch.float32, device=device), 0
     for pairs in _groups(sides, signs, numels, weights, sign_bytes, takes_part):
         at += _launch_group(kernel, pairs, partials[at:], device)

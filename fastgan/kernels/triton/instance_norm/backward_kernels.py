@@ -35,8 +35,9 @@ def backward_resident(
                                rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)
     mean_1 = tl.sum(g, 1, keep_dims=True) / M
     mean_2 = tl.sum(g * xhat, 1, keep_dims=True) / M
-    tl.store(m1 + plane[:, None], mean_1, valid[:, None])
-    tl.store(m2 + plane[:, None], mean_2, valid[:, None])
+    if m1 is not None:
+        tl.store(m1 + plane[:, None], mean_1, valid[:, None])
+        tl.store(m2 + plane[:, None], mean_2, valid[:, None])
     tiles.store(grad_x, base, m, (r * w) * (g - mean_1 - xhat * mean_2), mask, C, CL)
     if grad_z is not None:
         tiles.store(grad_z, base, m, g, mask, C, CL)
@@ -110,9 +111,10 @@ def backward_apply(
     else:
         mean_1 = terms.merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
         mean_2 = terms.merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
-    if split == 0:
-        tl.store(m1 + plane[:, None], mean_1, valid[:, None])
-        tl.store(m2 + plane[:, None], mean_2, valid[:, None])
+    if m1 is not None:  # noqa: SIM102 (known when compiled; the other is not)
+        if split == 0:
+            tl.store(m1 + plane[:, None], mean_1, valid[:, None])
+            tl.store(m2 + plane[:, None], mean_2, valid[:, None])
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     for at in range(start, tl.minimum(start + CHUNK, M), BM):
         m = at + tl.arange(0, BM)

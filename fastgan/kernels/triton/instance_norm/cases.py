@@ -15,7 +15,8 @@ from fastgan.kernels.triton.instance_norm.launch_table import RESIDENT, traffic
 from fastgan.kernels.triton.instance_norm.launchers import backward, double_backward, forward
 
 # Calls at the edges of the launch table, where a thread holds most: shape, channels_last, residual, padding.
-_EDGES: tuple[tuple[tuple[int, ...], bool, str | None, int], ...] = (
+_Edge = tuple[tuple[int, ...], bool, str | None, int]
+_EDGES: tuple[_Edge, ...] = (
     ((16, 64, 128, 128), False, "dense", 0),
     ((16, 64, 89, 91), False, "interior", 0),
     ((16, 127, 127, 127), False, "dense", 0),
@@ -60,18 +61,23 @@ def aot_cases() -> Iterator[Case]:
     yield _case("double_backward", "resident, odd, small", (64, 127, 9, 7), half, True, True)
     yield _case("double_backward", "resident, odd, 1-D", (16, 127, 61), half, True, True, (80, 90, 100))
     for k, (operator, edge) in enumerate(itertools.product(RESIDENT, _EDGES)):
-        shape, channels_last, residual, pad = edge
-        dtype = (wide, half, torch.float16)[k % 3]
-        moved = traffic(
-            operator, *_bytes(shape, dtype, pad), residual=residual is not None, gradient=residual is not None
-        )
-        yield Case(
-            f"{operator} edge {_named(channels_last, dtype)} {'x'.join(map(str, shape))} {residual} pad{pad}",
-            example(operator, shape, dtype, channels_last, residual, pad, "leaky_relu"),
-            tuple(Budget(count, False, False, 8) for count in moved),
-            (80, 90) if k % 4 == 0 else (90, 100) if k % 4 == 2 else (90,),
-            resident_too=True,
-        )
+        some = ((80, 90), (90,), (90, 100), (90,))[k % 4]
+        yield _edge(operator, edge, (wide, half, torch.float16)[k % 3], some)
+    yield _edge("backward", ((16, 127, 4, 4, 4), False, None, 3), wide, (80, 90, 100), "relu")
+
+
+def _edge(
+    operator: str, edge: _Edge, dtype: torch.dtype, archs: tuple[int, ...], activation: str = "leaky_relu"
+) -> Case:
+    shape, channels_last, residual, pad = edge
+    moved = traffic(operator, *_bytes(shape, dtype, pad), residual=residual is not None, gradient=residual is not None)
+    return Case(
+        f"{operator} edge {_named(channels_last, dtype)} {'x'.join(map(str, shape))} {residual} pad{pad}",
+        example(operator, shape, dtype, channels_last, residual, pad, activation),
+        tuple(Budget(count, False, False, 8) for count in moved),
+        archs,
+        resident_too=True,
+    )
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype, pad: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from fastgan.kernels.triton.instance_norm.double_backward_kernels import double_
 from fastgan.kernels.triton.instance_norm.forward_kernels import forward_apply, forward_moments, forward_resident
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2}
+_MOMENTS_FLAGS = ("CL", "ALIGN", "BP", "BM", "SPLITS", "num_warps")
 
 
 class Plan(NamedTuple):
@@ -25,12 +26,13 @@ class Plan(NamedTuple):
 
     setting: launch_table.Setting
     grid: tuple[int, ...]
-    padded: tuple[int, ...]
+    padded: tuple[int, ...]  # the padded tensor's shape
     planes: int
     sizes: tuple[int, ...]  # planes, channels, elements of a plane, and of a padded one
     chunks: tuple[int, ...]  # how many of a plane's elements, and of a padded plane's, a split program takes
     strides: tuple[int, ...]
     flags: dict[str, Any]
+    moments_flags: dict[str, Any]  # those of them that the forward's first launch takes
 
 
 @lru_cache(maxsize=4096)
@@ -70,8 +72,9 @@ def plan_of(
     odd = flags["ALIGN"] * itemsize < 16
     if chosen.num_warps <= 16 and (odd or ((pad or kind) and not (operator == "forward" and channels_last))):
         # Left alone, the assembler rather spills a few of these kernels' registers than use one more than lets another
-        # program fit. This many let 16 warps.
-        flags["maxnreg"] = 128
+        # program fit. This many let 16 warps; a gradient gathered by 27 loads takes a few more.
+        volume = pad and len(spatial) == 3 and operator != "forward"
+        flags["maxnreg"] = 160 if volume and chosen.num_warps <= 8 else 128
     chunks: tuple[int, ...] = ()
     if chosen.splits:
         flags["SPLITS"] = chosen.splits
@@ -87,6 +90,7 @@ def plan_of(
         chunks=chunks,
         strides=(*residual[:2], *(0,) * (5 - len(residual)), *residual[2:]) if residual else (0,) * 5,
         flags=flags,
+        moments_flags={name: value for name, value in flags.items() if name in _MOMENTS_FLAGS},
     )
 
 
@@ -143,9 +147,9 @@ def forward(
         return y, mean, rstd
     means = squares = None
     if plan.setting.splits > 1:
-        means, squares = _pieces_of(x, plan, 2)
-        reduce = {name: plan.flags[name] for name in ("CL", "ALIGN", "BP", "BM", "SPLITS", "num_warps")}
-        launch(forward_moments, plan.grid, x.device, x, means, squares, *plan.sizes[:3], plan.chunks[0], **reduce)
+        means, squares = _pieces_of(x, plan), _pieces_of(x, plan)
+        moments = (x, means, squares, *plan.sizes[:3], plan.chunks[0])
+        launch(forward_moments, plan.grid, x.device, *moments, **plan.moments_flags)
     launch(
         forward_apply, plan.grid, x.device, *tensors, means, squares, *plan.sizes, *plan.chunks, *scalars, **plan.flags
     )
@@ -171,8 +175,8 @@ def backward(
         m1, m2 = (_per_plane(x), _per_plane(x)) if need_sums else (None, None)
         return _empty(x), _empty(x) if need_grad_z else None, m1, m2
     x, last, plan = _prepare("backward", x, residual, activation, reflect_pad)
-    grad_x, m1, m2 = _empty(x), _per_plane(x), _per_plane(x)
-    grad_z = _empty(x) if need_grad_z else None
+    grad_x, grad_z = torch.empty_like(x), torch.empty_like(x) if need_grad_z else None
+    m1, m2 = (_per_plane(x), _per_plane(x)) if need_sums else (None, None)
     tensors = (layout.dense(grad, last), x, _contiguous(weight), _contiguous(bias), residual, mean, rstd)
     scalars = (*plan.strides, negative_slope)
     results = (grad_x, grad_z, m1, m2)
@@ -184,7 +188,7 @@ def backward(
             sums = _pieces_of(x, plan, 2)
             launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
         launch(backward_apply, plan.grid, x.device, *tensors, sums, *results, *shared, **plan.flags)
-    return (grad_x, grad_z, m1, m2) if need_sums else (grad_x, grad_z, None, None)
+    return results
 
 
 def double_backward(
@@ -210,7 +214,7 @@ def double_backward(
         return _empty(x, reflect_pad), _empty(x), _per_plane(x)
     x, last, plan = _prepare("double_backward", x, residual, activation, reflect_pad)
     grad_grad = layout.empty(plan.padded, last, dtype=x.dtype, device=x.device)
-    grad_x, grad_weight = _empty(x), _per_plane(x)
+    grad_x, grad_weight = torch.empty_like(x), _per_plane(x)
     u = layout.dense(grad_grad_x, last)
     v_residual = None if grad_grad_residual is None else layout.dense(grad_grad_residual, last)
     cotangents = (v_residual, _contiguous(grad_grad_weight), _contiguous(grad_grad_bias))
@@ -245,8 +249,8 @@ def _empty(x: Tensor, pad: int = 0) -> Tensor:
 
 
 def _per_plane(x: Tensor) -> Tensor:
-    return torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    return torch.empty(x.size(0), x.size(1), dtype=torch.float32, device=x.device)
 
 
-def _pieces_of(x: Tensor, plan: Plan, sums: int) -> Tensor:
-    return torch.empty((sums, plan.planes, plan.setting.splits), dtype=torch.float32, device=x.device)
+def _pieces_of(x: Tensor, plan: Plan, sums: int = 1) -> Tensor:
+    return torch.empty(sums, plan.planes, plan.setting.splits, dtype=torch.float32, device=x.device)
