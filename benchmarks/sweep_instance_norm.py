@@ -250,18 +250,23 @@ NAMES = ("RESIDENT", "SPLIT", "LOOPED")
 def table(rows: list[dict[str, Any]]) -> str:
     """The launch table's constants that make the measured workloads fastest, as Python, and what they gain."""
     measured: dict[tuple[Any, ...], dict[Setting, float]] = {}
+    tried: dict[tuple[Any, ...], set[Setting]] = {}
     for row in rows:
-        if "us" in row:
+        if "setting" in row:
             itemsize = getattr(torch, row["dtype"]).itemsize
             key = facts(row["operator"], row["shape"], row["channels_last"], row["pad"], itemsize, row["processors"])
-            measured.setdefault(key, {})[Setting(*row["setting"])] = row["us"]
+            tried.setdefault(key, set()).add(Setting(*row["setting"]))
+            if "us" in row:
+                measured.setdefault(key, {})[Setting(*row["setting"])] = row["us"]
+    # Where the sweep was interrupted amid a workload's settings, it says nothing about the others.
+    measured = {key: times for key, times in measured.items() if tried[key].issuperset(candidates(key))}
     constants: Constants = {name: dict(getattr(launch_table, name)) for name in NAMES}
     lines = []
     for operator in launch_table.RESIDENT:
         workloads = {key: times for key, times in measured.items() if key[0] == operator}
         before = _score(constants, workloads)
         if before is None:
-            lines.append(f"# {operator}: the table's own choice was not measured on every workload; as it was")
+            lines.append(f"# {operator}: the table's own choice was not measured; as it was")
             continue
         best, score = constants, before
         improved = True
@@ -277,10 +282,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"# {operator}: {len(workloads)} workloads, geometric mean {before:.2f} us -> {score:.2f} us; "
             f"{fastest:.2f} us with the best setting of each"
         )
-    return "\n".join([*lines, *(f"{name} = {json.dumps(constants[name])}" for name in NAMES)]).translate(_AS_TUPLES)
-
-
-_AS_TUPLES = str.maketrans("[]", "()")
+    for name in NAMES:
+        lines += [f"{name} = {{", *(f'    "{operator}": {entry},' for operator, entry in constants[name].items()), "}"]
+    return "\n".join(lines)
 
 
 def _neighbouring(constants: Constants, operator: str) -> Iterator[Constants]:

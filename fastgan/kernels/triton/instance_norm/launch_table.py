@@ -19,20 +19,26 @@ class Setting(NamedTuple):
 
 # The most elements of a tile, and how many of them a thread takes. Bounded by registers: a padded gradient is
 # gathered, the double backward keeps four values for each element, and channels_last computes an address for every
-# row. `aot` shows that none of these spills, and how many warps stay resident.
-RESIDENT = {  # operator -> NCHW, NCHW gathered, channels_last, channels_last gathered
+# row. `aot` shows that none of these spills, and how many warps stay resident. These constants are what
+# `benchmarks/sweep_instance_norm.py --table` prints. operator -> NCHW, NCHW gathered, channels_last, gathered:
+RESIDENT = {
     "forward": ((16384, 16), (8192, 8), (8192, 16), (8192, 16)),
     "backward": ((16384, 16), (4096, 8), (8192, 16), (4096, 8)),
     "double_backward": ((8192, 16), (2048, 8), (4096, 8), (2048, 4)),
 }
-SPLIT = {  # operator -> plain, gathered
+# operator -> plain, gathered:
+SPLIT = {
     "forward": ((4096, 16), (4096, 16)),
     "backward": ((2048, 8), (1024, 4)),
     "double_backward": ((2048, 8), (1024, 4)),
 }
 
 # Elements of a thread, of 1024: where 128 bits are read at a time, and where one element is.
-LOOPED = {"forward": (8, 8), "backward": (8, 2), "double_backward": (8, 2)}
+LOOPED = {
+    "forward": (8, 8),
+    "backward": (8, 2),
+    "double_backward": (8, 2),
+}
 
 
 @lru_cache(maxsize=1024)
