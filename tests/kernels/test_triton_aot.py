@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from fastgan.kernels.triton import aot
+from fastgan.kernels.triton import aot, gradient_penalty, instance_norm, interpolate, l1
 
 SAVED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "aot.json").read_text())
 
@@ -51,6 +51,13 @@ def test_the_steps_of_the_models_launch() -> None:
     assert (last["channels_last"], first["channels_last"]) == (True, False)
     assert last["of 48 sizes"] <= 16
     assert first["of 48 sizes"] <= 64
+
+
+def test_a_launch_that_was_made_before_hands_over_the_same_arguments() -> None:
+    lines = _report("tests.kernels.launch_probe")
+    stems = (instance_norm.launchers, l1, interpolate, gradient_penalty)
+    kernels = {name for stem in stems for name, value in vars(stem).items() if hasattr(value, "arg_names")}
+    assert {line["kernel"] for line in lines} == {name for name in kernels if name[0] != "_"}
 
 
 @pytest.mark.parametrize(
