@@ -90,11 +90,12 @@ def test_every_instruction_set_gives_the_reference() -> None:
         "        check_penalty('native', x, 1.0, False)\n"
         "        check_interpolate('native', x, y, tensor((s[0],), F32, seed=2))\n"
     )
-    for isa in ("baseline", "avx2"):
+    sets = ("baseline", "avx2", "avx512")  # this process runs the best one, which may be avx512_bf16
+    for k, isa in enumerate(sets):
         environment = {**os.environ, "FASTGAN_CPU_ISA": isa}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() in (isa, "baseline")
+        assert done.stdout.strip() in sets[: k + 1]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -5,6 +5,7 @@
 
 #include "common/simd.h"
 #include "common/threads.h"
+#include "cpu/isa.h"
 
 namespace fastgan::FASTGAN_ISA {
 
@@ -111,7 +112,11 @@ FASTGAN_INLINE void with_dtype(int dtype, const Body& body) {
     case DType::f32: body(float{}); break;
     case DType::f64: body(double{}); break;
     case DType::f16: body(f16_t{}); break;
-    case DType::bf16: body(bf16_t{}); break;
+    case DType::bf16:
+#if defined(FASTGAN_ISA_avx512)
+      if (cpu_isa() == Isa::avx512_bf16) return body(native_bf16_t{});
+#endif
+      return body(bf16_t{});
   }
 }
 

@@ -100,16 +100,19 @@ def _runs_plain(args: Iterable[Any]) -> bool:
     """Whether a kernel sees what PyTorch does: no mode listens, and every tensor is the numbers in its memory."""
     if _dispatch_modes():
         return False
+    forward_mode = forward_ad._current_level >= 0
     for argument in args:
         kind = type(argument)
+        if kind in _NO_TENSORS:
+            continue
         if kind in _TENSORS:
             # A view can be the negative of its memory, as the imaginary part of a conjugate is.
-            if argument.is_neg() or (forward_ad._current_level >= 0 and argument._is_zerotensor()):
+            if argument.is_neg() or (forward_mode and argument._is_zerotensor()):
                 return False
         elif kind is list:
             if not _runs_plain(argument):
                 return False
-        elif kind not in _NO_TENSORS and isinstance(argument, torch.Tensor):
+        elif isinstance(argument, torch.Tensor):
             return False
     return True
 
@@ -126,13 +129,15 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """
     if _transforms_active():
         return function.apply(*args)
-    plain = [unwrapped(a) if type(a) is _Tensor else a for a in args]
     recording = forward_ad._current_level >= 0
-    if not recording and _grad_enabled():
-        for argument in plain:
-            if getattr(argument, "requires_grad", False):
-                recording = True
-                break
+    wanted = not recording and _grad_enabled()
+    plain = []
+    for argument in args:
+        if type(argument) is _Tensor:
+            argument = unwrapped(argument)
+        plain.append(argument)
+        if wanted and getattr(argument, "requires_grad", False):
+            recording, wanted = True, False
     return record(function, *plain) if recording else function.forward(*plain)
 
 

@@ -48,7 +48,8 @@ def forward(
         residual = _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
     dtype = statistics_dtype(x.dtype)
-    mean = torch.empty(x.size(0), x.size(1), dtype=dtype, device=CPU)
+    samples, channels, *_ = x.shape
+    mean = torch.empty(samples, channels, dtype=dtype, device=CPU)
     rstd = torch.empty_like(mean)
     if weight is not None or bias is not None:
         weight, bias = _vector(weight, dtype), _vector(bias, dtype)
