@@ -111,7 +111,8 @@ def test_double_backward() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["odd", "layout", "double", "few", "small", "autocast", "reference", "vmap", "jvp", "grad", "compile"]
+    "case",
+    ["odd", "layout", "double", "few", "small", "negative", "autocast", "reference", "vmap", "jvp", "grad", "compile"],
 )
 def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
     x, weight, bias, _ = (t.detach() for t in draw(1, 96, 96, 16, 16))
@@ -125,6 +126,8 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
         x, weight = x[:, :8].contiguous(memory_format=torch.channels_last), weight[:, :8]
     elif case == "small":
         x = x[:, :, :8, :8].contiguous(memory_format=torch.channels_last)
+    elif case == "negative":
+        x = torch._neg_view(-x)
     context = {"autocast": torch.autocast("cpu", torch.bfloat16), "reference": fastgan.use_backend("reference")}
     call = {
         "vmap": lambda conv: torch.vmap(lambda t: conv(t, weight, bias))(x[None]),
@@ -134,6 +137,37 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
     }.get(case, lambda conv: conv(x, weight, bias))
     with context.get(case, contextlib.nullcontext()):
         torch.testing.assert_close(call(conv3x3), call(torch.conv2d), rtol=0, atol=0)
+
+
+def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
+    x, weight, bias, grad = draw(1, 96, 96, 16, 16)
+    y, plain = conv3x3(x, weight, bias), torch.conv2d(x, weight, bias)
+    negative = torch._neg_view(-grad)
+    for options, cotangent in (({}, negative), ({"is_grads_batched": True}, torch.stack([grad, -grad]))):
+        mine, theirs = (
+            torch.autograd.grad(value, (x, weight, bias), cotangent, retain_graph=True, **options)
+            for value in (y, plain)
+        )
+        assert all(map(torch.equal, mine, theirs))
+
+
+def test_arguments_that_pytorch_refuses_are_refused() -> None:
+    x, weight, bias, _ = draw(1, 96, 96, 16, 16)
+    for other in (bias.double(), bias[:-1]):
+        with pytest.raises(RuntimeError):
+            conv3x3(x, weight, other)
+
+
+def test_the_default_dtype_does_not_reach_in() -> None:
+    arguments = draw(1, 96, 96, 16, 16)
+    expected = results(conv3x3, *arguments)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results(conv3x3, *arguments)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastgan.kernels import dispatch
+from fastgan.kernels.library import is_batch
 
 LEAST_CHANNELS = 96  # below, transforms cost what products save
 LEAST_TILES = 64
@@ -21,7 +22,7 @@ LEAST_TILES = 64
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.conv2d(x, weight, bias)`` of 3×3 weights, without stride and padding.
 
-    Winograd's way serves dense float32 tensors on the CPU, channels_last, of even height and width, with at least 128
+    Winograd's way serves dense float32 tensors on the CPU, channels_last, of even height and width, with at least 96
     channels and filters and 64 tiles of 2×2 results; not under autocast, ``torch.compile``, ``torch.func``, forward
     mode or ``use_backend("reference")``. Everything else is ``torch.conv2d`` to the bit.
 
@@ -33,23 +34,22 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [N, K, H, W]. Differentiable to any order.
     """
-    if not serves(x, weight):
+    if not serves(x, weight, bias):
         return torch.conv2d(x, weight, bias)
     result: Tensor = _Winograd.apply(x, weight, bias)
     return result
 
 
-def serves(x: Tensor, weight: Tensor) -> bool:
+def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether Winograd's way computes :func:`conv3x3` of such tensors here."""
-    if torch.compiler.is_compiling() or _special(x) or _special(weight) or x.dim() != 4:
+    if torch.compiler.is_compiling() or not (_plain(x) and _plain(weight) and (bias is None or _plain(bias))):
+        return False
+    if x.dim() != 4 or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
         return False
     filters, channels, *sides = weight.shape
     height, width = x.size(2) - 2, x.size(3) - 2
     return (
-        x.is_cpu
-        and weight.is_cpu
-        and x.dtype == weight.dtype == torch.float32
-        and sides == [3, 3]
+        sides == [3, 3]
         and x.size(1) == channels
         and min(filters, channels) >= LEAST_CHANNELS
         and height % 2 == width % 2 == 0
@@ -64,9 +64,17 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _special(x: Tensor) -> bool:
-    """Whether ``x`` is more than memory: a fake tensor, or one of torch.func's."""
-    return type(x) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _plain(x: Tensor) -> bool:
+    """Whether ``x`` is the float32 numbers in its memory: not a fake tensor, one of torch.func's, a negative view."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and x.layout == torch.strided
+        and not x.is_neg()
+        and not is_batch(x)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def _available() -> bool:
@@ -91,7 +99,7 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad
         # A gradient of the gradient is asked for, or the gradient is not plain memory: PyTorch's own is differentiable.
-        if torch.is_grad_enabled() or not grad.is_cpu or _special(grad) or grad.dtype != torch.float32:
+        if torch.is_grad_enabled() or not _plain(grad):
             return _plain_backward(grad, x, weight, (need_x, need_weight, need_bias))
         grad_bias = grad.sum((0, 2, 3)) if need_bias else None
         if not (need_x or need_weight):

@@ -90,11 +90,12 @@ def _transformed(weight: Tensor) -> Tensor:
 
 def _planes(rows: int, columns: int) -> Tensor:
     plane = rows * columns + _APART
-    return torch.empty(16 * plane, device=CPU).as_strided((16, rows, columns), (plane, columns, 1))
+    return torch.empty(16 * plane, dtype=torch.float32, device=CPU).as_strided((16, rows, columns), (plane, columns, 1))
 
 
 def _images(n: int, channels: int, height: int, width: int) -> Tensor:
-    return torch.empty(n, channels, height, width, device=CPU, memory_format=torch.channels_last)
+    shape = (n, channels, height, width)
+    return torch.empty(shape, dtype=torch.float32, device=CPU, memory_format=torch.channels_last)
 
 
 def _row(images: Tensor, image: int, row: int) -> int:

@@ -95,7 +95,7 @@ def _launch_compiled(
         else (a.dtype, a.data_ptr() % 16 == 0)
         for a in args
     ]  # fmt: skip
-    key = (id(kernel), device.index, num_warps, *constexprs.values(), *facts)
+    key = (id(kernel), device.index, num_warps, *constexprs, *constexprs.values(), *facts)
     found = _compiled.get(key)
     if found is not None:
         compiled, rest = found
