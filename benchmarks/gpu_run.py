@@ -5,8 +5,9 @@
 Needs torch, Triton, NumPy, pytest, nvcc, CMake, Ninja and pybind11; no network, and fastgan need not be installed.
 ``bench`` also needs pytest-benchmark, SciPy, Pillow, safetensors and matplotlib; POT is left out where it is missing.
 Each part runs in a process group of its own, within its own limit and what is left of ``--seconds``; the whole ends in
-that time whatever its parts do. After each part OUT/results.tar.gz is written anew: how every part ended, what it
-printed (the last 512 KiB) and what it found, in one archive far under 16 MiB. Parts:
+that time whatever its parts do. After each part, and every 30 seconds during one, OUT/results.tar.gz is written anew:
+how every part ended, what it printed (the last 512 KiB) and what it found, in one archive far under 16 MiB. A part
+whose time is up is interrupted, so that it writes what it has, and ended eight seconds later. Parts:
 
     build      the extension in place, with FASTGAN_CUDA=1, for the machine's own architecture
     test       the tests marked gpu                              -> test.xml
@@ -29,7 +30,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -39,6 +42,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +51,7 @@ LIMITS = {  # seconds
     "profile": 150,
 }  # fmt: skip
 LOG_TAIL = 512 * 1024
+PACK_EVERY = 30.0  # seconds
 MEMCHECK = "(test_real_sizes and (7x7 or 4x4 or 250x254)) or test_device_weighted or test_device_double_backward"
 RACECHECK = "(test_real_sizes and 4x4) or test_device_double_backward"
 
@@ -70,16 +75,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for part in parts:
-            left = min(LIMITS[part], end - time.monotonic() - 10)
+            left = min(LIMITS[part], end - time.monotonic() - 15)
             command = _command(part, work, left, args.dry_run)
             if left < 10:
                 summary[part] = {"skipped": "no time left"}
             elif isinstance(command, str):
                 summary[part] = {"skipped": command}
             else:
-                summary[part] = _run(part, command, work, left, str(summary["commit"]))
-            (work / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-            _pack(work, out / "results.tar.gz")
+                summary[part] = {"ended": "was still running"}
+                pack = functools.partial(_pack, work, summary, out / "results.tar.gz")
+                summary[part] = _run(part, command, work, left, str(summary["commit"]), pack)
+            _pack(work, summary, out / "results.tar.gz")
             print(part, summary[part], flush=True)
             if summary[part] == {"ended": "interrupted"}:
                 return 130
@@ -117,8 +123,10 @@ def _command(part: str, work: Path, limit: float, dry: bool) -> list[str] | str:
     return "takes too long for a dry run" if dry else report
 
 
-def _run(part: str, command: list[str], work: Path, limit: float, commit: str) -> dict[str, object]:
-    """Runs one part in a process group of its own, which ends with it."""
+def _run(
+    part: str, command: list[str], work: Path, limit: float, commit: str, pack: Callable[[], None]
+) -> dict[str, object]:
+    """Runs one part in a process group of its own, which ends with it; packs what there is now and then."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "FASTGAN_COMMIT": commit}
     environment.pop("TRITON_INTERPRET", None)
@@ -138,20 +146,23 @@ def _run(part: str, command: list[str], work: Path, limit: float, commit: str) -
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait(limit)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
+            while (left := start + limit - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(min(PACK_EVERY, left))
+                    return {"code": code, "seconds": round(time.monotonic() - start, 1)}
+                pack()
+        except KeyboardInterrupt:
             _end(process)
-            if isinstance(stop, KeyboardInterrupt):
-                return {"ended": "interrupted"}
-            return {"ended": f"stopped after {limit:.0f} s", "code": 124}
-    return {"code": code, "seconds": round(time.monotonic() - start, 1)}
+            return {"ended": "interrupted"}
+        _end(process)
+        return {"ended": f"stopped after {limit:.0f} s", "code": 124}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks the part to end, and then ends it and whatever it started."""
-    os.killpg(process.pid, signal.SIGTERM)
+    """Interrupts the part, as Ctrl-C does: pytest then writes what it has. Ends it and whatever it started."""
+    os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
+        process.wait(8)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -161,16 +172,18 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _pack(work: Path, archive: Path) -> None:
+def _pack(work: Path, summary: dict[str, object], archive: Path) -> None:
     """Writes the archive anew, and only then puts it in the place of the last one."""
-    for log in work.glob("*.log"):
-        text = log.read_bytes()
-        if len(text) > LOG_TAIL:
-            log.write_bytes(b"...\n" + text[-LOG_TAIL:])
+    (work / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     fresh = archive.with_suffix(".part")
     with tarfile.open(fresh, "w:gz") as packed:
-        for path in sorted(work.iterdir()):
-            packed.add(path, arcname=path.name)
+        for path in filter(Path.is_file, sorted(work.rglob("*"))):
+            text = path.read_bytes()  # of now: a part may be writing
+            if path.suffix == ".log" and len(text) > LOG_TAIL:
+                text = b"...\n" + text[-LOG_TAIL:]
+            entry = tarfile.TarInfo(str(path.relative_to(work)))
+            entry.size, entry.mtime = len(text), int(time.time())
+            packed.addfile(entry, io.BytesIO(text))
     fresh.replace(archive)
 
 

@@ -82,7 +82,11 @@ def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
             if part == "bench":
                 command = ["pytest", "benchmarks", "--benchmark-only", "--benchmark-save-data", "-q",
                            f"--benchmark-json={raw}", *pytest_args]  # fmt: skip
-            code = subprocess.call([sys.executable, "-m", *command], cwd=ROOT)
+            process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                code = process.wait(10)  # interrupted with us, it writes what it has
             if not raw.exists() or not raw.read_text().strip():
                 raise SystemExit(f"{part} left no results (exit status {code})")
             found = json.loads(raw.read_text())

@@ -3,7 +3,8 @@
 ``python -m benchmarks.sweep_instance_norm --out FILE [--seconds 240] [--only forward] [--table]`` writes one JSON line
 for each setting as it is measured, so an interrupted run loses nothing, and prints the best of each workload beside the
 table's choice. A setting is checked against plain PyTorch first. It is timed as the replay of a CUDA graph whose
-calls take turns over buffers of three times the L2 cache, so that inputs are cold and launches cost nothing.
+calls take turns over buffers of three times the L2 cache, so that inputs are cold and launches cost nothing. Other
+processes meanwhile compile the settings to come into Triton's cache: one process would compile for most of the time.
 
 ``--table`` derives the launch table from what was measured (``--from FILE``: from an earlier sweep, without a GPU):
 for each of its constants it takes, from half, once and twice today's, what makes the workloads it governs fastest
@@ -20,6 +21,9 @@ import argparse
 import contextlib
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels import layout
+from fastgan.kernels.triton import aot
 from fastgan.kernels.triton import instance_norm as kernels
 from fastgan.kernels.triton._launch import record
 from fastgan.kernels.triton.instance_norm import Setting, launch_table, launchers
@@ -64,7 +69,11 @@ def main() -> None:
     parser.add_argument("--only", choices=list(launch_table.RESIDENT), action="append", help="operators; default: all")
     parser.add_argument("--table", action="store_true", help="print the launch table that follows")
     parser.add_argument("--dry-run", action="store_true", help="launch everything on meta tensors, without a GPU")
+    parser.add_argument("--compile", type=int, nargs=4, help=argparse.SUPPRESS)  # of compilers()
     args = parser.parse_args()
+    if args.compile:
+        print(compile_share(args.only or list(launch_table.RESIDENT), *args.compile))
+        return
     if args.source is None and args.out is None:
         parser.error("give --out, or --from with --table")
     if args.source is None and not args.dry_run and not torch.cuda.is_available():
@@ -81,22 +90,65 @@ def measure(path: Path, operators: list[str], seconds: float, dry: bool) -> None
     copy = 1.0 if dry else copy_bandwidth()
     if not dry:
         print(f"{torch.cuda.get_device_name()}: a copy moves {copy / 1e12:.2f} TB/s")
-    with path.open("w") as out:
-        # Workloads outside: a sweep that ends early has all operators on the first of them.
-        for shape, channels_last, pad in WORKLOADS:
-            for dtype in (torch.bfloat16, torch.float32):
-                for operator in operators:
-                    rows = []
-                    for row in (dry_sweep if dry else sweep)(operator, shape, channels_last, pad, dtype, copy):
-                        rows.append(row)
-                        out.write(json.dumps(row) + "\n")
-                        out.flush()
-                        if time.monotonic() > end:
-                            break
-                    show(rows)
-                    if time.monotonic() > end:
-                        print("out of time")
-                        return
+    ahead: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if not dry:
+        major, minor = torch.cuda.get_device_capability()
+        ahead = compilers(operators, 10 * major + minor, torch.cuda.get_device_properties(0).multi_processor_count)
+    with path.open("w") as out, ahead:
+        for job in jobs(operators):
+            rows = []
+            for row in (dry_sweep if dry else sweep)(*job, copy):
+                rows.append(row)
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                if time.monotonic() > end:
+                    break
+            show(rows)
+            if time.monotonic() > end:
+                print("out of time")
+                return
+
+
+def jobs(operators: list[str]) -> Iterator[tuple[str, tuple[int, ...], bool, int, torch.dtype]]:
+    """Workloads outside: a sweep that ends early has all operators on the first of them."""
+    for shape, channels_last, pad in WORKLOADS:
+        for dtype in (torch.bfloat16, torch.float32):
+            for operator in operators:
+                yield operator, shape, channels_last, pad, dtype
+
+
+@contextlib.contextmanager
+def compilers(operators: list[str], arch: int, processors: int) -> Iterator[None]:
+    """While it lasts, all but two of the machine's cores compile what will be measured, ahead of it."""
+    count = max((os.cpu_count() or 1) - 2, 0) if arch in aot.ARCHITECTURES else 0
+    command = [sys.executable, "-m", "benchmarks.sweep_instance_norm", *(f"--only={name}" for name in operators)]
+    device = (str(arch), str(processors))
+    workers = [subprocess.Popen([*command, "--compile", str(k), str(count), *device]) for k in range(count)]
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def compile_share(operators: list[str], first: int, step: int, arch: int, processors: int) -> int:
+    """Compiles every `step`-th setting into Triton's cache; nothing runs. How many kernels those are."""
+    compiled, position = set(), 0
+    for operator, shape, channels_last, pad, dtype in jobs(operators):
+        n, c, *spatial = shape
+        x = tensor(shape, channels_last, dtype, "meta")
+        padded = tensor((n, c, *(size + 2 * pad for size in spatial)), channels_last, dtype, "meta")
+        for setting in candidates(facts(operator, shape, channels_last, pad, dtype.itemsize, processors)):
+            position += 1
+            if position % step != first:
+                continue
+            with using(setting), record(processors) as launches:
+                call(operator, x, padded, pad)()
+            for launch in launches:
+                with contextlib.suppress(Exception):  # the sweep will find it and write it down
+                    compiled.add(aot.compile_launch(launch, arch).hash)
+    return len(compiled)
 
 
 def facts(operator: str, shape: tuple[int, ...], channels_last: bool, pad: int, itemsize: int, processors: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -71,21 +72,65 @@ def test_every_part_is_packed_and_a_failure_is_told(
 
 
 def test_a_part_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
-    stubborn = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    stubborn = "import signal as s, time; s.signal(s.SIGINT, s.SIG_IGN); print('up', flush=True); time.sleep(600)"
     code = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {stubborn!r}], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); time.sleep(600)"
     )
-    result = gpu_run._run("sweep", [sys.executable, "-c", code], tmp_path, 4.0, "abc")
+    result = gpu_run._run("sweep", [sys.executable, "-c", code], tmp_path, 4.0, "abc", lambda: None)
     assert result == {"ended": "stopped after 4 s", "code": 124}
-    state = Path(f"/proc/{int((tmp_path / 'sweep.log').read_text())}/status")
+    state = Path(f"/proc/{int((tmp_path / 'sweep.log').read_text().split()[0])}/status")
     for _ in range(100):  # the kernel takes a moment
         if not state.exists() or re.search(r"State:\s+[ZX]", state.read_text()):
             break
         time.sleep(0.1)
     else:
         pytest.fail("the part's child is still running")
+
+
+def test_a_run_that_is_killed_leaves_what_its_part_had_found(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import gpu_run\n"
+        "gpu_run.PACK_EVERY, gpu_run._architecture = 0.2, lambda: None\n"
+        'found = \'import sys, time; open(sys.argv[1] + "/sweep.jsonl", "w").write("{}"); time.sleep(600)\'\n'
+        "gpu_run._command = lambda part, work, *_: [sys.executable, '-c', found, str(work)]\n"
+        "sys.argv = ['gpu_run.py', sys.argv[1], '--parts', 'sweep']; gpu_run.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=gpu_run.ROOT, start_new_session=True)
+    try:
+        for _ in range(600):
+            files = packed(tmp_path / "results.tar.gz") if (tmp_path / "results.tar.gz").exists() else {}
+            if files.get("sweep.jsonl"):
+                break
+            time.sleep(0.1)
+    finally:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (process.pid, *map(int, children)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    files = packed(tmp_path / "results.tar.gz")
+    assert files["sweep.jsonl"] == b"{}"
+    assert json.loads(files["summary.json"])["sweep"] == {"ended": "was still running"}
+
+
+def test_an_interrupted_test_part_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_first(): pass\n"
+        f"def test_second():\n    open({str(begun)!r}, 'w').close()\n    time.sleep(600)\n"
+    )
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path)]
+    words.append(f"--junitxml={tmp_path / 'test.xml'}")
+    monkeypatch.setattr(gpu_run, "PACK_EVERY", 0.2)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def pack() -> None:
+        if begun.exists():
+            raise KeyboardInterrupt
+
+    assert gpu_run._run("test", words, tmp_path, 300.0, "abc", pack) == {"ended": "interrupted"}
+    assert "test_first" in (tmp_path / "test.xml").read_text()
 
 
 def test_an_interrupted_run_leaves_what_it_had(

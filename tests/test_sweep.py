@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,13 @@ def test_an_interrupted_workload_does_not_hold_the_others_back() -> None:
     rows = [row for k, row in enumerate(whole) if not left_out[k] or k < begun]
     assert len(rows) < len(whole)
     assert constants(sweep.table(rows)) == constants(sweep.table(whole)) != today()
+
+
+def test_settings_are_compiled_ahead_into_the_cache(tmp_path: Path) -> None:
+    command = ["-m", "benchmarks.sweep_instance_norm", "--only", "forward", "--compile", "1", "5000", "90", "132"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == len(list(tmp_path.rglob("forward_*.cubin"))) == 1
 
 
 def test_using_a_setting_ends() -> None:
