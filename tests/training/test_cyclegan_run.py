@@ -183,7 +183,7 @@ def test_joined_calls_take_images_of_several_sizes_apart(data: Path) -> None:
     for i in range(4):
         draw(data / "trainB" / f"{i}.png", 3, (20, 28))
     options = {"preprocess": "none", "load_size": 286, "crop_size": 256, "batch_size": 1, "max_steps": 6}
-    for name, joined in (("apart", False), ("joined", True)):
+    for name, joined in (("apart", "off"), ("joined", "on")):
         cyclegan.train(settings(data, name=name, batched_calls=joined, **options))
     apart, joined = (lines(settings(data, name=name)) for name in ("apart", "joined"))
     for expected, got in zip(apart, joined, strict=True):

@@ -219,7 +219,7 @@ def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"batched_calls": True},
+        {"batched_calls": "on"},
         {"accumulate": 2},
         {"recompute": True},
         {"channels_last": "on"},
@@ -268,6 +268,24 @@ def test_recomputing_is_exact(options: dict[str, Any]) -> None:
         assert all(torch.equal(value, theirs[key]) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "joins"),
+    [
+        ({"fused": True}, True), ({"fused": False}, False), ({"fused": True, "norm": "batch"}, False),
+        ({"fused": True, "no_dropout": False}, False), ({"fused": True, "batched_calls": "off"}, False),
+        ({"fused": False, "batched_calls": "on"}, True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_calls_are_joined_where_that_changes_nothing(settings: dict[str, Any], joins: bool) -> None:
+    task = CycleGan(tiny(**settings), Pairs())
+    rows: dict[str, list[int]] = {"G_A": [], "D_A": []}
+    for name, seen in rows.items():
+        task.networks[name].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
+    task.update(*batches(1, rows=2)[0])
+    assert rows == ({"G_A": [4, 2], "D_A": [2, 4]} if joins else {"G_A": [2, 2, 2], "D_A": [2, 2, 2]})
+
+
 def test_wide_generators_convolve_by_winograd_and_follow_plain_ones() -> None:
     settings = {"ngf": 24, "netG": "resnet_1blocks", "crop_size": 64, "load_size": 64}
     plain, fast = (CycleGan(tiny(**settings, fused=fused), Pairs()) for fused in (False, True))
@@ -311,7 +329,7 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
     [
         ({"output_nc": 1}, "identity loss needs as many input as output channels"),
         ({"gan_mode": "wgangp", "norm": "batch"}, "norm must be instance or none, got batch"),
-        ({"batched_calls": True, "norm": "batch"}, "batched_calls changes the result of norm batch"),
+        ({"batched_calls": "on", "norm": "batch"}, "batched_calls changes the result of norm batch"),
         ({"accumulate": 3}, "accumulate must be between 1 and batch_size 2, got 3"),
         ({"epoch_count": 5}, "nothing to train: epoch_count 5"),
         ({"device": "cuda:9"}, "cuda:9"),

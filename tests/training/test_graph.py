@@ -214,7 +214,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CYCLEGAN = {
     "everything": {"ema": 0.9, "no_dropout": False, "norm": "batch", "batch_size": 2},
-    "penalty in parts": {"gan_mode": "wgangp", "accumulate": 2, "batched_calls": True},
+    "penalty in parts": {"gan_mode": "wgangp", "accumulate": 2, "batched_calls": "on"},
     "recompute, bf16": {"recompute": True, "amp": "bf16"},
     "fp16": {"amp": "fp16", "gan_mode": "vanilla", "pool_size": 1},
     "no pool": {"pool_size": 0, "lambda_identity": 0.0, "channels_last": "off"},

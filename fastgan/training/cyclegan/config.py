@@ -13,7 +13,7 @@ from fastgan._ranges import check_range
 from fastgan.models.cyclegan import GENERATOR_NAMES, is_generator
 from fastgan.training import schedule
 from fastgan.training.graph import wants_graph
-from fastgan.training.precision import Cache
+from fastgan.training.precision import Cache, Switch
 from fastgan.training.task import RunConfig
 
 GanMode = Literal["lsgan", "vanilla", "wgangp", "hinge"]
@@ -105,12 +105,20 @@ class CycleGanConfig(RunConfig):
     """Split a step's batch into so many parts to save memory."""
     recompute: bool = False
     """Recompute the generators' activations in the backward pass to save memory."""
-    batched_calls: bool = False
-    """Join calls that share weights (G_A on [A; B], D on [real; fake]); the same result, as norms are per sample."""
+    batched_calls: Switch = "auto"
+    """Join calls that share weights (G_A on [A; B], D on [real; fake]); the same result within rounding, as norms are
+    per sample. auto: with fused operators, unless the norm is batch or generators have dropout."""
     compile: bool = False
     """torch.compile the networks."""
     save_epoch_freq: int = 5
     """Save a checkpoint every this many epochs; 0: only as save_latest_freq says, and at the end."""
+
+    @property
+    def joins_calls(self) -> bool:
+        """Whether calls that share weights are one."""
+        if self.batched_calls != "auto":
+            return self.batched_calls == "on"
+        return self.fused and self.norm != "batch" and self.no_dropout
 
     FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache", "recompute"}
 
@@ -155,7 +163,7 @@ def check(config: CycleGanConfig) -> None:
     if config.gan_mode == "wgangp" and config.norm == "batch":
         raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
     for option, used in (
-        ("batched_calls", config.batched_calls),
+        ("batched_calls", config.batched_calls == "on"),
         ("accumulate", config.accumulate > 1),
     ):
         if used and config.norm == "batch":

@@ -52,12 +52,12 @@ class Translations(NamedTuple):
 def translations(nets: Mapping[str, Network], config: CycleGanConfig, real_A: Tensor, real_B: Tensor) -> Translations:
     """All images of the generators' loss, in the published order.
 
-    With ``batched_calls``, calls that share weights and do not wait for each other are one, for images of one size:
-    norms are per sample.
+    If calls are joined (``batched_calls``), those that share weights and do not wait for each other are one, for images
+    of one size: norms are per sample.
     """
     G_A, G_B = nets["G_A"], nets["G_B"]
     identity = config.lambda_identity > 0
-    if config.batched_calls and identity and real_A.shape == real_B.shape:
+    if config.joins_calls and identity and real_A.shape == real_B.shape:
         fake_B, idt_A = G_A(torch.cat([real_A, real_B])).chunk(2)
         fake_A, idt_B = G_B(torch.cat([real_B, real_A])).chunk(2)
         return Translations(fake_B, G_B(fake_B), fake_A, G_A(fake_A), idt_A, idt_B)
@@ -122,7 +122,7 @@ def discriminator_loss(
         alpha: [N], of the points between them where wgangp's penalty looks; None for the other modes.
         grad_scale: see :func:`fastgan.functional.gradient_penalty`.
     """
-    together = config.batched_calls and real.shape[1:] == fake.shape[1:]  # a pool may hold images of other sizes
+    together = config.joins_calls and real.shape[1:] == fake.shape[1:]  # a pool may hold images of other sizes
     fake = fake.to(real.dtype) if together or alpha is not None else fake
     if together:
         on_real, on_fake = discriminator(torch.cat([real, fake])).chunk(2)
