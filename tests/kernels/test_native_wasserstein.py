@@ -223,12 +223,92 @@ def test_threads_share_one_row(n: int, m: int, dtype: torch.dtype) -> None:
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
-    if n == m:  # the signs are those of a stable argsort
-        i, j = (t[0].double().argsort(stable=True) for t in (x, y))
-        a, b = x[0, i].double(), y[0, j].double()
-        sign = torch.zeros(n, dtype=dtype).scatter(0, i, ((a > b).to(dtype) - (a < b).to(dtype)))
-        words = found[0][2]
-        assert torch.equal(native.scale_signs(words, torch.ones(1, dtype=torch.float64), n, dtype)[0], sign)
+    if n == m:
+        assert torch.equal(
+            native.scale_signs(found[0][2], torch.ones(1, dtype=torch.float64), n, dtype), signs(x, y)[0]
+        )
+
+
+def signs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """n times the gradients of the cost for p = 1, n = m: those of stable argsorts."""
+    i, j = (t.double().argsort(dim=-1, stable=True) for t in (x, y))
+    a, b = x.double().gather(-1, i), y.double().gather(-1, j)
+    slopes = (a > b).to(x.dtype) - (a < b).to(x.dtype)
+    return torch.zeros_like(x).scatter(-1, i, slopes), torch.zeros_like(y).scatter(-1, j, -slopes)
+
+
+def row_pair(kind: str, n: int) -> tuple[Tensor, Tensor]:
+    x, y = torch.randn(n), torch.randn(n)
+    above = torch.arange(n) % 2 == 0  # half of the samples, which go above the others
+    match kind:
+        case "shifted":
+            y += 0.1
+        case "fine grid":  # equal values wherever the sign changes
+            x, y = (x * 2e4).round() / 2e4, (y * 2e4).round() / 2e4
+        case "coarse grid":
+            x, y = (x * 30).round() / 255, (y * 30).round() / 255
+        case "equal":
+            x, y = torch.ones(n), torch.full((n,), 2.0)
+        case "one value":  # of a tenth of x, through the middle of which the sign changes
+            x[::10] = 0.5
+        case "zeros and infinities":
+            x[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.inf, -0.0])
+            y[:6] = torch.tensor([-0.0, math.inf, -math.inf, 0.0, -math.inf, -0.0])
+        case "outlier":
+            x, y = 1 + 1e-3 * x, 1 + 1e-3 * y
+            x[5], x[9], y[7] = -1e30, 1e30, -1e30
+        case "near each other":
+            y = x + 1e-7 * y
+        case "alternating":
+            x = 4 * torch.arange(n).float()
+            y = x + 1 - 2 * (torch.arange(n) % 2)
+            x, y = x[torch.randperm(n)], y[torch.randperm(n)]
+        case "alternating above":
+            x[above] = 10 + 4 * torch.arange(n)[above].float()
+            y[above] = x[above] + 1 - torch.arange(n)[above] % 4
+        case "grid above":
+            x[above] = 10 + (x[above] * 1000).round() / 1000
+            y[above] += 10
+    return x, y
+
+
+KINDS = [
+    "like", "shifted", "fine grid", "coarse grid", "equal", "one value", "zeros and infinities", "outlier",
+    "near each other", "alternating", "alternating above", "grid above",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_signs_of_long_rows(kind: str) -> None:
+    """Around the size from which samples are dealt to buckets: what a stable argsort gives, to the last bit."""
+    n = (1 << 17) + KINDS.index(kind) % 3 - 1
+    x, y = row_pair(kind, n)
+    expected = signs(x, y)
+    found = []
+    for need in (3, 1, 2):
+        cost, scale, units = native.forward(x[None], y[None], None, None, 1.0, need)
+        found.append((cost, scale))
+        for unit, right in zip(units, [e for k, e in enumerate(expected) if need >> k & 1], strict=True):
+            assert torch.equal(native.scale_signs(unit, torch.ones(1, dtype=torch.float64), n, x.dtype)[0], right)
+    cost, _, _ = native.forward(x[None], y[None], None, None, 1.0, 0)
+    assert all(torch.equal(c, cost) and scale.item() == 1 for c, scale in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_signs_of_long_rows_of_16_bits(dtype: torch.dtype) -> None:
+    n = (1 << 17) + 5
+    x, y = torch.randn(3, n).to(dtype), (torch.randn(3, n) + torch.tensor([[0.0], [0.1], [9.0]])).to(dtype)
+    _, _, units = native.forward(x, y, None, None, 1.0, 3)
+    for unit, right in zip(units, signs(x, y), strict=True):
+        assert torch.equal(native.scale_signs(unit, torch.ones(3, dtype=torch.float64), n, dtype), right)
+
+
+def test_nan_in_a_long_row() -> None:
+    x, y = torch.randn(2, 1 << 17), torch.randn(2, 1 << 17)
+    y[1, 7] = math.nan
+    cost, scale, units = native.forward(x, y, None, None, 1.0, 3)
+    assert cost[0].isfinite() and cost[1].isnan() and scale[0] == 1 and scale[1].isnan()
+    assert all((unit[1] == 0).all() and (unit[0] != 0).any() for unit in units)
 
 
 # rows, n, weighted, need, bytes of workspace for each sample of the row (both sides) that csrc/cpu/wasserstein.h states
