@@ -212,3 +212,28 @@ def test_patches_are_cut_from_the_image() -> None:
 def test_bad_images(real: tuple[int, ...], fake: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sliced_wasserstein_patches(torch.zeros(real), torch.zeros(fake))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("p", [1, 1.0, 2.0, 2.5, math.inf])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 0), (2, 3)])
+def test_value_without_gradients_is_the_same(batch: tuple[int, ...], p: float, dtype: torch.dtype) -> None:
+    """Without gradients a kernel takes the mean, too."""
+    x, y = torch.randn(*batch, 7, 3).to(dtype), torch.randn(*batch, 7, 3).to(dtype)
+    projections = directions(5, 3).to(dtype)
+    value = F.sliced_wasserstein(x, y, p=p, projections=projections)
+    recorded = F.sliced_wasserstein(x.requires_grad_(), y, p=p, projections=projections)
+    assert (value.requires_grad, recorded.requires_grad) == (False, True)
+    assert value.dtype == recorded.dtype
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(value, recorded.detach(), rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        assert torch.equal(F.sliced_wasserstein(x, y, p=p, projections=projections), value)
+        same = F.sliced_wasserstein(x, x, p=p, projections=projections)
+    assert torch.equal(same, torch.zeros_like(same))
+
+
+def test_nan_without_gradients() -> None:
+    x, y = torch.randn(2, 7, 3), torch.randn(2, 7, 3)
+    x[1, 2, 0] = math.nan
+    assert F.sliced_wasserstein(x, y, projections=directions(4, 3).float()).isnan().tolist() == [False, True]

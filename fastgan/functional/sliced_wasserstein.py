@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
-from fastgan.functional.wasserstein import all_positive, are_plain, distance_of_checked, is_constant, wasserstein_1d
+from fastgan.functional.wasserstein import (
+    all_positive,
+    are_plain,
+    distance_of_checked,
+    is_constant,
+    mean_root_of_checked,
+    wasserstein_1d,
+)
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -53,14 +60,30 @@ def sliced_wasserstein(
     x, y = _prepare(name, x, y)
     if projections is None:
         projections = random_directions(n_projections, x, generator)
-    _check_projections(name, projections, x)
-    if projections.dtype != x.dtype:
-        projections = projections.to(x.dtype)
-
-    batch = x.shape[:-2]
-    rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
-    chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
-    if chunk >= projections.size(0):
+    # The most frequent call: two plain tensors of one shape, and directions of their kind.
+    usual = (
+        type(projections) is Tensor
+        and x.shape == y.shape
+        and projections.dtype == x.dtype
+        and projections.device == x.device
+        and projections.dim() == 2
+        and projections.size(1) == x.size(-1)
+        and 0 < projections.size(0) * x.numel() <= _CHUNK // 2 * x.size(-1)
+    )
+    if not usual:
+        _check_projections(name, projections, x)
+        if projections.dtype != x.dtype:
+            projections = projections.to(x.dtype)
+        batch = x.shape[:-2]
+        rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
+        chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
+    if usual:
+        x, y = projections @ x.mT, projections @ y.mT
+        value = mean_root_of_checked(x, y, p)
+        if value is not None:
+            return value
+        costs = _costs_of_projected(x, y, p)
+    elif chunk >= projections.size(0):
         costs = _costs(x, y, projections, p)
     else:
         # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
@@ -193,7 +216,10 @@ def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
 
 def _costs(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
     """W_p^p along each direction of projections [..., L, d]: [..., L]."""
-    x, y = projections @ x.mT, projections @ y.mT
+    return _costs_of_projected(projections @ x.mT, projections @ y.mT, p)
+
+
+def _costs_of_projected(x: Tensor, y: Tensor, p: float) -> Tensor:
     if x.shape[:-1] != y.shape[:-1] or not (isinstance(p, (int, float)) and p >= 1):
         return wasserstein_1d(x, y, p=p, root=False)  # which broadcasts, or refuses
     return distance_of_checked(x, y, None, None, p, False)

@@ -94,6 +94,23 @@ def distance_of_checked(
     return value
 
 
+def mean_root_of_checked(x: Tensor, y: Tensor, p: float) -> Tensor | None:
+    """The p-th root of the mean of W_p^p over the last leading dimension, where one call of a kernel gives it, or None.
+
+    One gives it where nothing is differentiated, traced or transformed, for the usual p and dtypes on the CPU.
+    """
+    if torch.compiler.is_compiling() or type(p) not in (int, float) or p not in (1, 2):
+        return None
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or x.shape[:-1] != y.shape[:-1]:
+        return None
+    if _needs(x, y) or not is_eager((x, y)):
+        return None
+    if dispatch.select(_NAME, x, long_rows=x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31) != "native":
+        return None
+    value: Tensor = dispatch.kernels("native", "wasserstein").mean_root(unwrapped(x), unwrapped(y), float(p))
+    return value
+
+
 def wasserstein_1d_plan(
     x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -307,7 +307,7 @@ def test_nan_in_a_long_row() -> None:
     x, y = torch.randn(2, 1 << 17), torch.randn(2, 1 << 17)
     y[1, 7] = math.nan
     cost, scale, units = native.forward(x, y, None, None, 1.0, 3)
-    assert cost[0].isfinite() and cost[1].isnan() and scale[0] == 1 and scale[1].isnan()
+    assert cost.isnan().tolist() == scale.isnan().tolist() == [False, True]
     assert all((unit[1] == 0).all() and (unit[0] != 0).any() for unit in units)
 
 

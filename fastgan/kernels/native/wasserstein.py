@@ -72,6 +72,18 @@ def _costs(x: Tensor, y: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return cost, scale
 
 
+def mean_root(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """The p-th root of the mean of W_p^p over the last leading dimension; of float32 or float64, p is 1 or 2."""
+    together = x.size(-2)
+    value = empty(x.shape[:-2], x.dtype)
+    x, y = rows_of(x), rows_of(y)
+    _C.wasserstein_means(
+        x.data_ptr(), x.stride(0), x.size(1), y.data_ptr(), y.stride(0), y.size(1), x.size(0), together,
+        DTYPES[x.dtype], p, value.data_ptr(), threads(),
+    )  # fmt: skip
+    return value
+
+
 def second(
     vx: Tensor | None,
     vy: Tensor | None,
