@@ -24,7 +24,13 @@ from fastgan.reference.winograd import winograd
 pytestmark = pytest.mark.skipif(isinstance(dispatch._load("native", "winograd"), str), reason="needs the C++ kernels")
 
 # Images, channels, filters, height, width: one piece; lanes left over; several images a piece; several pieces an image.
-SHAPES = [(1, 96, 96, 16, 16), (2, 97, 101, 18, 34), (11, 96, 128, 16, 10), (2, 112, 96, 48, 62), (1, 96, 96, 2, 1200)]
+SHAPES = [
+    (1, 128, 128, 16, 16),
+    (2, 129, 133, 18, 34),
+    (11, 128, 160, 16, 10),
+    (2, 144, 128, 48, 62),
+    (1, 128, 128, 2, 1200),
+]
 
 
 def draw(n: int, channels: int, filters: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +65,7 @@ def test_the_formulas_are_a_convolution() -> None:
 
 
 def test_every_element_is_written_and_none_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias, grad = draw(2, 97, 98, 40, 62)
+    x, weight, bias, grad = draw(2, 129, 130, 40, 62)
     expected = results(conv3x3, x, weight, bias, grad)
     empty = torch.empty
     made: list[Tensor] = []
@@ -80,7 +86,7 @@ def test_every_element_is_written_and_none_beyond(monkeypatch: pytest.MonkeyPatc
 
 
 def test_any_gradient_alone() -> None:
-    x, weight, bias, grad = draw(1, 96, 96, 16, 16)
+    x, weight, bias, grad = draw(1, 128, 128, 16, 16)
     whole = results(conv3x3, x, weight, bias, grad)[1:]
     for i in range(3):
         chosen = [t.detach().requires_grad_(k == i) for k, t in enumerate((x, weight, bias))]
@@ -90,7 +96,7 @@ def test_any_gradient_alone() -> None:
 
 
 def test_expanded_gradients_and_weights_of_another_format() -> None:
-    x, weight, bias, _ = draw(1, 96, 96, 16, 16)
+    x, weight, bias, _ = draw(1, 128, 128, 16, 16)
     sums = torch.autograd.grad(conv3x3(x, weight.contiguous(), bias).sum(), (x, weight, bias))
     for mine, plain in zip(
         sums, torch.autograd.grad(torch.conv2d(x, weight, bias).sum(), (x, weight, bias)), strict=True
@@ -99,7 +105,7 @@ def test_expanded_gradients_and_weights_of_another_format() -> None:
 
 
 def test_double_backward() -> None:
-    arguments = draw(1, 96, 96, 16, 16)
+    arguments = draw(1, 128, 128, 16, 16)
     found = []
     for conv in (conv3x3, torch.conv2d):
         x, weight, bias, _ = (t.detach().requires_grad_() for t in arguments)
@@ -115,7 +121,7 @@ def test_double_backward() -> None:
     ["odd", "layout", "double", "few", "small", "negative", "autocast", "reference", "vmap", "jvp", "grad", "compile"],
 )
 def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
-    x, weight, bias, _ = (t.detach() for t in draw(1, 96, 96, 16, 16))
+    x, weight, bias, _ = (t.detach() for t in draw(1, 128, 128, 16, 16))
     if case == "odd":
         x = x[:, :, 1:].contiguous(memory_format=torch.channels_last)
     elif case == "layout":
@@ -140,7 +146,7 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
 
 
 def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
-    x, weight, bias, grad = draw(1, 96, 96, 16, 16)
+    x, weight, bias, grad = draw(1, 128, 128, 16, 16)
     y, plain = conv3x3(x, weight, bias), torch.conv2d(x, weight, bias)
     negative = torch._neg_view(-grad)
     for options, cotangent in (({}, negative), ({"is_grads_batched": True}, torch.stack([grad, -grad]))):
@@ -152,14 +158,14 @@ def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
 
 
 def test_arguments_that_pytorch_refuses_are_refused() -> None:
-    x, weight, bias, _ = draw(1, 96, 96, 16, 16)
+    x, weight, bias, _ = draw(1, 128, 128, 16, 16)
     for other in (bias.double(), bias[:-1]):
         with pytest.raises(RuntimeError):
             conv3x3(x, weight, other)
 
 
 def test_the_default_dtype_does_not_reach_in() -> None:
-    arguments = draw(1, 96, 96, 16, 16)
+    arguments = draw(1, 128, 128, 16, 16)
     expected = results(conv3x3, *arguments)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -176,7 +182,7 @@ def test_other_instruction_sets(isa: str) -> None:
         "import torch\n"
         "from tests.test_winograd import conv3x3, draw, results\n"
         "torch.manual_seed(0)\n"
-        "arguments = draw(2, 97, 101, 18, 34)\n"
+        "arguments = draw(2, 129, 133, 18, 34)\n"
         "for mine, plain in zip(results(conv3x3, *arguments), results(torch.conv2d, *arguments), strict=True):\n"
         "    torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))\n"
     )
@@ -186,14 +192,14 @@ def test_other_instruction_sets(isa: str) -> None:
 
 
 def test_in_a_model() -> None:
-    model = build_generator("resnet_2blocks", ngf=24)
+    model = build_generator("resnet_2blocks", ngf=32)
     plain = copy.deepcopy(model)
     assert use_winograd(model) == [f"model.{block}.conv_block.{i}" for block in (10, 11) for i in (1, 5)]
     assert use_winograd(model) == []
     assert list(model.state_dict()) == list(plain.state_dict())
     others = nn.Sequential(
-        nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 96, 3, stride=2), nn.Conv2d(192, 192, 3, groups=2),
-        nn.Conv2d(96, 96, 3, dilation=2), nn.Conv2d(96, 96, 4), nn.Conv2d(95, 96, 3),
+        nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, stride=2), nn.Conv2d(256, 256, 3, groups=2),
+        nn.Conv2d(128, 128, 3, dilation=2), nn.Conv2d(128, 128, 4), nn.Conv2d(127, 128, 3),
     )  # fmt: skip
     assert use_winograd(others) == []
     x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
