@@ -76,17 +76,18 @@ def test_an_unsupported_contestant_is_remembered(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_counted_calls_are_those_of_the_networks() -> None:
-    """Six passes through the generators' norms and six through the discriminators'; every pair; one penalty each."""
+    """Two joined passes and two of one image through either kind of network's norms; every pair; one penalty each."""
     found = model_calls.collect()
     cyclegan, critics, *gans = found.values()
     norms = {call: count for call, count in cyclegan.items() if call.operator == "instance_norm_act"}
     generator, discriminator = build_generator("resnet_9blocks"), build_discriminator("basic")
     count = lambda network: sum(isinstance(m, nn.InstanceNorm2d) for m in network.modules())
-    assert sum(norms.values()) == 6 * count(generator) + 6 * count(discriminator)
+    assert sum(norms.values()) == 4 * count(generator) + 4 * count(discriminator)
+    assert sum(norms.values()) == 2 * sum(count for call, count in norms.items() if call.tensors[0].sizes[0] == 2)
     assert not any(call.twice for call in norms)
     # Nine blocks: each ends in a residual, all but the last pad for the next one.
     residual = [count for call, count in norms.items() if call.tensors[3] is not None]
-    assert sorted(residual) == [6, 6 * 8]
+    assert sorted(residual) == [2, 2, 2 * 8, 2 * 8]
     (pairs,) = (call for call in cyclegan if call.operator == "weighted_l1")
     assert len(pairs.tensors) == 8
     assert dict(pairs.settings)["weights"] == (10.0, 10.0, 5.0, 5.0)
