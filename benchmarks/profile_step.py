@@ -4,7 +4,8 @@ Both contestants take turns, each with a step without torch.profiler, whose medi
 under it: every operator's self time belongs to a part by the name of the operator, or to the optimizer if that called
 it. A part's share is its seconds under the profiler over those of the whole step before it without: what the profiler
 itself takes between operators, more for a step with Functions in Python or with our names for kernels, is charged to
-nobody. On a GPU self times are those of the kernels.
+nobody. In a step of half a second and more that is nothing, but a shared machine's speed changes from step to step, so
+that shares are of the profiled step itself. On a GPU self times are those of the kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PARTS = {
     "convolution backward": r"aten::\w*conv\w*backward\w*",
     "convolution forward": r"aten::\w*conv",
     "Winograd's transforms": r"fastgan::winograd",
-    "matrix product": r"aten::(addmm|mm|bmm|baddbmm|linear|matmul|addmv|mv)$|mkldnn_linear",
+    "matrix product": r"aten::(addmm_?|mm|bmm|baddbmm_?|linear|matmul|addmv|mv)$|mkldnn_linear",
     "norm": r"fastgan::instance_norm|aten::\w*(batch|layer|group|instance)_norm",
     "penalty": r"fastgan::(interpolate|gradient_norm)|aten::(linalg_vector_)?norm$",
     "losses": r"fastgan::weighted_l1|aten::(\w*mse_loss|\w*l1_loss|binary_cross|mean|abs|sgn|sign)",
@@ -107,12 +108,15 @@ def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, An
     single = max(_seconds(step) for step in contestants.values())
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     profiles: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    long = single >= 0.5
     for _ in range(max(3, min(30, int(4 / single)))):
         for name, step in contestants.items():
-            if single < 0.5:
+            if not long:
                 step()  # what the profiler left in the caches is not a training step's
             samples[name].append(_seconds(step))
-            profiles[name].append({part: own / samples[name][-1] for part, own in breakdown(step).items()})
+            parts, profiled = breakdown(step)
+            whole = profiled if long else samples[name][-1]
+            profiles[name].append({part: own / whole for part, own in parts.items()})
     found = {}
     for name in contestants:
         seconds = harness.quantiles(samples[name])["p50"]
@@ -123,11 +127,11 @@ def compare(contestants: dict[str, Callable[[], Any]]) -> dict[str, dict[str, An
     return found
 
 
-def breakdown(step: Callable[[], Any]) -> dict[str, float]:
-    """The seconds of each part of a step, under the profiler."""
+def breakdown(step: Callable[[], Any]) -> tuple[dict[str, float], float]:
+    """The seconds of each part of a step, and of the whole, under the profiler."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if harness.DEVICE == "cuda" else [])
     with named_kernels(), profile(activities=activities) as profiled:
-        _seconds(step)
+        whole = _seconds(step)
     parts: dict[str, float] = {}
     for event in profiled.events():
         part = part_of(event)
@@ -135,7 +139,7 @@ def breakdown(step: Callable[[], Any]) -> dict[str, float]:
         if part is not None and event.device_type == torch.autograd.DeviceType.CPU:
             own = event.self_device_time_total if harness.DEVICE == "cuda" else event.self_cpu_time_total
             parts[part] = parts.get(part, 0.0) + own * 1e-6
-    return parts
+    return parts, whole
 
 
 def part_of(event: Any) -> str | None:
