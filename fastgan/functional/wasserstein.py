@@ -49,10 +49,11 @@ def wasserstein_1d(
         root: whether to return ``W_p``, else ``W_p^p``. ``W_inf`` is returned as it is.
 
     Returns:
-        [...], in the dtype of the samples. Cumulative weights and sums are float64, differences float32 (float64 for
-        float64). A row with a NaN is NaN, and so are its gradients. Infinite samples are ordered as numbers: two
-        equal infinities cost nothing, any other pair with an infinity makes the distance infinite (with gradients
-        ±1/n for p = 1, not finite for p > 1; weights get no gradient from infinite costs).
+        [...], in the dtype of the samples. Cumulative weights and sums are float64, differences and, for p = 2, their
+        squares float32 (float64 for float64): for p = 2, differences beyond 1e19 cost inf, below 1e-23 nothing. A row
+        with a NaN is NaN, and so are its gradients. Infinite samples are ordered as numbers: two equal infinities cost
+        nothing, any other pair with an infinity makes the distance infinite (with gradients ±1/n for p = 1, not finite
+        for p > 1; weights get no gradient from infinite costs).
 
     Differentiable twice in the samples and the weights; a third derivative raises. Where |x - y| or the optimal plan
     is not differentiable the gradient is the subgradient that the reference states: equal samples are matched in index
