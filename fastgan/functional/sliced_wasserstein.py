@@ -60,31 +60,19 @@ def sliced_wasserstein(
     x, y = _prepare(name, x, y)
     if projections is None:
         projections = random_directions(n_projections, x, generator)
-    # The most frequent call: two plain tensors of one shape, and directions of their kind.
-    usual = (
-        type(projections) is Tensor
-        and x.shape == y.shape
-        and projections.dtype == x.dtype
-        and projections.device == x.device
-        and projections.dim() == 2
-        and projections.size(1) == x.size(-1)
-        and 0 < projections.size(0) * x.numel() <= _CHUNK // 2 * x.size(-1)
-    )
-    if not usual:
-        _check_projections(name, projections, x)
-        if projections.dtype != x.dtype:
-            projections = projections.to(x.dtype)
-        batch = x.shape[:-2]
-        rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
-        chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
-    if usual:
+    _check_projections(name, projections, x)
+    if projections.dtype != x.dtype:
+        projections = projections.to(x.dtype)
+
+    batch = x.shape[:-2]
+    rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
+    chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
+    if chunk >= projections.size(0):
         x, y = projections @ x.mT, projections @ y.mT
         value = mean_root_of_checked(x, y, p)
         if value is not None:
             return value
         costs = _costs_of_projected(x, y, p)
-    elif chunk >= projections.size(0):
-        costs = _costs(x, y, projections, p)
     else:
         # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
         plain = torch._C._functorch.peek_interpreter_stack() is None
