@@ -18,7 +18,7 @@ from fastgan import reference
 from fastgan.functional import _check, _piecewise
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_batch, is_eager, kernel_of, one_by_one
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, may_be_read, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
@@ -363,7 +363,7 @@ class _Forward(torch.autograd.Function):
         if grad is None:
             return (None,) * 5
         early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of it
-        if early is not None and not torch.is_grad_enabled() and is_eager((grad,)) and not is_batch(grad):
+        if early is not None and may_be_read(grad):
             expected, gradient = early
             if float(grad) == expected:
                 return gradient, None, None, None, None

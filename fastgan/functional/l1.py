@@ -15,7 +15,16 @@ from torch.autograd import forward_ad
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_batch, is_eager, kernel_of, one_by_one
+from fastgan.kernels.library import (
+    RawOperator,
+    allow_in_graph,
+    apply,
+    is_batch,
+    is_eager,
+    kernel_of,
+    may_be_read,
+    one_by_one,
+)
 
 _NAME = "weighted_l1"
 # Kernels keep the signs of a - b, two bits each, for the backward pass, in units of this many elements.
@@ -171,8 +180,7 @@ class _Forward(torch.autograd.Function):
             return (None,) * (2 + len(ctx.layouts))
         need = ctx.needs_input_grad[2:]
         early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of them
-        plain = not torch.is_grad_enabled() and is_eager((grad,)) and not is_batch(grad)
-        if early is not None and plain and float(grad) == 1.0:
+        if early is not None and may_be_read(grad) and float(grad) == 1.0:
             return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)]
         return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting)
 

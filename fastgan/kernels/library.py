@@ -96,6 +96,11 @@ def is_eager(tensors: Iterable[Any]) -> bool:
     return _runs_plain(tensors) and not _transforms_active() and forward_ad._current_level < 0
 
 
+def may_be_read(grad: torch.Tensor) -> bool:
+    """Whether a backward pass may look at the value of its gradient: nothing is recorded, and it is one number."""
+    return not _grad_enabled() and is_eager((grad,)) and not is_batch(grad)
+
+
 def _runs_plain(args: Iterable[Any]) -> bool:
     """Whether a kernel sees what PyTorch does: no mode listens, and every tensor is the numbers in its memory."""
     if _dispatch_modes():
