@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 
+import fastgan
 import fastgan.functional as F
 from fastgan.metrics import sliced_wasserstein_patches
 from fastgan.nn import SlicedWasserstein
@@ -93,16 +95,70 @@ def test_generator_and_dtypes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "p", "shift"),
+    # W_p^p is then beyond the dtype's range, or below it
+    [(torch.float16, 2.0, 1000.0), (torch.float16, 2.0, 1e-4), (torch.float16, 3.0, 60.0), (torch.float32, 10.0, 1e4),
+     (torch.float32, 30.0, 1e-6), (torch.float32, 100.0, 1e4)],
+)  # fmt: skip
+def test_powers_of_distances_may_leave_the_dtypes_range(dtype: torch.dtype, p: float, shift: float) -> None:
+    x = (0.1 * shift * torch.randn(20, 4)).to(dtype).requires_grad_()
+    y, theta = (x.detach().float() + shift).to(dtype), torch.eye(4)
+    expected = F.sliced_wasserstein(x.detach().double(), y.double(), p=p, projections=theta)
+    value = F.sliced_wasserstein(x, y, p=p, projections=theta)
+    (g,) = torch.autograd.grad(value, x)
+    rtol = 4 * torch.finfo(dtype).eps
+    for got in (value.detach(), F.sliced_wasserstein(x.detach(), y, p=p, projections=theta)):
+        torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=0)
+    assert float(g.double().sum()) == pytest.approx(-1, rel=20 * rtol)  # y is x's shift by as much in each direction
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 7.3])
+@pytest.mark.parametrize("m", [5, 6])
+def test_mean_within_the_operator(p: float, m: int) -> None:
+    inputs = torch.randn(6, 2).double(), torch.randn(m, 2).double(), directions(3, 2)
+    f = lambda x, y, t: F.sliced_wasserstein(x, y, p=p, projections=t)
+    leaves = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(f, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, leaves)
+    with fastgan.use_backend("reference"):
+        expected = torch.autograd.grad(f(*leaves), leaves)
+    for got, want in zip(torch.autograd.grad(f(*leaves), leaves), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_autocast_and_inference_mode() -> None:
+    x, y, theta = torch.randn(9, 3), torch.randn(7, 3), torch.eye(3)
+    images = torch.rand(2, 1, 3, 1, 20, 20).unbind(0)
+    evaluate = lambda x, y: (
+        F.sliced_wasserstein(x, y, projections=theta),
+        F.max_sliced_wasserstein(x, y, projections=theta),
+        torch.tensor(sliced_wasserstein_patches(*(i[:, 0] for i in images)).mean),
+    )
+    expected = evaluate(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        in_autocast = evaluate(x, y)
+    with torch.inference_mode():
+        xi, yi = x.clone(), y.clone()
+        in_inference = evaluate(xi, yi)
+    for got in (in_autocast, in_inference, evaluate(xi, yi)):
+        assert got[0].dtype == got[1].dtype == torch.float32
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("function", [F.sliced_wasserstein, F.max_sliced_wasserstein])
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((torch.zeros(3), torch.zeros(3)), "must be"),
         ((torch.zeros(3, 2), torch.zeros(3, 4)), "one dimension"),
         ((torch.zeros(0, 2), torch.zeros(3, 2)), "x must be"),
+        ((torch.zeros(3, 4, 2), torch.zeros(2, 4, 2)), r"must broadcast, got \[3, 4, 2\] and \[2, 4, 2\]"),
     ],
 )
-def test_bad_points(arguments: tuple[torch.Tensor, torch.Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        F.sliced_wasserstein(*arguments)
+def test_bad_points(function: Any, arguments: tuple[torch.Tensor, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{function.__name__}: .*{message}"):
+        function(*arguments)
 
 
 def test_bad_projections() -> None:
@@ -115,10 +171,16 @@ def test_bad_projections() -> None:
         F.sliced_wasserstein(x, x, n_projections=2.5)
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None"):
         F.sliced_wasserstein(x, x, generator=3)
-    with pytest.raises(ValueError, match="p must be"):
-        F.sliced_wasserstein(x, x, p=0.5)
+    for function in (F.sliced_wasserstein, F.max_sliced_wasserstein):
+        with pytest.raises(ValueError, match=f"{function.__name__}: p must be"):
+            function(x, x, p=0.5)
     with pytest.raises(ValueError, match="finite"):
         F.max_sliced_wasserstein(x, x, p=math.inf)
+    with pytest.raises(TypeError, match=r"n_steps must be an integer, got 1\.5"):
+        F.max_sliced_wasserstein(x, x, n_steps=1.5)
+    with pytest.raises(ValueError, match="n_steps must be at least 0, got -1"):
+        F.max_sliced_wasserstein(x, x, n_steps=-1)
+    assert F.max_sliced_wasserstein(x, x + 1, projections=torch.zeros(4, 2)) == 0  # no direction at all
 
 
 def test_module_moves_samples_onto_digits() -> None:
@@ -137,6 +199,12 @@ def test_module_moves_samples_onto_digits() -> None:
         loss(samples, digits[:, :5])
     with pytest.raises(ValueError, match="n_projections"):
         SlicedWasserstein(0)
+    with pytest.raises(TypeError, match=r"SlicedWasserstein: n_projections must be an integer, got 2\.5"):
+        SlicedWasserstein(2.5)
+    with pytest.raises(ValueError, match="SlicedWasserstein: p must be a number"):
+        SlicedWasserstein(p="2")
+    with pytest.raises(TypeError, match="SlicedWasserstein: y must be a Tensor, got list"):
+        loss(samples, [1.0])
 
 
 # --- the patch metric ---------------------------------------------------------------------------------------------
@@ -212,6 +280,23 @@ def test_patches_are_cut_from_the_image() -> None:
 def test_bad_images(real: tuple[int, ...], fake: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sliced_wasserstein_patches(torch.zeros(real), torch.zeros(fake))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"fake": [1.0]}, TypeError, "fake must be a Tensor, got list"),
+        ({"real": torch.zeros(2, 3, 32, 32, dtype=torch.complex64)}, TypeError, "real must be real"),
+        ({"patches_per_image": 0}, ValueError, "patches_per_image must be at least 1, got 0"),
+        ({"patch_size": 2.5}, TypeError, "patch_size must be an integer"),
+        ({"n_projections": 0}, ValueError, "sliced_wasserstein_patches: n_projections must be at least 1"),
+        ({"generator": 3}, TypeError, "generator must be a"),
+    ],
+)
+def test_bad_patch_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(error, match=message):
+        sliced_wasserstein_patches(**{"real": images, "fake": images, **change})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

@@ -535,3 +535,9 @@ def test_distance_to_itself_has_zero_gradient() -> None:
 def test_masses_are_normalised() -> None:
     x, y = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])
     assert float(F.wasserstein_1d(x, y, torch.tensor([3.0, 1.0]), torch.tensor([20.0, 20.0]))) == 0.25
+
+
+def test_meta_tensors_have_no_weights_to_check() -> None:
+    x, y, a = torch.empty(2, 3, device="meta"), torch.empty(2, 4, device="meta"), torch.ones(3, device="meta")
+    assert F.wasserstein_1d(x, y, a, p=2).shape == (2,)
+    assert [t.shape for t in F.wasserstein_1d_plan(x, y, a)] == [(2, 6)] * 3

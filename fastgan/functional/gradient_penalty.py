@@ -5,7 +5,6 @@ The derivation is in :mod:`fastgan.reference.gradient_penalty`.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check, _piecewise
+from fastgan.functional._autocast import without_autocast
 from fastgan.functional.interpolate import interpolate
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, may_be_read, one_by_one
@@ -262,7 +262,8 @@ def input_gradient(
                 f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
                 "no_grad?)"
             )
-        with _without_autocast(points.device.type):
+        # Its operations have the dtypes of the forward pass.
+        with without_autocast(points.device.type):
             (gradient,) = torch.autograd.grad(
                 scores,
                 points,
@@ -283,13 +284,6 @@ def input_gradient(
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient = gradient.float()
     return gradient if grad_scale == 1.0 else gradient / grad_scale
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """For the inner derivative: its operations have the dtypes of the forward pass."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def refuse_batch_mixing(operator: str, critic: Critic) -> None:

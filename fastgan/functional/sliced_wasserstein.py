@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
-from fastgan.functional.wasserstein import (
-    all_positive,
-    are_plain,
-    distance_of_checked,
-    is_constant,
-    mean_root_of_checked,
-    wasserstein_1d,
-)
+from fastgan.functional._autocast import without_autocast
+from fastgan.functional.wasserstein import are_plain, check_order, distance_of_checked, mean_root_of_checked
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -57,6 +52,7 @@ def sliced_wasserstein(
         TypeError, ValueError: as :func:`wasserstein_1d`; and for points or projections of another dimension d.
     """
     name = "sliced_wasserstein"
+    check_order(name, p)
     x, y = _prepare(name, x, y)
     if projections is None:
         projections = random_directions(n_projections, x, generator)
@@ -64,30 +60,24 @@ def sliced_wasserstein(
     if projections.dtype != x.dtype:
         projections = projections.to(x.dtype)
 
-    batch = x.shape[:-2]
+    dtype, batch = x.dtype, x.shape[:-2]
     rows = math.prod(batch if batch == y.shape[:-2] else torch.broadcast_shapes(batch, y.shape[:-2]))
     chunk = max(1, _CHUNK // max(1, rows * (x.size(-2) + y.size(-2))))
-    if chunk >= projections.size(0):
-        x, y = projections @ x.mT, projections @ y.mT
+    if chunk >= projections.size(0) and p != math.inf:
+        x, y = _projected(x, y, projections)
         value = mean_root_of_checked(x, y, p)
-        if value is not None:
-            return value
-        costs = _costs_of_projected(x, y, p)
-    else:
-        # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
-        plain = torch._C._functorch.peek_interpreter_stack() is None
-        keep = plain and torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, projections))
-        parts = projections.split(chunk)
-        costs = torch.cat(
-            [
-                checkpoint(_costs, x, y, part, p, use_reentrant=False) if keep else _costs(x, y, part, p)
-                for part in parts
-            ],
-            -1,
-        )
-    if p == math.inf:
-        return costs.amax(-1)
-    return _root(costs.mean(-1), p)
+        return distance_of_checked(x, y, None, None, p, True, dtype, mean=True) if value is None else value
+    # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
+    plain = torch._C._functorch.peek_interpreter_stack() is None
+    keep = plain and torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, projections))
+    costs = torch.cat(
+        [
+            checkpoint(_costs, x, y, part, p, use_reentrant=False) if keep else _costs(x, y, part, p)
+            for part in projections.split(chunk)
+        ],
+        -1,
+    )
+    return (costs.amax(-1) if p == math.inf else _root(costs.mean(-1), p)).to(dtype)
 
 
 def max_sliced_wasserstein(
@@ -124,36 +114,40 @@ def max_sliced_wasserstein(
         TypeError, ValueError: as :func:`sliced_wasserstein`; and for an infinite p.
     """
     name = "max_sliced_wasserstein"
+    check_order(name, p)
     x, y = _prepare(name, x, y)
     if math.isinf(p):
         raise ValueError(f"{name}: p must be finite, got {p}")
+    _check.integer(name, "n_steps", n_steps)
+    if n_steps < 0:
+        raise ValueError(f"{name}: n_steps must be at least 0, got {n_steps}")
     if projections is None:
         projections = random_directions(n_projections, x, generator)
     _check_projections(name, projections, x)
-    with torch.no_grad():
-        xs, ys = x.detach(), y.detach()
-        start = projections.detach().to(x.dtype)
-        start = start / start.norm(dim=-1, keepdim=True)
-        best, index = _costs(xs, ys, start, p).topk(min(_STARTS, start.size(0)), -1)
+    # The ascent differentiates, which inference mode and its tensors do not allow.
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
+        xs, ys = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+        start = nnf.normalize(projections.detach(), dim=-1).to(x.dtype)
+        best, index = _distances(xs, ys, start, p).topk(min(_STARTS, start.size(0)), -1)
         theta = start[index]
         step = torch.full_like(best, 0.5)
         for _ in range(n_steps):
             with torch.enable_grad():
                 theta.requires_grad_()
-                (slope,) = torch.autograd.grad(_costs(xs, ys, theta, p).sum(), theta)
+                (slope,) = torch.autograd.grad(_distances(xs, ys, theta, p).sum(), theta)
             theta = theta.detach()
             slope = slope - (slope * theta).sum(-1, keepdim=True) * theta
             size = slope.norm(dim=-1, keepdim=True)
-            moved = theta + step.unsqueeze(-1) * slope / size.masked_fill(size == 0, 1.0)
+            moved = theta + step.to(theta.dtype).unsqueeze(-1) * slope / size.masked_fill(size == 0, 1.0)
             moved = moved / moved.norm(dim=-1, keepdim=True)
-            value = _costs(xs, ys, moved, p)
+            value = _distances(xs, ys, moved, p)
             better = value > best
             best = torch.where(better, value, best)
             theta = torch.where(better.unsqueeze(-1), moved, theta)
             step = torch.where(better, step * 1.5, step * 0.5)
         winner = best.argmax(-1, keepdim=True).unsqueeze(-1).expand(*best.shape[:-1], 1, theta.size(-1))
         theta = theta.gather(-2, winner)
-    return _root(_costs(x, y, theta, p).squeeze(-1), p)
+    return _distances(x, y, theta, p).squeeze(-1).to(x.dtype)
 
 
 def random_directions(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -182,6 +176,13 @@ def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"{name}: x and y must have points of one dimension, got {x.size(-1)} ({list(x.shape)}) and "
             f"{y.size(-1)} ({list(y.shape)})"
         )
+    if x.shape[:-2] != y.shape[:-2]:
+        try:
+            torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: the leading shapes of x and y must broadcast, got {list(x.shape)} and {list(y.shape)}"
+            ) from None
     dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
     if not dtype.is_floating_point and not dtype.is_complex:
         dtype = torch.get_default_dtype()
@@ -202,23 +203,30 @@ def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
         )
 
 
+def _projected(x: Tensor, y: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y along each direction of projections [..., L, d]: [..., L, n] and [..., L, m]."""
+    with without_autocast(x.device.type):
+        x, y = projections @ x.mT, projections @ y.mT
+    if x.shape[:-1] != y.shape[:-1]:
+        rows = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        x, y = x.expand(*rows, -1), y.expand(*rows, -1)
+    return x, y
+
+
 def _costs(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
-    """W_p^p along each direction of projections [..., L, d]: [..., L]."""
-    return _costs_of_projected(projections @ x.mT, projections @ y.mT, p)
+    """W_p^p (W_inf) along each direction, [..., L], in float64: its range is that of a float16's p-th power too."""
+    return distance_of_checked(*_projected(x, y, projections), None, None, p, False, torch.float64)
 
 
-def _costs_of_projected(x: Tensor, y: Tensor, p: float) -> Tensor:
-    if x.shape[:-1] != y.shape[:-1] or not (isinstance(p, (int, float)) and p >= 1):
-        return wasserstein_1d(x, y, p=p, root=False)  # which broadcasts, or refuses
-    return distance_of_checked(x, y, None, None, p, False)
+def _distances(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
+    """W_p along each direction, [..., L], in float64."""
+    return distance_of_checked(*_projected(x, y, projections), None, None, p, True, torch.float64)
 
 
 def _root(cost: Tensor, p: float) -> Tensor:
     """cost^(1/p), with derivative 0 where the cost is 0."""
     if p == 1:
         return cost
-    if is_constant(cost) or all_positive(cost):
-        return cost.sqrt() if p == 2 else cost ** (1 / p)
     zero = cost == 0
     rooted: Tensor = (cost.masked_fill(zero, 1.0) ** (1 / p)).masked_fill(zero, 0.0)
     return rooted

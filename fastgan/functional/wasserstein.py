@@ -67,7 +67,7 @@ def wasserstein_1d(
             row NaN instead.)
     """
     x, y, x_weights, y_weights = _prepare(_NAME, x, y, x_weights, y_weights, p)
-    value = distance_of_checked(x, y, x_weights, y_weights, p, root)
+    value = distance_of_checked(x, y, x_weights, y_weights, p, root, x.dtype)
     # The kernels look at every weight: a row without valid ones is NaN.
     if (x_weights is not None or y_weights is not None) and _readable(value) and bool(value.isnan().any()):
         _check_masses(_NAME, x_weights, y_weights)
@@ -76,22 +76,36 @@ def wasserstein_1d(
 
 @allow_in_graph
 def distance_of_checked(
-    x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float, root: bool
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    p: float,
+    root: bool,
+    dtype: torch.dtype,
+    mean: bool = False,
 ) -> Tensor:
-    """:func:`wasserstein_1d` of arguments that need no check: one floating dtype, one leading shape."""
-    dtype = x.dtype
-    if dtype == torch.float16 and _may_overflow(x, y, p):
+    """:func:`wasserstein_1d` of arguments that need no check, in ``dtype``: one floating dtype, one leading shape.
+
+    With ``mean`` (p finite, ``root``) the p-th root of the mean of W_p^p over the last leading dimension.
+    """
+    if x.dtype == torch.float16 and _may_overflow(x, y, p):
         x, y = x.float(), y.float()
     # Facts are few: a backend is chosen once for each, and a symbolic size is none.
     backend = dispatch.select(_NAME, x, long_rows=bool(x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31))
     if backend == "reference":
         _check_masses(_NAME, x_weights, y_weights)
-        return reference.wasserstein_1d(x, y, x_weights, y_weights, p=p, root=root).to(dtype)
+        cost, scale = reference.cost(x, y, x_weights, y_weights, p)
+        if mean:
+            cost, scale = reference.mean_cost(cost, scale, p)
+        return reference.finish(cost, scale, p, root).to(dtype)
     need = _needs(x, y, x_weights, y_weights)
     if not need and x_weights is None and y_weights is None and is_eager((x, y)):
         cost, scale, _ = _forward.kernel(unwrapped(x), unwrapped(y), None, None, float(p), 0, backend)
+        if mean:
+            cost, scale = reference.mean_cost(cost, scale, p)
         return _in_dtype(_distance(cost, scale, p, root), dtype)
-    value: Tensor = apply(_Forward, x, y, x_weights, y_weights, float(p), bool(root), dtype, need, backend)[0]
+    value: Tensor = apply(_Forward, x, y, x_weights, y_weights, float(p), bool(root), dtype, mean, need, backend)[0]
     return value
 
 
@@ -181,9 +195,7 @@ def _prepare(
     name: str, x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The checked arguments, of one dtype, samples and weights expanded to one leading shape."""
-    # A compiled program's own number may be symbolic; the kernels fix it.
-    if not isinstance(p, (int, float, Real, torch.SymInt, torch.SymFloat)) or not p >= 1:
-        raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
+    check_order(name, p)
     if x_weights is None and y_weights is None and are_plain(x, y):
         return x, y, None, None
     for what, samples in (("x", x), ("y", y)):
@@ -213,6 +225,13 @@ def _prepare(
     x = x if x.dtype == dtype else x.to(dtype)
     y = y if y.dtype == dtype else y.to(dtype)
     return x, y, x_weights, y_weights
+
+
+def check_order(name: str, p: Any) -> None:
+    # A compiled program's own number may be symbolic; the kernels fix it.
+    numbers: tuple[type[Any], ...] = (int, float, Real, torch.SymInt, torch.SymFloat)
+    if not isinstance(p, numbers) or not p >= 1:
+        raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
 
 
 def are_plain(x: Tensor, y: Tensor) -> bool:
@@ -279,7 +298,7 @@ def _readable(t: Tensor) -> bool:
         return False
     if type(t) not in (Tensor, torch.nn.Parameter):
         return False
-    return not (t.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not (t.is_meta or (t.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 # --- autograd -----------------------------------------------------------------------------------------------------
@@ -336,7 +355,7 @@ def _slope(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor | None:
     """The derivative of the distance for the cost, 0 where a root has none; None for 1."""
     if not _is_rooted(p, root):
         return None if p == 2 or p == 1 or math.isinf(p) else scale**p
-    if all_positive(cost):
+    if _all_positive(cost):
         slope = cost ** (1 / p - 1) / p
     else:
         zero = cost == 0
@@ -344,14 +363,7 @@ def _slope(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor | None:
     return slope if p == 2 else slope * scale
 
 
-def is_constant(t: Tensor) -> bool:
-    """Whether no derivative can follow t."""
-    if torch.compiler.is_compiling() or t.requires_grad or forward_ad._current_level >= 0:
-        return False
-    return _readable(t)
-
-
-def all_positive(cost: Tensor) -> bool:
+def _all_positive(cost: Tensor) -> bool:
     """Whether no cost is 0, where that can be seen for little: its powers and their derivatives then need no care."""
     if torch.compiler.is_compiling() or not cost.is_cpu or not _readable(cost):
         return False
@@ -361,16 +373,20 @@ def all_positive(cost: Tensor) -> bool:
 class _Forward(torch.autograd.Function):
     """(distance, cost, scale, unit gradients of x, y, x_weights, y_weights).
 
-    The cost is None where the distance is no root of it, and so is a unit gradient that is not needed.
+    The cost is None where the distance is no root of it, and so is a unit gradient that is not needed. With ``mean``
+    distance and cost are those of the mean over the last leading dimension, and the scale is still each row's.
     """
 
     @staticmethod
     def forward(
         x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None,
-        p: float, root: bool, dtype: torch.dtype, need: int, backend: str,
+        p: float, root: bool, dtype: torch.dtype, mean: bool, need: int, backend: str,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         cost, scale, units = _forward(x, y, a, b, p, need, backend)
-        value = _distance(cost, scale, p, root)
+        shared = scale
+        if mean:
+            cost, shared = reference.mean_cost(cost, scale, p)
+        value = _distance(cost, shared, p, root)
         return (
             _in_dtype(value, dtype),
             cost if _is_rooted(p, root) else None,
@@ -380,7 +396,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        x, y, a, b, ctx.p, ctx.root, ctx.dtype, _, ctx.backend = inputs
+        x, y, a, b, ctx.p, ctx.root, ctx.dtype, ctx.mean, _, ctx.backend = inputs
         # The cost may be differentiated: the slope of a root depends on it.
         ctx.mark_non_differentiable(*[t for t in output[2:] if t is not None])
         ctx.set_materialize_grads(False)
@@ -392,21 +408,29 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_cost: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None and grad_cost is None:
-            return (None,) * 9
+            return (None,) * 10
         cost, *saved = ctx.saved_tensors
+        scale = saved[4]
         if grad is not None:
-            slope = _slope(cost, saved[4], ctx.p, ctx.root)
+            slope = _slope(cost, reference.shared_scale(scale, ctx.p) if ctx.mean else scale, ctx.p, ctx.root)
             grad = grad.double() if slope is None else grad * slope
             grad_cost = grad if grad_cost is None else grad + grad_cost
+        assert grad_cost is not None
+        if ctx.mean:
+            grad_cost = (grad_cost.unsqueeze(-1) * reference.share_of_mean(scale, ctx.p)).expand(scale.shape)
         want = sum([1 << i for i in range(4) if ctx.needs_input_grad[i]])
-        return (*apply(_Backward, grad_cost, *saved, ctx.p, want, ctx.backend), None, None, None, None, None)
+        return (*apply(_Backward, grad_cost, *saved, ctx.p, want, ctx.backend), *(None,) * 6)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         cost, *saved = ctx.saved_tensors
         ones = torch.ones_like(saved[4])
         tangent = apply(_DoubleBackward, *tangents[:4], ones, *saved, ctx.p, 0, ctx.backend)[0]
-        slope = _slope(cost, saved[4], ctx.p, ctx.root)
+        scale = saved[4]
+        if ctx.mean:
+            tangent = (tangent * reference.share_of_mean(scale, ctx.p)).sum(-1)
+            scale = reference.shared_scale(scale, ctx.p)
+        slope = _slope(cost, scale, ctx.p, ctx.root)
         value = tangent if slope is None else tangent * slope
         return value.to(ctx.dtype), None if cost is None else tangent, None, None, None, None, None
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from fastgan.functional import _check
+from fastgan.functional._autocast import without_autocast
 from fastgan.functional.sliced_wasserstein import random_directions, sliced_wasserstein
 
 
@@ -40,7 +42,7 @@ def sliced_wasserstein_patches(
     fine ones: alike in texture, edges and noise.
 
     Args:
-        real: [N, C, H, W] images of any floating dtype and range.
+        real: [N, C, H, W] images of any real dtype and range.
         fake: [M, C, H, W] images of the same size; N and M may differ.
         min_size: levels are halved while both sides stay at least this; the paper goes down to 16.
         patches_per_image: random patches of each level of each image.
@@ -50,19 +52,34 @@ def sliced_wasserstein_patches(
             0, so that a value can be compared with another.
 
     Returns:
-        Sizes and distances of the levels, and their mean. Computed in float32 with no gradient.
+        Sizes and distances of the levels, and their mean. Computed in float32, under autocast too, with no gradient.
 
     Raises:
-        ValueError: images of different sizes or channels, no images, or smaller than min_size or patch_size.
+        TypeError: images that are no tensors, or complex; a number that is no integer.
+        ValueError: images of different sizes or channels, no images, or smaller than min_size or patch_size; a number
+            of patches or projections, or a size, below 1.
     """
     name = "sliced_wasserstein_patches"
     for what, images in (("real", real), ("fake", fake)):
+        _check.tensor(name, what, images)
+        if images.is_complex():
+            raise TypeError(f"{name}: {what} must be real, got {images.dtype}")
         if images.dim() != 4 or images.size(0) == 0:
             raise ValueError(f"{name}: {what} must be [N, C, H, W] with at least one image, got {list(images.shape)}")
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(
             f"{name}: real and fake must have the same [C, H, W], got {list(real.shape[1:])} and {list(fake.shape[1:])}"
         )
+    for what, number in (
+        ("min_size", min_size),
+        ("patches_per_image", patches_per_image),
+        ("patch_size", patch_size),
+        ("n_projections", n_projections),
+    ):
+        _check.integer(name, what, number)
+        if number < 1:
+            raise ValueError(f"{name}: {what} must be at least 1, got {number}")
+    _check.generator(name, generator)
     least = max(min_size, patch_size, 3)
     if min(real.shape[2:]) < least:
         raise ValueError(f"{name}: images must be at least {least} × {least}, got {list(real.shape[2:])}")
@@ -70,7 +87,7 @@ def sliced_wasserstein_patches(
         generator = torch.Generator("cpu").manual_seed(0)
 
     sizes, distances = [], []
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(real.device.type):
         for real_band, fake_band in zip(_bands(real, least), _bands(fake, least), strict=True):
             a = _normalise(_patches(real_band, patches_per_image, patch_size, generator)).flatten(1)
             b = _normalise(_patches(fake_band, patches_per_image, patch_size, generator)).flatten(1)

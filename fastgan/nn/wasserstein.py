@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgan.functional import _check
 from fastgan.functional.sliced_wasserstein import sliced_wasserstein
+from fastgan.functional.wasserstein import check_order
 
 
 class SlicedWasserstein(nn.Module):
@@ -23,13 +25,16 @@ class SlicedWasserstein(nn.Module):
 
     def __init__(self, n_projections: int = 128, p: float = 2.0, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        _check.integer("SlicedWasserstein", "n_projections", n_projections)
         if n_projections < 1:
             raise ValueError(f"SlicedWasserstein: n_projections must be at least 1, got {n_projections}")
-        if not p >= 1:
-            raise ValueError(f"SlicedWasserstein: p must be in [1, inf], got {p}")
+        check_order("SlicedWasserstein", p)
+        _check.generator("SlicedWasserstein", generator)
         self.n_projections, self.p, self.generator = n_projections, p, generator
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        _check.tensor("SlicedWasserstein", "x", x)
+        _check.tensor("SlicedWasserstein", "y", y)
         if x.dim() < 2 or x.shape[1:] != y.shape[1:]:
             raise ValueError(
                 f"SlicedWasserstein: x and y must be [samples, *sample] with one sample shape, got {list(x.shape)} "
