@@ -12,6 +12,8 @@ _NOTHING = contextlib.nullcontext()
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """Off for a scope, where it is on."""
+    if not torch._C._is_any_autocast_enabled():  # quicker than the question for one device
+        return _NOTHING
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return _NOTHING

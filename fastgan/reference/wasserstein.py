@@ -95,18 +95,14 @@ def finish(value: Tensor, scale: Tensor, p: float, root: bool) -> Tensor:
 
 def mean_cost(value: Tensor, scale: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """The mean of the rows' costs over the last dimension, as that of d/D for one D, and that D; p is finite."""
-    return (value * share_of_mean(scale, p)).sum(-1), shared_scale(scale, p)
+    if p in (1.0, 2.0):  # there is no scale
+        return value.mean(-1), scale
+    return (value * share_of_scale(scale, p)).mean(-1), scale.amax(-1)
 
 
-def shared_scale(scale: Tensor, p: float) -> Tensor:
-    """The largest of the rows' scales, over the last dimension."""
-    return scale[..., 0] if p in (1.0, 2.0) else scale.amax(-1)
-
-
-def share_of_mean(scale: Tensor, p: float) -> Tensor | float:
-    """What each row's cost is multiplied by in the mean cost."""
-    rows = scale.size(-1)
-    return 1 / rows if p in (1.0, 2.0) else (scale / scale.amax(-1, keepdim=True)) ** p / rows
+def share_of_scale(scale: Tensor, p: float) -> Tensor:
+    """What each row's cost is multiplied by, before the mean, to be one of d/D."""
+    return (scale / scale.amax(-1, keepdim=True)) ** p
 
 
 def plan(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
