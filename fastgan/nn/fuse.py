@@ -5,15 +5,25 @@ Parameters and does nothing more yet. Then the calls of every module's own forwa
 those of an ``nn.Sequential`` from its order, those of any other module from a ``torch.fx`` trace in which its children
 are opaque. Where a norm's result goes only into an addition, an activation or a reflection padding, the norm takes it
 over. Last, residual blocks in a row that begin with a padding hand padded tensors to each other.
+
+In an ``nn.Sequential`` the norm itself is told what to do more. In a traced forward, it is told with each call: other
+methods of that class that call the same norm get what they got before.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dis
+import importlib
+import inspect
 import itertools
 import operator
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +44,13 @@ _PADDINGS: dict[type[nn.Module], type[_InstanceNormAct]] = {
     nn.ReflectionPad3d: InstanceNormAct3d,
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_NORM_STATE = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+_STATE_DICT_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +86,11 @@ def fuse(model: nn.Module) -> FusionReport:
 
     What stays: parameters, ``state_dict`` keys in both directions, training and eval behaviour, outputs and gradients
     within rounding, hooks. Left alone, and reported: norms with running statistics, subclasses, modules with hooks,
-    modules registered or called more than once, forwards that ``torch.fx`` cannot trace.
+    modules registered or called more than once, an ``nn.Sequential`` whose modules its owner calls one by one, forwards
+    that ``torch.fx`` cannot trace or would trace to something else.
 
     A module whose forward had to be rewritten gets a subclass of its class: attributes that its old forward read as
-    Python values are fixed, it can be deep-copied and saved by ``state_dict``, but not pickled whole.
+    Python values are fixed.
 
     Args:
         model: any module, also a ``torch.fx.GraphModule``. A bare InstanceNorm is left alone: nothing holds it.
@@ -86,7 +104,7 @@ def fuse(model: nn.Module) -> FusionReport:
     uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
     names = _replace_norms(model, report)
     taken: dict[_InstanceNormAct, list[str]] = {norm: ["norm"] for norm in names}
-    reader = _Reader(uses, report)
+    reader = _Reader(uses, _called_in_pieces(model), report)
     for name, module in reversed(list(model.named_modules())):
         if names:
             reader.take_over(name, module, taken)
@@ -101,6 +119,8 @@ def _replace_norms(model: nn.Module, report: FusionReport) -> dict[_InstanceNorm
     """Puts a fused module in the place of every norm that allows it; returns their names."""
     names: dict[_InstanceNormAct, str] = {}
     for prefix, parent in list(model.named_modules()):
+        if getattr(parent, "original_name", "").startswith("InstanceNorm"):
+            report.left.append((prefix, "it is a ScriptModule"))
         for slot, norm in parent._modules.items():
             if not isinstance(norm, nn.modules.instancenorm._InstanceNorm) or isinstance(norm, _InstanceNormAct):
                 continue
@@ -122,7 +142,13 @@ def _why_not(norm: nn.Module) -> str | None:
         return f"{type(norm).__name__} is not exactly InstanceNorm1d, 2d or 3d"
     if norm.track_running_stats:
         return "track_running_stats=True: it normalises by running statistics in eval mode"
-    return "it has hooks" if _hooked(norm) else None
+    if "forward" in vars(norm):
+        return "its forward was replaced on the instance"
+    if _hooked(norm) or any(vars(norm)[hooks] for hooks in _STATE_DICT_HOOKS):
+        return "it has hooks"
+    if norm._modules or {*norm._parameters, *norm._buffers} - _NORM_STATE:
+        return "it holds more than an InstanceNorm does"
+    return None
 
 
 def _fused_module(norm: nn.Module) -> _InstanceNormAct:
@@ -134,15 +160,29 @@ def _fused_module(norm: nn.Module) -> _InstanceNormAct:
     return fused.train(norm.training)
 
 
-class _ResidualSequential(nn.Sequential):
-    """An nn.Sequential whose last module, a fused norm, takes a residual."""
+class _NormLast(nn.Sequential):
+    """An nn.Sequential that hands a residual, and what else to do, to its last module: a norm, or one of its kind."""
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        *body, last = self._modules.values()
-        for module in body:
-            input = module(input)
-        output: Tensor = last(input, residual)
-        return output
+    def forward(self, input: Tensor, residual: Tensor | None = None, **following: Any) -> Tensor:
+        if residual is None and not following:
+            output: Tensor = super().forward(input)
+            return output
+        last = _last(self)
+        for module in self._modules.values():
+            assert module is not None
+            input = module(input, residual, **following) if module is last else module(input)
+        return input
+
+    def _get_name(self) -> str:
+        return "Sequential" if type(self) is _NormLast else super()._get_name()
+
+
+_norm_last: dict[type[nn.Module], type[nn.Module]] = {nn.Sequential: _NormLast}
+
+
+def _last(sequential: nn.Module) -> nn.Module | None:
+    """The last module that does anything."""
+    return next((m for m in reversed(sequential._modules.values()) if type(m) is not nn.Identity), None)
 
 
 class _Reader:
@@ -150,10 +190,12 @@ class _Reader:
 
     Args:
         uses: in how many places each module (by id) is registered.
+        in_pieces: every nn.Sequential whose modules are called one by one.
     """
 
-    def __init__(self, uses: Counter[int], report: FusionReport) -> None:
+    def __init__(self, uses: Counter[int], in_pieces: set[nn.Module], report: FusionReport) -> None:
         self.uses = uses
+        self.in_pieces = in_pieces
         self.report = report
         self.graphs: dict[nn.Module, fx.Graph | None] = {}  # traced forwards
         self.rewritten: set[nn.Module] = set()
@@ -161,9 +203,14 @@ class _Reader:
 
     def take_over(self, name: str, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
         """Lets every norm that ``module``'s forward calls, or that ends something it calls, take what follows."""
-        if _is_sequential(module):
+        if module in self.in_pieces:
+            if any(self._tail(child) in taken for child in module.children()):
+                self.report.left.append((name, "what follows its norms: its modules are called one by one"))
+        elif _is_sequential(module):
             self._sequential(module, taken)
-        elif any(self._tail(child) in taken for child in _called_modules(module)):
+        elif not isinstance(module, (nn.ModuleList, nn.ModuleDict)) and any(
+            self._tail(child) in taken for child in _called_modules(module)
+        ):
             graph = self._graph(module, name)
             if graph is not None:
                 self._traced(module, graph, taken)
@@ -172,16 +219,20 @@ class _Reader:
         slots = list(sequential._modules)
         for i, slot in enumerate(slots):
             norm = self._tail(sequential._modules[slot])
-            if norm is None or norm not in taken or norm.activation != "none" or norm.reflect_pad:
+            if norm is None or norm not in taken or _is_complete(taken[norm]):
                 continue
             following = [s for s in slots[i + 1 :] if type(sequential._modules[s]) is not nn.Identity]
             if following and (place := self._head(sequential, following[0])) is not None:
                 holder, act = place
-                _activate(norm, holder._modules[act], taken)
+                activation = _activation(holder._modules[act])
+                assert activation is not None
+                norm.activation, norm.negative_slope = activation
+                taken[norm].append(norm.activation)
                 _drop(holder, act)
                 following = following[1:] if holder is sequential else []
             if following and (width := _reflection(sequential._modules[following[0]], norm)):
-                self._pad(norm, width, taken)
+                norm.reflect_pad = width
+                taken[norm].append(f"reflect_pad({width})")
                 _drop(sequential, following[0])
 
     def _traced(self, module: nn.Module, graph: fx.Graph, taken: dict[_InstanceNormAct, list[str]]) -> None:
@@ -191,60 +242,57 @@ class _Reader:
                 continue
             called = module.get_submodule(str(node.target))
             norm = self._tail(called)
-            if norm is None or norm not in taken or norm.activation != "none" or norm.reflect_pad:
+            if norm is None or norm not in taken or _is_complete(taken[norm]):
                 continue
-            addition = _addition(node) if called is norm or _is_sequential(called) else None
+            addition = _addition(node)
             if addition is not None and _may_move(module, node, addition[1]):
                 end, residual = addition
-                if called is not norm:
-                    called.__class__ = _ResidualSequential
-                    if residual is node.args[0]:
-                        self.blocks[module] = (called, node)  # type: ignore[assignment]
+                if residual is node.args[0] and called is not norm:
+                    self.blocks[module] = (called, node)  # type: ignore[assignment]
                 end.replace_all_uses_with(node)
                 # The residual may be computed after the norm's input: call the norm where the addition was.
                 end.append(node)
                 node.args = (node.args[0], residual)
                 graph.erase_node(end)
                 taken[norm].append("residual")
-                self.rewritten.add(module)
             if (act := _only_user(node)) is not None and (found := _activation_node(module, act)) is not None:
-                _activate(norm, found, taken)
-                self._skip(module, graph, act, node)
+                node.kwargs = {"activation": found[0], "negative_slope": found[1]}
+                taken[norm].append(found[0])
+                _skip(graph, act, node)
             if (pad := _only_user(node)) is not None and (width := _reflection_node(module, pad, norm)):
-                self._pad(norm, width, taken)
-                self._skip(module, graph, pad, node)
-
-    def _skip(self, module: nn.Module, graph: fx.Graph, node: fx.Node, value: fx.Node) -> None:
-        node.replace_all_uses_with(value)
-        graph.erase_node(node)
-        self.rewritten.add(module)
-
-    @staticmethod
-    def _pad(norm: _InstanceNormAct, width: int, taken: dict[_InstanceNormAct, list[str]]) -> None:
-        norm.reflect_pad = width
-        taken[norm].append(f"reflect_pad({width})")
+                node.kwargs = {**node.kwargs, "reflect_pad": width}
+                taken[norm].append(f"reflect_pad({width})")
+                _skip(graph, pad, node)
+            if len(node.args) > 1 or node.kwargs:
+                _accept_following(called)
+                self.rewritten.add(module)
 
     def hand_over_padded(self, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
         """Norm | block | block | … with blocks ``x + body(x)`` whose body begins with a padding: pad once, in the norm.
 
         The block's residual is then the interior of its padded input.
         """
-        if not _is_sequential(module):
+        if not _is_sequential(module) or module in self.in_pieces:
             return
         children = [m for m in module._modules.values() if m is not None and type(m) is not nn.Identity]
         for before, block in itertools.pairwise(children):
             norm = self._end(before)
-            if block not in self.blocks or norm is None or norm not in taken or norm.reflect_pad:
+            if block not in self.blocks or norm is None or norm not in taken or _is_padded(taken[norm]):
                 continue
             body, call = self.blocks[block]
             first = next(iter(body._modules))
             width = _reflection(body._modules[first], norm)
             if not width or self.uses[id(block)] > 1 or _hooked(block) or not _reads_input_alone(call):
                 continue
-            self._pad(norm, width, taken)
+            if before in self.blocks:
+                _, end = self.blocks[before]
+                end.kwargs = {**end.kwargs, "reflect_pad": width}
+            else:
+                norm.reflect_pad = width
+            taken[norm].append(f"reflect_pad({width})")
             _drop(body, first)
             with call.graph.inserting_before(call):
-                interior = call.graph.call_function(_interior, (call.args[0], width))
+                interior = call.graph.call_function(_interior, (call.args[0], width, norm._get_no_batch_dim() - 1))
             call.args = (call.args[0], interior)
 
     def install(self) -> None:
@@ -257,10 +305,7 @@ class _Reader:
                 module.recompile()
                 continue
             code = graph.python_code("self")
-            namespace = dict(code.globals)
-            exec(code.src, namespace)
-            cls = type(module)
-            module.__class__ = type(cls.__name__, (cls,), {"forward": namespace["forward"], "__doc__": cls.__doc__})
+            module.__class__ = _rewritten(type(module), code.src, code.globals)
 
     def _tail(self, module: nn.Module | None) -> _InstanceNormAct | None:
         """The fused norm that computes what ``module`` returns, if that is plain to see and nothing looks at it."""
@@ -269,8 +314,7 @@ class _Reader:
                 return module
             if not _is_sequential(module):
                 return None
-            rest = [m for m in module._modules.values() if type(m) is not nn.Identity]
-            module = rest[-1] if rest else None
+            module = _last(module)
         return None
 
     def _end(self, module: nn.Module) -> _InstanceNormAct | None:
@@ -293,7 +337,7 @@ class _Reader:
             if _activation(module) is not None:
                 return None if seen_again and not module.inplace else (holder, slot)
             if _is_sequential(module):
-                if not module._modules:
+                if not module._modules or module in self.in_pieces:
                     return None
                 holder, slot = module, next(iter(module._modules))
                 continue
@@ -342,11 +386,47 @@ class _Proxy(fx.Proxy):
 
 
 class _OwnForward(fx.Tracer):
+    proxy_buffer_attributes = True  # or a change of a buffer in place would happen now, and not be recorded
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        self.modes = _modes()
+        return super().trace(*args, **kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise fx.proxy.TraceError("a part of it runs without gradients, in another autocast or in a checkpoint")
+        return super().create_node(*args, **kwargs)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+
+def _modes() -> tuple[object, ...]:
+    """What a trace does not record, but its operations depend on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
+    )
+
+
+@contextlib.contextmanager
+def _other_modes() -> Iterator[None]:
+    """Other modes than usual: what a forward sets to the usual ones is a change here, and what it asks for differs."""
+    before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+    try:
+        for device, enabled in before:
+            torch.set_autocast_enabled(device, not enabled)
+        with torch.set_grad_enabled(not torch.is_grad_enabled()):
+            yield
+    finally:
+        for device, enabled in before:
+            torch.set_autocast_enabled(device, enabled)
 
 
 def _trace(module: nn.Module) -> fx.Graph | str:
@@ -357,24 +437,120 @@ def _trace(module: nn.Module) -> fx.Graph | str:
         return "it is a ScriptModule"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    before, training = set(vars(module)), module.training
+    forward = type(module).forward
+    if any(i.opname == "LOAD_GLOBAL" and i.argval in ("isinstance", "type") for i in dis.get_instructions(forward)):
+        return "its forward asks for the types of values"
+    if optional := [p.name for p in inspect.signature(forward).parameters.values() if p.default is None]:
+        return f"its forward may be called without {', '.join(optional)}"
+    before, training = _contents(vars(module)), module.training
     graphs = []
     try:
-        for mode in (not training, training):
-            module.training = mode
+        module.training = not training
+        with _other_modes():
             graphs.append(_OwnForward().trace(module))
+        module.training = training
+        graphs.append(_OwnForward().trace(module))
     except Exception as error:  # a trace runs the user's code on stand-ins: anything may be raised
         return f"torch.fx cannot trace its forward ({type(error).__name__}: {str(error).splitlines()[0]})"
     finally:
         module.training = training
-        constants = set(vars(module)) - before
-        for name in constants:
-            delattr(module, name)
-    if constants:
-        return "its forward makes tensors of its own"
+        changed = _restore(vars(module), before)
+    if changed:
+        constants = all(name.startswith("_tensor_constant") for name in changed)
+        return "its forward makes tensors of its own" if constants else f"its forward sets {', '.join(sorted(changed))}"
     if str(graphs[0]) != str(graphs[1]):
-        return "its forward depends on the training flag"
+        return "its forward depends on the training flag, or on whether gradients or autocast are enabled"
     return graphs[1]
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, list[Any] | None]]:
+    """The values of attributes and, of those that are containers, what they hold."""
+
+    def held(value: Any) -> list[Any] | None:
+        if isinstance(value, dict):
+            return [*value.keys(), *value.values()]
+        return list(value) if isinstance(value, (list, set)) else None
+
+    return {name: (value, held(value)) for name, value in attributes.items()}
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, list[Any] | None]]) -> set[str]:
+    """Gives attributes their values from before; returns the names of those that had others."""
+    now = _contents(attributes)
+    changed = {name for name in now.keys() | before.keys() if not _is_same(now.get(name), before.get(name))}
+    for name in changed:
+        if name not in before:
+            del attributes[name]
+            continue
+        value, held = before[name]
+        attributes[name] = value
+        if held is not None:
+            value.clear()
+            if isinstance(value, dict):
+                value.update(zip(held[: len(held) // 2], held[len(held) // 2 :], strict=True))
+            else:
+                (value.extend if isinstance(value, list) else value.update)(held)
+    return changed
+
+
+def _is_same(a: tuple[Any, list[Any] | None] | None, b: tuple[Any, list[Any] | None] | None) -> bool:
+    if a is None or b is None or a[0] is not b[0] or a[1] is None or b[1] is None:
+        return a is not None and b is not None and a[0] is b[0]
+    return len(a[1]) == len(b[1]) and all(map(operator.is_, a[1], b[1]))
+
+
+def _called_in_pieces(model: nn.Module) -> set[nn.Module]:
+    """Every nn.Sequential of which a method of its own, or of its owner, calls some modules and not all in order."""
+    found = set()
+    names_of = {cls: _names_in_pieces(cls) for cls in {type(module) for module in model.modules()}}
+    for owner in model.modules():
+        names = names_of[type(owner)]
+        found |= {child for slot, child in owner._modules.items() if child is not None and slot in names}
+        if "self" in names:
+            found.add(owner)
+    return {module for module in found if _is_sequential(module)}
+
+
+_PART_BY_PART = ("enumerate", "iter", "len", "list", "map", "reversed", "tuple", "zip")
+
+
+def _names_in_pieces(cls: type[nn.Module]) -> set[str]:
+    """Names of attributes (and ``self``) that methods of ``cls`` iterate over or index, as far as there is source."""
+    names = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.") or not issubclass(base, nn.Module):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for method in ast.walk(tree):
+            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
+                names |= {name for part in ast.walk(method) for name in map(_name, _taken_apart(part)) if name}
+    return names
+
+
+def _taken_apart(node: ast.AST) -> list[ast.expr]:
+    """What ``node`` iterates over, or calls an element or a slice of."""
+    if isinstance(node, (ast.For, ast.comprehension)):
+        return [node.iter]
+    if isinstance(node, ast.Call):
+        function = node.func
+        if isinstance(function, ast.Name) and function.id in _PART_BY_PART:
+            return node.args
+        if isinstance(function, ast.Attribute) and function.attr in ("children", "named_children", "values", "items"):
+            return [function.value]
+        return [function.value] if isinstance(function, ast.Subscript) else []
+    # A slice may be kept and called later; of an element, often only an attribute is read.
+    return [node.value] if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) else []
+
+
+def _name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute) and node.attr == "_modules":
+        node = node.value
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) and node.id == "self" else ""
 
 
 def _called_modules(module: nn.Module) -> Iterable[nn.Module]:
@@ -389,9 +565,12 @@ def _called_modules(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _is_sequential(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward in (
-        nn.Sequential.forward,
-        _ResidualSequential.forward,
+    cls = type(module)
+    own_forward = "forward" in vars(module) or cls.__call__ is not nn.Module.__call__
+    return (
+        isinstance(module, nn.Sequential)
+        and cls.forward in (nn.Sequential.forward, _NormLast.forward)
+        and not own_forward
     )
 
 
@@ -401,9 +580,68 @@ def _drop(holder: nn.Module, slot: str) -> None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(
+    """Whether something is called beside the forward of ``module``'s class, or in its place."""
+    return "forward" in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _is_complete(taken: list[str]) -> bool:
+    """Whether a norm has taken over an activation or a padding, so that nothing but a padding can come after."""
+    return any(what not in ("norm", "residual") for what in taken)
+
+
+def _is_padded(taken: list[str]) -> bool:
+    return taken[-1].startswith("reflect_pad")
+
+
+def _accept_following(called: nn.Module | None) -> None:
+    """Lets an nn.Sequential hand what a norm at its end is to do more to that norm."""
+    while called is not None and not isinstance(called, _InstanceNormAct):
+        if not isinstance(called, _NormLast):
+            cls = type(called)
+            if cls not in _norm_last:
+                _norm_last[cls] = type(cls.__name__, (_NormLast, cls), {"__module__": cls.__module__})
+            called.__class__ = _norm_last[cls]
+        called = _last(called)
+
+
+def _skip(graph: fx.Graph, node: fx.Node, value: fx.Node) -> None:
+    node.replace_all_uses_with(value)
+    graph.erase_node(node)
+
+
+def _rewritten(cls: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:
+    """``cls`` with the forward that ``source`` defines; the same class for the same arguments."""
+    # Functions and modules are the same again after pickling; inf, nan and annotations are equal only.
+    ids = (
+        (name, str(value) if isinstance(value, (float, str)) else id(value)) for name, value in sorted(names.items())
+    )
+    key = (cls, source, *ids)
+    if key not in _classes:
+        namespace = dict(names)
+        exec(source, namespace)
+
+        def reduce(self: nn.Module, protocol: Any) -> Any:
+            reduced: Any = cls.__reduce_ex__(self, protocol)
+            # Modules cannot be pickled; their names can.
+            modules = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}
+            others = {k: v for k, v in names.items() if k not in modules}
+            return _new_rewritten, (cls, source, modules, others), *reduced[2:]
+
+        body = {"forward": namespace["forward"], "__reduce_ex__": reduce, "__doc__": cls.__doc__}
+        new = type(cls.__name__, (cls,), {**body, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
+        _classes[key] = new
+    return _classes[key]
+
+
+_classes: dict[tuple[Any, ...], type[nn.Module]] = {}
+
+
+def _new_rewritten(cls: type[nn.Module], source: str, modules: dict[str, str], others: dict[str, Any]) -> nn.Module:
+    """What a pickled module begins as."""
+    new = _rewritten(cls, source, {**others, **{k: importlib.import_module(v) for k, v in modules.items()}})
+    return new.__new__(new)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -459,26 +697,19 @@ def _activation(module: nn.Module | None) -> tuple[str, float] | None:
     return None
 
 
-def _activation_node(module: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The activation that ``node`` applies to its first argument, as a module."""
+def _activation_node(module: nn.Module, node: fx.Node) -> tuple[str, float] | None:
+    """The activation that ``node`` applies to its first argument."""
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
-        return called if _activation(called) is not None and not _hooked(called) else None
+        return None if _hooked(called) else _activation(called)
     if (node.op == "call_function" and node.target in (nnf.relu, nnf.relu_, torch.relu, torch.relu_)) or (
         node.op == "call_method" and node.target in ("relu", "relu_")
     ):
-        return nn.ReLU()
+        return "relu", 0.0
     if node.op == "call_function" and node.target in (nnf.leaky_relu, nnf.leaky_relu_):
         slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
-        return nn.LeakyReLU(float(slope)) if isinstance(slope, (int, float)) else None
+        return ("leaky_relu", float(slope)) if isinstance(slope, (int, float)) else None
     return None
-
-
-def _activate(norm: _InstanceNormAct, act: nn.Module | None, taken: dict[_InstanceNormAct, list[str]]) -> None:
-    found = _activation(act)
-    assert found is not None
-    norm.activation, norm.negative_slope = found
-    taken[norm].append(norm.activation)
 
 
 def _reflection(module: nn.Module | None, norm: _InstanceNormAct) -> int:
@@ -504,14 +735,16 @@ def _reflection_node(module: nn.Module, node: fx.Node, norm: _InstanceNormAct) -
 
 
 @allow_in_graph
-def _interior(x: Tensor, width: int) -> Tensor:
-    """``x`` without ``width`` elements on every spatial side, as a view."""
-    view: Tensor = apply(_Interior, x, width)
+def _interior(x: Tensor, width: int, spatial: int) -> Tensor:
+    """``x`` without ``width`` elements on both sides of its last dimensions, ``spatial`` of them, as a view."""
+    if torch.jit._trace.is_tracing():  # which records PyTorch's own operators alone
+        return _narrowed(x, width, spatial)
+    view: Tensor = apply(_Interior, x, width, spatial)
     return view
 
 
-def _narrowed(x: Tensor, width: int) -> Tensor:
-    for dim in range(2, x.dim()):
+def _narrowed(x: Tensor, width: int, spatial: int) -> Tensor:
+    for dim in range(-spatial, 0):
         x = x.narrow(dim, width, x.size(dim) - 2 * width)
     return x
 
@@ -522,17 +755,17 @@ class _Interior(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, width: int) -> Tensor:
-        return _narrowed(x, width)
+    def forward(x: Tensor, width: int, spatial: int) -> Tensor:
+        return _narrowed(x, width, spatial)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        _, ctx.width = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        _, ctx.width, ctx.spatial = inputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return nnf.pad(grad, (ctx.width,) * (2 * (grad.dim() - 2))), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return nnf.pad(grad, (ctx.width,) * (2 * ctx.spatial)), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return _narrowed(tangent, ctx.width)
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _narrowed(tangent, ctx.width, ctx.spatial)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import warnings
 
+import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastgan.functional as F
 
 _ACTIVATIONS = ("none", "relu", "leaky_relu")
+
+
+def _broadcasts(residual: Tensor, input: Tensor) -> bool:
+    """Whether ``input + residual`` has the shape and the dtype of ``input``; under autocast, a residual is cast."""
+    if residual.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        return False
+    sizes = input.shape[input.dim() - residual.dim() :]
+    return residual.dim() <= input.dim() and all(r in (1, s) for r, s in zip(residual.shape, sizes, strict=True))
 
 
 class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
@@ -34,11 +44,29 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         self.negative_slope = negative_slope
         self.reflect_pad = reflect_pad
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.2,
+        reflect_pad: int | None = None,
+    ) -> Tensor:
         """The normalised, activated, padded input; ``residual`` is added before the activation.
 
-        residual: of the input's shape, or one that broadcasts to it.
+        residual: whatever can be added; one kernel does all if it broadcasts to the input's shape, in its dtype.
+        activation (with negative_slope), reflect_pad: what this call does in the place of the module's own.
         """
+        if activation is None:
+            activation, negative_slope = self.activation, self.negative_slope
+        if reflect_pad is None:
+            reflect_pad = self.reflect_pad
+        if residual is not None and not _broadcasts(residual, input):
+            z = self.forward(input, activation="none", reflect_pad=0) + residual
+            if activation != "none":
+                z = nnf.leaky_relu(z, negative_slope) if activation == "leaky_relu" else torch.relu(z)
+            return nnf.pad(z, (reflect_pad,) * (2 * (self._get_no_batch_dim() - 1)), "reflect") if reflect_pad else z
         self._check_input_dim(input)
         unbatched = input.dim() == self._get_no_batch_dim()
         if unbatched:
@@ -59,12 +87,18 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             self.weight,
             self.bias,
             residual=residual,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            reflect_pad=self.reflect_pad,
+            activation=activation,
+            negative_slope=negative_slope,
+            reflect_pad=reflect_pad,
             eps=self.eps,
         )
         return y.squeeze(0) if unbatched else y
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be compiled by torch.jit.script: script the model before "
+            "fastgan.fuse, or use torch.jit.trace or torch.export"
+        )
 
     def extra_repr(self) -> str:
         parts = [f"{self.num_features}", f"eps={self.eps}", f"affine={self.affine}", f"activation={self.activation!r}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastgan
 from fastgan.nn.fuse import _interior
@@ -340,6 +342,242 @@ def test_subclasses_and_bare_norms() -> None:
         fastgan.fuse(lambda x: x)  # type: ignore[arg-type]
 
 
+class Block(nn.Module):
+    """What the tests below vary: convolution, norm, LeakyReLU, which is not idempotent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3), nn.LeakyReLU(0.2)
+        self.pad = nn.ReflectionPad2d(1)
+        self.calls = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.pad(self.act(x + self.norm(self.conv(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+
+def test_other_methods_of_a_rewritten_class_compute_what_they_did() -> None:
+    plain = Block()
+    fused = copy.deepcopy(plain)
+    assert report_of(fused) == {"norm": "norm + residual + leaky_relu + reflect_pad(1)"}
+    x = torch.randn(2, 3, 6, 5)
+    torch.testing.assert_close(fused(x), plain(x))
+    torch.testing.assert_close(fused.encode(x), plain.encode(x))  # type: ignore[operator]
+
+
+class Pieces(nn.Module):
+    """CUT's generator and discriminators with feature matching read what is between the modules of an nn.Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.InstanceNorm2d(3), nn.LeakyReLU(0.2), nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3))
+        self.whole = nn.Sequential(nn.InstanceNorm2d(3), nn.LeakyReLU(0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole(self.model(x))
+
+
+class Enumerated(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for _, layer in enumerate(self.model):
+            x = layer(x)
+            found.append(x)
+        return found
+
+
+class Indexed(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [self.model[0](x)]
+
+
+class Sliced(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        head = self.model[:2]
+        return [head(x)]
+
+
+class Named(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        for name, layer in self.model.named_children():
+            x = layer(x)
+            if name == "1":
+                break
+        return [x]
+
+
+@pytest.mark.parametrize("make", [Enumerated, Indexed, Sliced, Named])
+def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
+    plain = make()
+    fused = copy.deepcopy(plain)
+    report = fastgan.fuse(fused)
+    assert {fusion.name: fusion.what for fusion in report.fused} == {"model.0": "norm", "whole.0": "norm + leaky_relu"}
+    assert report.left == [("model", "what follows its norms: its modules are called one by one")]
+    x = torch.randn(2, 3, 6, 5)
+    torch.testing.assert_close(fused.features(x), plain.features(x))  # type: ignore[operator]
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def test_residual_of_a_body_that_ends_in_an_nn_sequential_or_an_identity() -> None:
+    class Body(nn.Sequential):
+        pass
+
+    class Residual(nn.Module):
+        def __init__(self, *last: nn.Module) -> None:
+            super().__init__()
+            self.body = Body(nn.Conv2d(3, 3, 3, padding=1), *last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+    fused, what = check(lambda: Residual(nn.Sequential(nn.Identity(), nn.InstanceNorm2d(3))), (2, 3, 6, 5))
+    assert what == {"body.1.1": "norm + residual"}
+    assert isinstance(fused.body, Body)
+    _, what = check(lambda: Residual(nn.InstanceNorm2d(3), nn.Identity()), (2, 3, 6, 5))
+    assert what == {"body.1": "norm + residual"}
+
+
+class NoGrad(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.act(self.norm(x))
+        return x * y
+
+
+class Autocast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.act(self.norm(y.float()))
+
+
+class Checkpointed(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.encode, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class Counting(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.act(self.norm(x))
+
+
+class Typed(Block):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        return self.act(self.norm(torch.cat(x, 1) if isinstance(x, list) else x))
+
+
+class Optional(Block):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if skip is None else y * skip
+
+
+class GradMode(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if torch.is_grad_enabled() else y + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (NoGrad, "without gradients"),
+        (Autocast, "another autocast"),
+        (Checkpointed, "in a checkpoint"),
+        (Counting, "its forward sets calls"),
+        (Typed, "asks for the types"),
+        (Optional, "may be called without skip"),
+        (GradMode, "whether gradients"),
+    ],
+)
+def test_forwards_that_a_trace_would_change_are_left_alone(make: type[Block], reason: str) -> None:
+    model = make()
+    report = fastgan.fuse(model)
+    assert type(model) is make
+    assert [fusion.what for fusion in report.fused] == ["norm"]
+    assert reason in report.left[0][1]
+    assert model.calls == 0
+
+
+def test_buffers_changed_in_place_are_recorded() -> None:
+    class Steps(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps.add_(1)  # type: ignore[operator]
+            return self.act(self.norm(x))
+
+    model = Steps()
+    assert report_of(model) == {"norm": "norm + leaky_relu"}
+    assert model.steps == 0
+    model(torch.randn(1, 3, 4, 4))
+    assert model.steps == 1
+
+
+def test_forwards_replaced_on_the_instance_and_what_norms_hold_besides() -> None:
+    model = nn.Sequential(*(m for _ in range(4) for m in (nn.InstanceNorm2d(3, affine=True), nn.ReLU())))
+    model[1].forward = lambda x: x * 5  # type: ignore[method-assign]
+    model[2].forward = lambda x: x * 5  # type: ignore[method-assign]
+    model[4].register_buffer("scale", torch.ones(3))
+    model[6].register_load_state_dict_pre_hook(lambda *_: None)
+    report = fastgan.fuse(model)
+    assert [(fusion.name, fusion.what) for fusion in report.fused] == [("0", "norm")]
+    assert [reason for _, reason in report.left] == [
+        "its forward was replaced on the instance",
+        "it holds more than an InstanceNorm does",
+        "it has hooks",
+    ]
+    assert "4.scale" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 3, 6, 5), torch.float32), ((3, 1, 1), torch.float64), ((2, 1, 3, 6, 5), torch.float32)]
+)
+def test_residuals_that_are_larger_or_of_another_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    class Adds(Block):
+        def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+            return self.act(residual + self.norm(x))
+
+    plain = Adds()
+    fused = copy.deepcopy(plain)
+    assert report_of(fused) == {"norm": "norm + residual + leaky_relu"}
+    x, residual = torch.randn(1, 3, 6, 5), torch.randn(shape, dtype=dtype)
+    torch.testing.assert_close(fused(x, residual), plain(x, residual))
+
+
+def test_unbatched_images_through_residual_blocks() -> None:
+    plain = ResnetGenerator()
+    fused = copy.deepcopy(plain)
+    report_of(fused)
+    x = torch.randn(3, 16, 16)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_rewritten_modules_are_pickled_and_of_one_class() -> None:
+    models = [ResnetGenerator(), ResnetGenerator()]
+    for model in models:
+        fastgan.fuse(model)
+    blocks = [[m for m in model.modules() if hasattr(m, "conv_block")] for model in models]
+    assert [type(m) for m in blocks[0]] == [type(m) for m in blocks[1]]  # torch.func.stack_module_state wants it
+    loaded = pickle.loads(pickle.dumps(models[0]))
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(loaded(x), models[0](x))
+    assert type(loaded.model[8]) is type(models[0].model[8])  # type: ignore[index]
+
+
+def test_script_modules_are_refused() -> None:
+    model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+    assert ("0", "it is a ScriptModule") in fastgan.fuse(torch.jit.script(model)).left
+    fastgan.fuse(model)
+    with pytest.raises(RuntimeError, match=r"InstanceNormAct2d cannot be compiled by torch\.jit\.script"):
+        torch.jit.script(model)
+
+
 # --- what must stay -----------------------------------------------------------------------------------------------
 
 
@@ -412,11 +650,11 @@ def test_residual_blocks_compile_with_their_gradients() -> None:
 def test_interior_is_a_view_with_every_derivative(dims: int) -> None:
     inner = (slice(None),) * 2 + (slice(2, -2),) * dims
     x = torch.randn(2, 1, *(5,) * dims, dtype=torch.float64, requires_grad=True)
-    assert _interior(x, 2).data_ptr() == x[inner].data_ptr()
-    torch.testing.assert_close(_interior(x, 2), x[inner], rtol=0, atol=0)
-    assert torch.autograd.gradcheck(lambda t: _interior(t, 2), (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda t: _interior(t, 2).square(), (x,))
-    torch.testing.assert_close(torch.vmap(lambda t: _interior(t, 2))(x.detach()[None])[0], x.detach()[inner])
+    assert _interior(x, 2, dims).data_ptr() == x[inner].data_ptr()
+    torch.testing.assert_close(_interior(x, 2, dims), x[inner], rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda t: _interior(t, 2, dims), (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda t: _interior(t, 2, dims).square(), (x,))
+    torch.testing.assert_close(torch.vmap(lambda t: _interior(t, 2, dims))(x.detach()[None])[0], x.detach()[inner])
 
 
 def test_programs_without_fastgan(tmp_path: Path) -> None:
