@@ -2,11 +2,14 @@
 
 ``python -m tests.kernels.launch_probe`` prints one JSON line for each kernel: how many launches were compared. The
 first launch of a kind is Triton's own; later ones hand the compiled kernel its arguments themselves, and must hand over
-the same. It runs in a process without TRITON_INTERPRET, since kernels must be compiled.
+the same. Then it launches one kernel with arguments that Triton compiles differently, each after each other: none may
+get the kernel of another. The last line says how many kernels those were. It runs in a process without
+TRITON_INTERPRET, since kernels must be compiled.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.compiler.compiler import LazyDict
 
@@ -23,10 +27,10 @@ HANDED: list[tuple[Any, ...]] = []
 
 
 class Driver(aot._Driver):
-    """Notes what it is asked to launch: the grid, the kernel, and its arguments."""
+    """Notes what it is asked to launch: the kernel, what it was compiled for, the grid and the arguments."""
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *arguments: HANDED.append((source.fn.__name__, *arguments))
+        return lambda *arguments: HANDED.append((source.fn.__name__, source.hash(), *arguments))
 
 
 def calls() -> list[Callable[[], object]]:
@@ -71,6 +75,52 @@ def plain(argument: object) -> object:
     return type(argument) if isinstance(argument, LazyDict) else argument  # what a profiler would be told
 
 
+@triton.jit
+def _scale_kernel(x, y, n, step, factor, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + i * step, mask=i < n)
+    if y is not None:
+        tl.store(y + i, value * factor, mask=i < n)
+
+
+def differently_specialised() -> list[tuple[tuple[Any, ...], int, int]]:
+    """Arguments, block and warps of launches that Triton compiles for, each, or calls the same kernel for."""
+    words, halves = torch.zeros(2048), torch.zeros(2048, dtype=torch.float16)
+    n, step, factor = 33, 3, 0.5
+    arguments = [
+        *[
+            (x, words, n, step, factor)
+            for x in (words, words[1:], words[4:], words[2:], halves, halves[1:], halves[8:])
+        ],
+        *[(words, y, n, step, factor) for y in (words[1:], halves, None)],
+        *[(words, words, count, step, factor) for count in (0, 1, 16, 48, 17, (1 << 31) + 1, 1 << 31, 1 << 40)],
+        *[(words, words, n, by, factor) for by in (1, 16, -1, 17)],
+        *[(words, words, n, step, by) for by in (1.0, 0.0, 16.0)],
+        (words[1:], words[1:], 16, 1, factor),
+    ]
+    base = arguments[0]
+    return [*[(each, 64, 1) for each in arguments], (base, 128, 1), (base, 64, 2)]
+
+
+def never_anothers_kernel() -> int:
+    """Launches every two of those in a row, and compares the second with what it is alone; returns how many kernels."""
+    device = torch.device("cpu")
+
+    def launched(*calls: tuple[tuple[Any, ...], int, int]) -> tuple[object, ...]:
+        _launch._compiled.clear()
+        for args, block, num_warps in calls:
+            _launch.launch(_scale_kernel, (1,), device, *args, num_warps=num_warps, BLOCK=block)
+        last = tuple(map(plain, HANDED[-1]))
+        HANDED.clear()
+        return last
+
+    calls = differently_specialised()
+    alone = [launched(call) for call in calls]
+    for (first, _), (second, expected) in itertools.product(zip(calls, alone, strict=True), repeat=2):
+        assert launched(first, second) == expected, f"{second} after {first}"
+    return len({launch[1] for launch in alone})
+
+
 def main() -> None:
     driver = Driver()
     driver.arch = 90
@@ -89,6 +139,7 @@ def main() -> None:
         compared.update(launch[0] for launch in first)
     for kernel, count in compared.items():
         print(json.dumps({"kernel": kernel, "launches": count}))
+    print(json.dumps({"differently specialised": never_anothers_kernel()}))
 
 
 if __name__ == "__main__":
