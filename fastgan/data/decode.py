@@ -42,11 +42,15 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) as displayed, from the file's header."""
+    """(width, height) as displayed, from the file's header (a rotated TIFF's from its pixels)."""
 
     def read(image: Image.Image) -> tuple[int, int]:
         width, height = image.size
-        return (height, width) if image.getexif().get(0x0112, 1) in _ROTATED else (width, height)
+        if image.getexif().get(0x0112, 1) not in _ROTATED:
+            return width, height
+        if image.format == "TIFF":  # some versions of Pillow give a TIFF's displayed size before they load it
+            return ImageOps.exif_transpose(image).size
+        return height, width
 
     return _open(path, read)
 

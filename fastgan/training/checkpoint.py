@@ -205,5 +205,5 @@ def locate(path: Path, which: str = "latest") -> Path:
         return latest
     best = read(latest, only="best")
     if best is None:
-        raise CheckpointError(f"{latest} knows no best checkpoint: the run was not evaluated (eval_freq)")
+        raise CheckpointError(f"{latest} knows no best checkpoint: the run kept none (best_metric, eval_freq)")
     return checkpoints.path(best["step"])

@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastgan.training import distributed, random
 from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
 from fastgan.training.log import Bar, Stats, TensorBoard, console
-from fastgan.training.output import make_folder, written
+from fastgan.training.output import locked, make_folder, written
 from fastgan.training.task import RunConfig, Task
 from fastgan.training.watch import Bad, Meter, not_finite
 
@@ -71,7 +71,7 @@ def fit(task: Task) -> Outcome:
     """Runs ``task`` to its end, from its newest checkpoint if the run is continued.
 
     Raises:
-        RunError: the folder holds another run, or the configuration changed.
+        RunError: the folder holds another run, or another process trains there, or the configuration changed.
         CheckpointError: the checkpoint to continue from is corrupt.
         NotFiniteError: see ``RunConfig.nan``.
     """
@@ -80,6 +80,13 @@ def fit(task: Task) -> Outcome:
     if config.dry_run:
         show_plan(task)
         return Outcome(0, config.folder)
+    _check_processes(config)
+    with _alone(config.folder):
+        return _run(task)
+
+
+def _run(task: Task) -> Outcome:
+    config = task.config
     checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
     progress = _begin(task, checkpoints)
     stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
@@ -149,16 +156,33 @@ def _due(count: int, freq: int) -> bool:
 # --- begin, save, resume ------------------------------------------------------------------------------------------
 
 
-def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
-    """Checks the folder and the configuration, then restores the run or begins it."""
-    config = task.config
-    steps = checkpoints.steps()
-    progress = _Progress()
+def _check_processes(config: RunConfig) -> None:
+    """Raises RunError if the processes of this run were started with different settings."""
     shared = {name: value for name, value in config.to_dict().items() if name not in _OWN}
     for rank, others in enumerate(distributed.gather(shared)):
         if others != shared:
             names = ", ".join(sorted(name for name in shared if others[name] != shared[name]))
             raise RunError(f"process {rank} was started with another {names} than process {distributed.rank()}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Makes the run's folder, and keeps other runs out of it."""
+    if not distributed.is_main():
+        yield
+        return
+    make_folder("checkpoints_dir/name", folder)
+    with locked(folder / ".lock") as ours:
+        if not ours:
+            raise RunError(f"another process is training in {folder}; choose another name (--name)")
+        yield
+
+
+def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
+    """Checks the folder and the configuration, then restores the run or begins it."""
+    config = task.config
+    steps = checkpoints.steps()
+    progress = _Progress()
     if steps and not config.continue_train:
         raise RunError(
             f"{config.folder} holds a run with checkpoints up to step {steps[-1]}; continue it (--continue_train), "
@@ -180,7 +204,6 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
             console.print(f"continuing {config.folder} after step {progress.step}", soft_wrap=True)
     distributed.barrier()  # every process has read before one writes
     if distributed.is_main():
-        make_folder("checkpoints_dir/name", config.folder)
         checkpoints.clean()
         with written(config.folder / "config.json") as file:
             file.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

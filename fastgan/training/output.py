@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = ".partial."
 
@@ -61,3 +67,19 @@ def make_folder(argument: str, path: Path) -> None:
         raise NotADirectoryError(f"{argument} must be a folder, and {path} is a file or lies in one") from error
     except OSError as error:
         raise OSError(f"{argument}: {path} cannot be made: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process holds the lock file ``path`` alone: until this ends, or the process, however it ends.
+
+    A file system that has no locks gives it to everyone.
+    """
+    with path.open("a") as file:
+        ours = True
+        try:
+            if fcntl is not None:  # a record lock: worker processes that are forked do not inherit it, and outlive us
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            ours = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield ours

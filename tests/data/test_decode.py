@@ -106,8 +106,9 @@ def test_palette_with_a_transparent_colour(tmp_path):
     assert np.asarray(decode(path)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path, orientation):
+def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
     upright = np.zeros((4, 6, 3), np.uint8)
     upright[0, 0] = 255  # a mark at the upper left
     undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -118,7 +119,7 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
         stored = stored.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = _save(tmp_path / "x.png", stored, exif=exif)
+    path = _save(tmp_path / f"x.{suffix}", stored, exif=exif)
     assert np.array_equal(np.asarray(decode(path)), upright)
     assert image_size(path) == (6, 4)
 

@@ -199,11 +199,30 @@ def test_progress_has_losses_images_and_time_left(
     assert "continuing" in capsys.readouterr().err
 
 
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, whole: Path) -> None:
+    run(tmp_path, max_steps=6)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    lock, pipe = tmp_path / "run" / ".lock", subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        with pytest.raises(loop.RunError, match=r"another process is training in .*run; choose another name"):
+            run(tmp_path, continue_train=True)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+        other.communicate(b"\n")
+    run(tmp_path, continue_train=True)
+    assert_same(whole, tmp_path)
+
+
 def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     run(tmp_path, save_latest_freq=2, eval_freq=3, best_metric="distance", keep=2)
     folder = tmp_path / "run"
     assert checkpoint.Checkpoints(folder / "checkpoints").steps() == [9, 18, 20]
     assert checkpoint.locate(folder, "best").name == "step-00000009.safetensors"
+    run(tmp_path, name="c", eval_freq=3, max_steps=3)
+    with pytest.raises(checkpoint.CheckpointError, match=r"no best checkpoint.*best_metric"):
+        checkpoint.locate(tmp_path / "c", "best")
     assert checkpoint.locate(folder).name == "step-00000020.safetensors"
     run(tmp_path, name="b", save_latest_freq=0, eval_freq=3, best_metric="psnr", keep=1)
     assert checkpoint.locate(tmp_path / "b", "best").name == "step-00000020.safetensors"
