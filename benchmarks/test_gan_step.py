@@ -115,8 +115,9 @@ def test_critic_step(benchmark: Any, case: str, contestant: str, noise: str) -> 
     step = task.critic_step if contestant == "fastgan" else (Plain if contestant == "eager" else Compiled)(task).step
 
     def check(losses: dict[str, Tensor]) -> None:
+        rounding = harness.ROUNDING
         for name in ("critic_real", "critic_fake"):  # the penalty's points are each one's own
-            torch.testing.assert_close(losses[name], reference[name], rtol=harness.ROUNDING, atol=0.1 * harness.ROUNDING)
+            torch.testing.assert_close(losses[name], reference[name], rtol=rounding, atol=0.1 * rounding)
         torch.testing.assert_close(losses["critic_penalty"], reference["critic_penalty"], rtol=0.3, atol=0.1)
 
     harness.measure(benchmark, step, [real], check=check, images=len(real), **names)
