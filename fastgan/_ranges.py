@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 
 def check_range(
@@ -14,8 +15,11 @@ def check_range(
     most: float | None = None,
     below: float = math.inf,
 ) -> None:
-    """Raises ValueError unless ``value`` is finite and in the range, whose ends are included as ``least`` and ``most``
-    or excluded as ``above`` and ``below``. The message names ``what``, what was got and what was expected."""
+    """Raises TypeError unless ``value`` is a number, and ValueError unless it is finite and in the range, whose ends
+    are included as ``least`` and ``most`` or excluded as ``above`` and ``below``. The message names ``what``, what was
+    got and what was expected."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{what} must be a number, got {value!r}")
     low, high = above if least is None else least, below if most is None else most
     if above < value < below and (least is None or value >= least) and (most is None or value <= most):
         return

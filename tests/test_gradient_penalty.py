@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -234,6 +237,20 @@ def test_minibatch_statistics_in_the_critic_are_refused() -> None:
     assert F.gradient_penalty(critic, real, real, allow_batch_mixing=True).requires_grad
 
 
+@pytest.mark.parametrize("kind", ["lambda", "method", "partial"])
+def test_batch_norm_in_a_critic_that_is_no_module_is_refused(kind: str) -> None:
+    """The usual form of a conditional critic, or of one that returns features beside its scores."""
+    critic = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    wrapped = {"lambda": lambda x: critic(x), "method": critic.forward, "partial": functools.partial(critic)}[kind]
+    real = torch.randn(3, 6)
+    with pytest.raises(ValueError, match=r"gradient_penalty: the critic normalises over the batch.*allow_batch_mixing"):
+        F.gradient_penalty(wrapped, real, real)
+    assert F.gradient_penalty(wrapped, real, real, allow_batch_mixing=True).requires_grad
+    critic.eval()
+    alpha = torch.rand(3)
+    torch.testing.assert_close(*(F.gradient_penalty(c, real, real + 1, alpha=alpha) for c in (wrapped, critic)))
+
+
 def test_batch_norm_in_evaluation_is_a_critic_like_any_other() -> None:
     critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)).double()
     real, fake, alpha = batch()
@@ -303,8 +320,12 @@ def test_detached_gradient_is_refused() -> None:
 
 def test_compiled_critic_does_not_train_without_a_penalty() -> None:
     critic, (real, fake, _) = small_critic(), batch()
-    with pytest.raises(RuntimeError, match=r"double backward|cut off|create_graph=False"):
-        F.gradient_penalty(torch.compile(critic, backend="aot_eager"), real, fake).backward()
+    compiled = torch.compile(critic, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"gradient_penalty: .*(torch\.compile)"):
+        F.gradient_penalty(compiled, real, fake)
+    with torch.no_grad():
+        alpha = torch.rand(3, dtype=F64)
+        torch.testing.assert_close(*(F.gradient_penalty(c, real, fake, alpha=alpha) for c in (compiled, critic)))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +334,13 @@ def test_compiled_critic_does_not_train_without_a_penalty() -> None:
         ({"real": [1.0]}, TypeError, "real must be a Tensor, got list"),
         ({"weight": None}, TypeError, "weight must be a number, got None"),
         ({"weight": float("inf")}, ValueError, "weight must be a finite number, got inf"),
+        ({"target": -1.0}, ValueError, "target must be a finite number of at least 0, got -1.0"),
+        ({"grad_scale": 0.0}, ValueError, "grad_scale must be positive, got 0.0"),
+        ({"grad_scale": "2"}, TypeError, "grad_scale must be a number, got '2'"),
+        ({"fake": torch.ones(3, 3)}, ValueError, r"fake must have shape \[2, 3\] \(real's shape\), got \[3, 3\]"),
+        ({"real": torch.ones(2, 3, dtype=torch.uint8)}, TypeError, "real must have a floating dtype"),
+        ({"real": torch.ones(0, 3)}, ValueError, r"real must be \[N, ...\] with at least one element"),
+        ({"real": torch.ones(3)}, ValueError, r"real must be \[N, ...\].*got shape \[3\]"),
     ],
 )
 def test_penalty_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
@@ -332,6 +360,48 @@ def test_penalty_arguments(change: dict[str, object], error: type[Exception], me
 def test_critics_that_have_no_gradient(critic: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"gradient_penalty: .*{message}"):
         F.gradient_penalty(critic, torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: F.gradient_penalty(None, x, x), TypeError, "critic must be a module or a function, got NoneType"),
+        (lambda x: F.r1_penalty(nn.Linear(3, 1), x.numpy()), TypeError, "real must be a Tensor, got ndarray"),
+        (lambda x: F.r1_penalty(nn.Linear(3, 1), x, weight=None), TypeError, "weight must be a number, got None"),
+        (lambda x: F.r1_penalty(nn.Linear(3, 1), x[:0]), ValueError, "r1_penalty: real must be"),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x.int()), TypeError, "dragan_penalty: real must have a floating"),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, c=float("nan")), ValueError, "c must be a finite number"),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x[:, :1]), ValueError, r"noise must have shape \[2, 3\]"),
+        (lambda x: F.consistency_term(x, x, margin="0"), TypeError, "margin must be a number"),
+        (lambda x: F.consistency_term(x, x, x[:1], x[:1]), ValueError, r"features must have shape \[2, 3\]"),
+        (lambda x: fastgan.nn.GradientPenalty(weight="10"), TypeError, "weight must be a number, got '10'"),
+    ],
+)
+def test_arguments_of_the_variants(call: Callable[[Tensor], Tensor], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(torch.ones(2, 3))
+
+
+def test_in_inference_mode() -> None:
+    """Its value, as under no_grad; tensors made there serve elsewhere."""
+    critic, (real, fake, alpha) = small_critic(), batch()
+    expected = F.gradient_penalty(critic, real, fake, alpha=alpha), F.r1_penalty(critic, real)
+    with torch.inference_mode():
+        real, fake = real.clone(), fake.clone()
+        values = F.gradient_penalty(critic, real, fake, alpha=alpha), F.r1_penalty(critic, real)
+    torch.testing.assert_close(values, tuple(t.detach() for t in expected))
+    trained = F.gradient_penalty(critic, real, fake, alpha=alpha), F.r1_penalty(critic, real)
+    for ours, theirs in zip(trained, expected, strict=True):
+        torch.testing.assert_close(gradients(ours, critic), gradients(theirs, critic))
+
+
+def test_overflow_is_infinity() -> None:
+    """A sum of squares beyond float32 while its parts are not: plain PyTorch has infinity too."""
+    g = torch.full((1, 8192), 2.5e17, requires_grad=True)
+    penalty = F.gradient_norm_penalty(g)
+    assert penalty.item() == math.inf
+    (gradient,) = torch.autograd.grad(penalty, g)
+    torch.testing.assert_close(gradient, 2 * g.detach())
 
 
 def test_value_without_a_graph() -> None:

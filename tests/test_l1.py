@@ -205,6 +205,51 @@ def test_pairs_may_be_any_iterable() -> None:
     assert torch.equal(F.weighted_l1(iter(pairs)), F.weighted_l1(pairs))
 
 
+def test_overflow_is_infinity() -> None:
+    a = torch.full((2,), 1e38, requires_grad=True)
+    value = F.weighted_l1([(a, torch.zeros(2), 10.0)])
+    assert value.item() == float("inf")
+    torch.testing.assert_close(torch.autograd.grad(value, a)[0], torch.full((2,), 5.0))
+
+
+def test_a_changing_weight_compiles_twice_at_most() -> None:
+    """Once for a number, once for any number."""
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        nonlocal compiled
+        compiled += 1
+        return graph
+
+    torch._dynamo.reset()
+    loss = torch.compile(lambda a, w: F.weighted_l1([(a, a.cos(), w), (a, a.sin(), 2.0)]), backend=backend)
+    for weight in (1.0, 0.5, 0.25, 0.125):
+        a = tensor((5,), F32).requires_grad_()
+        value, expected = loss(a, weight), F.weighted_l1([(a, a.cos(), weight), (a, a.sin(), 2.0)])
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(v, a)[0] for v in (value, expected)))
+    assert compiled <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"rec_b": torch.ones(4)}, ValueError, r"rec_b and real_b must have one shape, got \[4\] and \[3\]"),
+        ({"real_a": None}, TypeError, "real_a must be a Tensor, got NoneType"),
+        ({"weight_b": float("nan")}, ValueError, "weight_b must be a finite number, got nan"),
+    ],
+)
+def test_cycle_loss_names_its_own_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {name: torch.ones(3) for name in ("rec_a", "real_a", "rec_b", "real_b")} | change
+    with pytest.raises(error, match=f"^cycle_loss: {message}"):
+        F.cycle_loss(**arguments)
+
+
+def test_cycle_loss_module_checks_its_weights() -> None:
+    with pytest.raises(TypeError, match="CycleLoss: weight_b must be a number, got '10'"):
+        nn.CycleLoss(weight_b="10")
+
+
 def test_inference_needs_no_signs() -> None:
     a, b = tensor((5,), F32), tensor((5,), F32, seed=1)
     with torch.no_grad():

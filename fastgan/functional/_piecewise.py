@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import is_eager, record
 
+NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("fastgan_without_zero_gradients", default=False)
 
 
@@ -41,7 +42,7 @@ def without_zero_gradients() -> Iterator[None]:
 def activations() -> contextlib.AbstractContextManager[Any]:
     """The context of a critic's call alone: every use of a tensor in it takes its time."""
     if not _wanted.get() or torch.compiler.is_compiling() or dispatch.requested_backend() == "reference":
-        return contextlib.nullcontext()
+        return NOTHING
     return _Activations()
 
 

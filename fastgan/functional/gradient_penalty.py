@@ -10,19 +10,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 from fastgan import reference
 from fastgan.functional import _check, _piecewise
 from fastgan.functional._autocast import without_autocast
-from fastgan.functional.interpolate import interpolate
+from fastgan.functional._piecewise import NOTHING
+from fastgan.functional.interpolate import interpolate_checked
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, may_be_read, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
 _NAME = "gradient_norm_penalty"
+_NORMALISES = (
+    "normalises over the batch, so each score depends on every sample and a per-sample gradient has no meaning. Use "
+    "layer or instance normalisation in the critic, or pass allow_batch_mixing=True."
+)
+_MIXES = (
+    "mixes the samples of a batch, so each score depends on every sample and a per-sample gradient has no meaning. "
+    "Leave it out of the critic, or pass allow_batch_mixing=True."
+)
 
 
 @allow_in_graph
@@ -94,19 +105,23 @@ def gradient_penalty(
     arXiv:1902.03984); ``one_sided=True`` leaves norms below the target alone.
 
     Args:
-        critic: maps [N, ...] to scores of any shape [N, ...]; a module or any callable. Several scores of one sample
-            (a PatchGAN) are summed, so the norm is that of the gradient of their sum.
+        critic: maps [N, ...] to scores of any shape [N, ...]; a module or any callable, such as
+            ``lambda x: critic(x, labels)`` or ``lambda x: critic(x)[0]``. Several scores of one sample (a PatchGAN) are
+            summed, so the norm is that of the gradient of their sum.
         real, fake: [N, ...]; both are detached, so no gradient reaches the generator. See :func:`interpolate`.
         weight, target, one_sided: see :func:`gradient_norm_penalty`; the authors use 10, 1 and False.
         alpha, generator: see :func:`interpolate`; one alpha per sample.
         grad_scale: under float16 autocast, the factor by which scores are multiplied before the inner derivative, so
             that small gradients do not underflow; the gradient is divided by it in float32. A power of two is exact.
+            Positive.
         allow_batch_mixing: accept a critic with batch normalisation in training mode, or with a layer that says of
             itself that it ``mixes_samples`` (minibatch discrimination). The penalty then has no meaning per sample:
-            each score depends on the whole batch. A callable that is no module cannot be looked into.
+            each score depends on the whole batch. A callable that is no module cannot be looked into; it is watched
+            for batch normalisation alone, while it runs.
 
     Returns:
-        A scalar, at least float32. Called under ``torch.no_grad()``, its value without a graph.
+        A scalar, at least float32. Called under ``torch.no_grad()`` or in ``torch.inference_mode()``, its value without
+        a graph.
 
     Mixed precision: call it where the critic's other scores are computed, inside ``torch.autocast``. The critic then
     runs in low precision; the gradient's norm, the penalty and its first derivative are computed in float32. Then
@@ -119,20 +134,15 @@ def gradient_penalty(
     :func:`fastgan.training.critic_step.critic_gradients`.
 
     Raises:
-        TypeError: a critic that does not return a tensor.
-        ValueError: a critic that mixes samples, or arguments that :func:`interpolate` refuses.
-        RuntimeError: scores that do not depend on the input, or an input gradient cut off from the graph (a compiled
-            critic on torch 2.11, say), with which training would silently go on without a penalty.
+        TypeError: a critic that is not callable or does not return a tensor, or an argument of a wrong type.
+        ValueError: a critic that mixes samples, samples [N] or no samples, or what :func:`interpolate` refuses.
+        RuntimeError: scores that do not depend on the input, a compiled critic, or an input gradient cut off from the
+            graph, with which training would silently go on without a penalty.
     """
-    for name, value in (("real", real), ("fake", fake)):
-        _check.tensor("gradient_penalty", name, value)
-    _check.number("gradient_penalty", "weight", weight)
-    points = interpolate(real.detach(), fake.detach(), alpha, generator=generator)
-    gradient = input_gradient(
-        critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="gradient_penalty"
-    )
-    penalty: Tensor = _norm_penalty(gradient, target, one_sided, weight)
-    return weight * penalty
+    return _penalty_between(
+        "gradient_penalty", critic, real, fake,
+        weight, target, one_sided, alpha, generator, grad_scale, allow_batch_mixing,
+    )  # fmt: skip
 
 
 def r1_penalty(
@@ -145,6 +155,8 @@ def r1_penalty(
     (Mescheder et al. 2018, arXiv:1801.04406, equation 9; there :math:`\gamma` = 10.) ``weight`` is :math:`\gamma`;
     the other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
+    _check_samples("r1_penalty", real)
+    _check.number("r1_penalty", "weight", weight)
     gradient = input_gradient(
         critic, real.detach(), grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="r1_penalty"
     )
@@ -182,16 +194,44 @@ def dragan_penalty(
 
     The other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
+    _check_samples("dragan_penalty", real)
+    _check.number("dragan_penalty", "c", c)
     real = real.detach()
     if noise is None:
         noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
-    perturbed = real + (c * (real.std(correction=0) if std is None else std)) * noise
-    return gradient_penalty(
-        critic, perturbed, real,
-        weight=weight, target=target, one_sided=one_sided, alpha=alpha,
-        generator=None if alpha is not None else generator,
-        grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing,
+    else:
+        _check.tensor("dragan_penalty", "noise", noise)
+        _check.shape("dragan_penalty", "noise", noise, real.shape, "real's shape")
+    perturbed = real + ((c * (real.std(correction=0) if std is None else std)) * noise).to(real.dtype)
+    return _penalty_between(
+        "dragan_penalty", critic, perturbed, real,
+        weight, target, one_sided, alpha, generator if alpha is None else None, grad_scale, allow_batch_mixing,
     )  # fmt: skip
+
+
+def _penalty_between(
+    operator: str,
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    weight: float,
+    target: float,
+    one_sided: bool,
+    alpha: Tensor | None,
+    generator: torch.Generator | None,
+    grad_scale: float,
+    allow_batch_mixing: bool,
+) -> Tensor:
+    _check_samples(operator, real)
+    _check.number(operator, "weight", weight)
+    _check.number(operator, "target", target, 0)
+    with NOTHING if not torch.is_grad_enabled() else torch.no_grad():  # real and fake are constants, and so is alpha
+        points = interpolate_checked(operator, real, fake, alpha, generator)
+    gradient = input_gradient(
+        critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator=operator
+    )
+    penalty: Tensor = _norm_penalty(gradient, target, one_sided, weight)
+    return weight * penalty
 
 
 def consistency_term(
@@ -222,11 +262,15 @@ def consistency_term(
     Raises:
         TypeError, ValueError: an argument of a wrong type or shape, or only one of the two features.
     """
+    for name, value in (("weight", weight), ("margin", margin), ("feature_weight", feature_weight)):
+        _check.number("consistency_term", name, value)
     distance = _squared_distance("scores", scores, scores_again)
     if (features is None) != (features_again is None):
         raise ValueError("consistency_term: features and features_again must be given together")
     if features is not None and features_again is not None:
-        distance = distance + feature_weight * _squared_distance("features", features, features_again)
+        of_features = _squared_distance("features", features, features_again)
+        _check.shape("consistency_term", "features", features, (len(scores), *features.shape[1:]), "as many as scores")
+        distance = distance + feature_weight * of_features
     return weight * (distance - margin).clamp(min=0).mean()
 
 
@@ -248,12 +292,25 @@ def input_gradient(
         [N, ...], points' shape, in at least float32. The other arguments and the errors are those of
         :func:`gradient_penalty`.
     """
+    if not callable(critic):
+        raise TypeError(f"{operator}: critic must be a module or a function, got {type(critic).__name__}")
+    _check.number(operator, "grad_scale", grad_scale)
+    if grad_scale <= 0:
+        raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
+    if torch.is_inference_mode_enabled():  # its tensors have no gradients
+        with torch.inference_mode(False), torch.no_grad():
+            return input_gradient(
+                critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator=operator
+            )
+    watch: contextlib.AbstractContextManager[Any] = NOTHING
     if not allow_batch_mixing:
         refuse_batch_mixing(operator, critic)
+        if not isinstance(critic, nn.Module):
+            watch = _WithoutBatchNorm(operator)
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        with _piecewise.activations():
+    with NOTHING if create_graph else torch.enable_grad():
+        points = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
+        with watch, _piecewise.activations():
             scores = critic(points)
         if not isinstance(scores, Tensor):
             raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
@@ -261,6 +318,12 @@ def input_gradient(
             raise RuntimeError(
                 f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
                 "no_grad?)"
+            )
+        if create_graph and type(scores.grad_fn).__name__ == "CompiledFunctionBackward":
+            raise RuntimeError(
+                f"{operator}: a critic under torch.compile has no double backward. Give the network that was compiled, "
+                "keep this call out of a compiled step (torch.compiler.disable), or compile "
+                "fastgan.training.critic_step.critic_gradients instead. (For the value alone: torch.no_grad().)"
             )
         # Its operations have the dtypes of the forward pass.
         with without_autocast(points.device.type):
@@ -286,6 +349,22 @@ def input_gradient(
     return gradient if grad_scale == 1.0 else gradient / grad_scale
 
 
+class _WithoutBatchNorm(TorchFunctionMode):
+    """Refuses batch normalisation in the call of a critic that is no module, which cannot be looked into before."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nnf.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
+            raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
+        return func(*args, **kwargs)
+
+
 def refuse_batch_mixing(operator: str, critic: Critic) -> None:
     """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
 
@@ -293,19 +372,30 @@ def refuse_batch_mixing(operator: str, critic: Critic) -> None:
     """
     if not isinstance(critic, nn.Module):
         return
-    for name, module in critic.named_modules():
-        if getattr(module, "mixes_samples", False):
-            raise ValueError(
-                f"{operator}: {type(module).__name__} {name!r} mixes the samples of a batch, so each score depends on "
-                "every sample and a per-sample gradient has no meaning. Leave it out of the critic, or pass "
-                "allow_batch_mixing=True."
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-            raise ValueError(
-                f"{operator}: {type(module).__name__} {name!r} normalises over the batch, so each score depends on "
-                "every sample and a per-sample gradient has no meaning. Use layer or instance normalisation in the "
-                "critic, or pass allow_batch_mixing=True."
-            )
+    modules = [critic]
+    for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
+        reason = _mixing(module)
+        if reason is not None:
+            name = next(name for name, other in critic.named_modules() if other is module)
+            raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}")
+        modules += [child for child in module._modules.values() if child is not None]
+
+
+def _mixing(module: nn.Module) -> str | None:
+    """How ``module`` by itself mixes samples, or None."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+        return _NORMALISES
+    # getattr alone is slow for a module without the attribute.
+    if ("mixes_samples" in module.__dict__ or hasattr(type(module), "mixes_samples")) and module.mixes_samples:
+        return _MIXES
+    return None
+
+
+def _check_samples(operator: str, real: Tensor) -> None:
+    _check.tensor(operator, "real", real)
+    _check.floating(operator, "real", real)
+    if real.dim() < 2 or real.numel() == 0:
+        raise ValueError(f"{operator}: real must be [N, ...] with at least one element, got shape {list(real.shape)}")
 
 
 def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:

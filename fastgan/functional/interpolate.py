@@ -51,7 +51,14 @@ def interpolate(
         TypeError: an argument that is no dense tensor, of a wrong dtype, or no generator.
         ValueError: a wrong shape or device, or alpha and a generator together.
     """
-    real, fake, alpha = _check_arguments(real, fake, alpha, generator)
+    return interpolate_checked(_NAME, real, fake, alpha, generator)
+
+
+def interpolate_checked(
+    operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """:func:`interpolate`, whose errors begin with ``operator``."""
+    real, fake, alpha = _check_arguments(operator, real, fake, alpha, generator)
     backend = dispatch.select(_NAME, real)
     if backend == "reference" or real.numel() == 0:
         if alpha is None:
@@ -74,26 +81,26 @@ def _draw_seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _check_arguments(
-    real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
+    operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     for name, value in (("real", real), ("fake", fake)):
-        _check.tensor(_NAME, name, value)
-        _check.floating(_NAME, name, value)
+        _check.tensor(operator, name, value)
+        _check.floating(operator, name, value)
     if real.dim() == 0:
-        raise ValueError(f"{_NAME}: real must be [N, ...], got a scalar")
-    _check.same_device(_NAME, "fake", fake, "real", real)
-    _check.shape(_NAME, "fake", fake, real.shape, "real's shape")
+        raise ValueError(f"{operator}: real must be [N, ...], got a scalar")
+    _check.same_device(operator, "fake", fake, "real", real)
+    _check.shape(operator, "fake", fake, real.shape, "real's shape")
     if alpha is not None:
-        _check.tensor(_NAME, "alpha", alpha)
-        _check.floating(_NAME, "alpha", alpha)
-        _check.same_device(_NAME, "alpha", alpha, "real", real)
+        _check.tensor(operator, "alpha", alpha)
+        _check.floating(operator, "alpha", alpha)
+        _check.same_device(operator, "alpha", alpha, "real", real)
         if alpha.dim() == real.dim() and alpha.dim() > 1:  # as one writes it to broadcast
-            _check.shape(_NAME, "alpha", alpha, [real.size(0), *[1] * (real.dim() - 1)], "one per sample")
+            _check.shape(operator, "alpha", alpha, [real.size(0), *[1] * (real.dim() - 1)], "one per sample")
             alpha = alpha.flatten()
-        _check.shape(_NAME, "alpha", alpha, [real.size(0)], "one per sample")
+        _check.shape(operator, "alpha", alpha, [real.size(0)], "one per sample")
         if generator is not None:
-            raise ValueError(f"{_NAME}: got both alpha and generator; a given alpha needs no random numbers")
-    _check.generator(_NAME, generator)
+            raise ValueError(f"{operator}: got both alpha and generator; a given alpha needs no random numbers")
+    _check.generator(operator, generator)
     if real.dtype == fake.dtype:
         return real, fake, alpha
     dtype = torch.promote_types(real.dtype, fake.dtype)

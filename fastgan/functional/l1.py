@@ -5,6 +5,7 @@ The derivation is in :mod:`fastgan.reference.l1`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -55,8 +56,18 @@ def weighted_l1(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
         TypeError: an argument that is no tensor, or of a wrong dtype.
         ValueError: no pairs, a pair of other than three items, empty tensors, shapes or devices that differ.
     """
-    pairs = list(pairs)
-    _check_arguments(pairs)
+    total: Tensor = _weighted(_NAME, list(pairs))
+    return total
+
+
+@allow_in_graph
+def _weighted(operator: str, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """:func:`weighted_l1`, whose errors begin with ``operator`` and call the tensors by its arguments' names."""
+    _check_arguments(operator, pairs)
+    if any(isinstance(weight, torch.SymFloat) for _, _, weight in pairs):
+        # The kernels take numbers: a weight that changes from call to call stays outside, lest each value compile anew.
+        units = [weight * _weighted(operator, [(a, b, 1.0)]) for a, b, weight in pairs]
+        return torch.stack(units).sum()
     sides = [t for a, b, _ in pairs for t in (a, b)]
     dtypes = [t.dtype for t in sides]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -96,30 +107,39 @@ def cycle_loss(
         weight_a, weight_b: :math:`\lambda_A, \lambda_B`; the authors use 10.
 
     Returns:
-        A scalar as of :func:`weighted_l1`, which also takes the identity terms in the same pass.
+        A scalar as of :func:`weighted_l1`, which also takes the identity terms in the same pass. So are the errors.
     """
-    total: Tensor = weighted_l1([(rec_a, real_a, weight_a), (rec_b, real_b, weight_b)])
+    total: Tensor = _weighted("cycle_loss", [(rec_a, real_a, weight_a), (rec_b, real_b, weight_b)])
     return total
 
 
-def _check_arguments(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+@functools.cache
+def _names(operator: str, k: int) -> tuple[str, str, str]:
+    """What pair k of ``operator`` has for a, b and weight."""
+    if operator == "cycle_loss":
+        domain = "ab"[k]
+        return f"rec_{domain}", f"real_{domain}", f"weight_{domain}"
+    return f"pairs[{k}] a", f"pairs[{k}] b", f"pairs[{k}] weight"
+
+
+def _check_arguments(operator: str, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
     if len(pairs) == 0:
-        raise ValueError(f"{_NAME}: pairs must have at least one (a, b, weight), got none")
+        raise ValueError(f"{operator}: pairs must have at least one (a, b, weight), got none")
     for k, pair in enumerate(pairs):
         if len(pair) != 3:
-            raise ValueError(f"{_NAME}: pairs[{k}] must be (a, b, weight), got {len(pair)} items")
+            raise ValueError(f"{operator}: pairs[{k}] must be (a, b, weight), got {len(pair)} items")
         a, b, weight = pair
-        for name, value in ((f"pairs[{k}] a", a), (f"pairs[{k}] b", b)):
-            _check.tensor(_NAME, name, value)
-            _check.floating(_NAME, name, value)
-            _check.same_device(_NAME, name, value, "pairs[0] a", pairs[0][0])
+        name_a, name_b, name_weight = _names(operator, k)
+        for name, value in ((name_a, a), (name_b, b)):
+            _check.tensor(operator, name, value)
+            _check.floating(operator, name, value)
+            _check.same_device(operator, name, value, _names(operator, 0)[0], pairs[0][0])
         if a.shape != b.shape:
-            raise ValueError(
-                f"{_NAME}: pairs[{k}] a and b must have one shape, got {list(a.shape)} and {list(b.shape)}"
-            )
+            got = f"{list(a.shape)} and {list(b.shape)}"
+            raise ValueError(f"{operator}: {name_a} and {name_b.split()[-1]} must have one shape, got {got}")
         if a.numel() == 0:
-            raise ValueError(f"{_NAME}: pairs[{k}] is empty (shape {list(a.shape)}): its mean is not defined")
-        _check.number(_NAME, f"pairs[{k}] weight", weight)
+            raise ValueError(f"{operator}: {name_a} is empty (shape {list(a.shape)}): its mean is not defined")
+        _check.number(operator, name_weight, weight)
 
 
 def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import functional as F
+from fastgan.functional import _check
 from fastgan.functional.gradient_penalty import Critic
 
 
@@ -18,6 +19,8 @@ class CycleLoss(nn.Module):
 
     def __init__(self, weight_a: float = 10.0, weight_b: float = 10.0) -> None:
         super().__init__()
+        _check.number("CycleLoss", "weight_a", weight_a)
+        _check.number("CycleLoss", "weight_b", weight_b)
         self.weight_a = weight_a
         self.weight_b = weight_b
 
@@ -47,6 +50,9 @@ class GradientPenalty(nn.Module):
         allow_batch_mixing: bool = False,
     ) -> None:
         super().__init__()
+        _check.number("GradientPenalty", "weight", weight)
+        _check.number("GradientPenalty", "target", target, 0)
+        _check.number("GradientPenalty", "grad_scale", grad_scale)
         self.weight = weight
         self.target = target
         self.one_sided = one_sided
@@ -76,4 +82,7 @@ class GradientPenalty(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight}, target={self.target}, one_sided={self.one_sided}"
+        return (
+            f"weight={self.weight}, target={self.target}, one_sided={self.one_sided}, grad_scale={self.grad_scale}, "
+            f"allow_batch_mixing={self.allow_batch_mixing}"
+        )

@@ -53,11 +53,14 @@ def make(name: str, **hyper_parameters: Any) -> Objective:
 
     Raises:
         ValueError: an unknown name or hyper-parameter, or a value out of its range; the message lists what there is.
+        TypeError: a value of a wrong type.
     """
     known = options(name)
-    for key in hyper_parameters:
+    for key, value in hyper_parameters.items():
         if key not in known:
             raise ValueError(f"objectives: {name!r} has no option {key!r}; it has {', '.join(known)}")
+        if isinstance(known[key], bool) and not isinstance(value, bool):
+            raise TypeError(f"objectives: {key} must be True or False, got {value!r}")
     return OBJECTIVES[name](**hyper_parameters)
 
 

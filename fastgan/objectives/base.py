@@ -125,7 +125,8 @@ class Objective:
         """The terms of the critic's loss.
 
         Args:
-            critic: [N, ...] -> [N, ...].
+            critic: [N, ...] -> [N, ...]; one tensor of scores: ``lambda x: critic(x, labels)`` for a conditional
+                critic, a sum over critics for several scales.
             real, fake: samples of one shape [N, ...]. ``fake`` is a constant here: sample it under
                 ``torch.no_grad()`` or detach it.
             generator: draws what the objective draws at random (a penalty's interpolation).
@@ -195,12 +196,20 @@ def forward_features(critic: Critic, x: Tensor) -> tuple[Tensor, Tensor]:
             f"objectives: this one needs a critic with forward_features(x) -> (output, features [N, F]); "
             f"{type(critic).__name__} has none"
         )
-    output, features = method(x)
+    result = method(x)
+    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(t, Tensor) for t in result)):
+        raise TypeError(
+            f"objectives: forward_features must return (output, features [N, F]), got {type(result).__name__} "
+            f"from {type(critic).__name__}"
+        )
+    output, features = result
     return output, features.flatten(1)
 
 
 def full(t: Tensor) -> Tensor:
-    """``t`` in float32 if it is of half precision: losses are computed in at least that."""
+    """What a critic gave, in float32 if it is of half precision: losses are computed in at least that."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"objectives: critic must return a Tensor of scores, got {type(t).__name__}")
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 

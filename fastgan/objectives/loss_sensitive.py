@@ -40,6 +40,11 @@ class LossSensitive(Objective):
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:
+        if real.shape != fake.shape:
+            raise ValueError(
+                f"objectives: loss-sensitive compares real and fake in pairs; their shapes must be equal, got "
+                f"{list(real.shape)} and {list(fake.shape)}"
+            )
         on_real, on_fake = self._judge(critic, real, fake)
         distance = full(real - fake).abs().flatten(1).sum(1)
         hinge = (self.margin * distance + per_sample(on_real) - per_sample(on_fake)).relu().mean()

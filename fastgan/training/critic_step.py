@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import functional as F
+from fastgan.functional import _check
 from fastgan.functional.gradient_penalty import refuse_batch_mixing
 
 Tensors = Mapping[str, Tensor]
@@ -42,7 +43,7 @@ def critic_gradients(
     fake: Tensor,
     alpha: Tensor | None = None,
     *,
-    weight: float = 10.0,
+    weight: float | Tensor = 10.0,
     target: float = 1.0,
     one_sided: bool = False,
 ) -> tuple[CriticLosses, dict[str, Tensor]]:
@@ -60,14 +61,21 @@ def critic_gradients(
             points between them; the updates themselves are not differentiated.
         real, fake: [N, ...], one shape; no gradient reaches them.
         alpha: [N], or None to draw it; see :func:`fastgan.functional.interpolate`.
-        weight, target, one_sided: see :func:`fastgan.functional.gradient_penalty`.
+        weight, target, one_sided: see :func:`fastgan.functional.gradient_penalty`. A weight that changes from step to
+            step may be a scalar tensor, for which nothing is compiled anew.
 
     Returns:
         The losses, and the gradient of each parameter that requires one, by name.
 
     Raises:
+        TypeError: a critic that is no module or does not return a tensor.
         ValueError: a critic that mixes samples, or arguments that ``interpolate`` refuses.
     """
+    if not isinstance(critic, nn.Module):
+        raise TypeError(f"critic_gradients: critic must be a Module, got {type(critic).__name__}")
+    if not isinstance(weight, Tensor):
+        _check.number("critic_gradients", "weight", weight)
+    _check.number("critic_gradients", "target", target, 0)
     refuse_batch_mixing("critic_gradients", critic)
     real, fake = real.detach(), fake.detach()
     points = F.interpolate(real, fake, alpha)
@@ -81,6 +89,9 @@ def critic_gradients(
         # A transform may write into what it has made, not into what it has found.
         buffers = {name: b.clone() for name, b in buffers.items()}
         scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x,))
+        if not isinstance(scores, Tensor) or scores.dim() == 0:
+            got = "a scalar" if isinstance(scores, Tensor) else type(scores).__name__
+            raise TypeError(f"critic_gradients: critic must return a Tensor of scores [N, ...], got {got}")
         return scores, buffers
 
     def summed(x: Tensor, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:

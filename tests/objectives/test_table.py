@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 
 from fastgan import objectives
 from fastgan.objectives import OBJECTIVES, CriticSchedule
@@ -36,6 +37,26 @@ def test_unknown_names_and_options_are_refused():
         objectives.make("gan", real_label=0.0)
     with pytest.raises(ValueError, match="margin must be positive"):
         objectives.make("ebgan", margin=0.0)
+    with pytest.raises(TypeError, match="weight must be a number, got '10'"):
+        objectives.make("wgan-gp", weight="10")
+    with pytest.raises(TypeError, match="feature_matching must be True or False, got 'yes'"):
+        objectives.make("gan", feature_matching="yes")
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sliced"])
+def test_critics_must_return_scores(name):
+    """Those of several scales return a list, those of feature matching a tuple."""
+    critic, x = torch.nn.LSTM(2, 2), torch.randn(4, 2)
+    with pytest.raises(TypeError, match="objectives: critic must return a Tensor of scores, got tuple"):
+        objectives.make(name).critic_loss(critic, x, x)
+    if name != "ebgan":
+        with pytest.raises(TypeError, match="objectives: critic must return a Tensor of scores, got tuple"):
+            objectives.make(name).generator_loss(critic, x, x)
+
+
+def test_loss_sensitive_wants_pairs():
+    with pytest.raises(ValueError, match=r"shapes must be equal, got \[4, 2\] and \[3, 2\]"):
+        objectives.make("loss-sensitive").critic_loss(torch.nn.Linear(2, 1), torch.randn(4, 2), torch.randn(3, 2))
 
 
 OUT_OF_RANGE = {

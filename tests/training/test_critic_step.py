@@ -117,6 +117,39 @@ def test_gradients_of_another_layout_reach_a_fused_optimizer_as_what_they_are() 
     assert torch.equal(other.weight, plain.weight)
 
 
+def test_a_weight_that_changes_compiles_once_as_a_tensor() -> None:
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        nonlocal compiled
+        compiled += 1
+        return graph
+
+    torch._dynamo.reset()
+    critic, batch = make_critic(), make_batch()
+    step = torch.compile(lambda weight: critic_gradients(critic, *batch, weight=weight), backend=backend)
+    for weight in (10.0, 5.0, 2.5):
+        losses, gradients = step(torch.tensor(weight))
+        expected_losses, expected = critic_gradients(critic, *batch, weight=weight)
+        torch.testing.assert_close(losses, expected_losses)
+        torch.testing.assert_close(gradients, expected)
+    assert compiled == 1
+
+
+@pytest.mark.parametrize(
+    ("critic", "options", "error", "message"),
+    [
+        (lambda x: x, {}, TypeError, "critic must be a Module, got function"),
+        (nn.LSTM(2, 2), {}, TypeError, "critic must return a Tensor of scores .*, got tuple"),
+        (nn.Linear(2, 1), {"weight": "10"}, TypeError, "weight must be a number, got '10'"),
+        (nn.Linear(2, 1), {"target": -1.0}, ValueError, "target must be a finite number of at least 0"),
+    ],
+)
+def test_arguments(critic: nn.Module, options: dict[str, float], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"critic_gradients: {message}"):
+        critic_gradients(critic, torch.ones(3, 2), torch.zeros(3, 2), **options)
+
+
 def test_batch_norm_is_refused() -> None:
     critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="critic_gradients: BatchNorm2d '1'"):

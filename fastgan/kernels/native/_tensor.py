@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch  # first: its OpenMP runtime then serves fastgan._C too
@@ -13,7 +14,9 @@ from fastgan import _C
 CPU = torch.device("cpu")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-__all__ = ["CPU", "DTYPES", "_C", "address", "empty", "threads"]
+_LARGEST = torch.finfo(torch.float32).max
+
+__all__ = ["CPU", "DTYPES", "_C", "address", "empty", "scalar", "threads"]
 
 
 def address(t: Tensor | None) -> int:
@@ -26,6 +29,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) 
     if not shape:
         return torch.empty((), dtype=dtype, device=device)
     return torch.empty(*shape, dtype=dtype, device=device)
+
+
+def scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """``value`` as a float32 or float64 tensor: infinite beyond float32, where ``torch.scalar_tensor`` raises."""
+    if dtype != torch.float64 and not -_LARGEST <= value <= _LARGEST:
+        value *= math.inf
+    return torch.scalar_tensor(value, dtype=dtype, device=CPU)
 
 
 def threads() -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, scalar, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -37,7 +37,7 @@ def _forward(
         DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), grad, address(gradient), target, one_sided, samples,
         grads.numel() // samples, threads(),
     )  # fmt: skip
-    return torch.scalar_tensor(penalty, dtype=dtype, device=CPU), norms
+    return scalar(penalty, dtype), norms
 
 
 def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
@@ -59,4 +59,4 @@ def double_backward(
         DTYPES[grads.dtype], float(grad), u.data_ptr(), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target,
         one_sided, samples, grads.numel() // samples, threads(),
     )  # fmt: skip
-    return torch.scalar_tensor(grad_grad, dtype=grad.dtype, device=CPU), out
+    return scalar(grad_grad, grad.dtype), out

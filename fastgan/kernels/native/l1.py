@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, scalar, threads
 
 
 def supports(call: Call) -> str | None:
@@ -47,7 +47,7 @@ def forward_with_gradients(
             )
         )  # fmt: skip
         at += size
-    value = torch.scalar_tensor(_C.l1_forward(pairs, threads()), dtype=dtype, device=CPU)
+    value = scalar(_C.l1_forward(pairs, threads()), dtype)
     return [value, signs, *[grad for grad in grads if grad is not None]]
 
 
@@ -86,7 +86,7 @@ def directional(
         if size:
             pairs.append(_pair((*directions[2 * k : 2 * k + 2], None, None), at, n, weight))
         at += size
-    return torch.scalar_tensor(_C.l1_directional(pairs, threads()), dtype=dtype, device=CPU)
+    return scalar(_C.l1_directional(pairs, threads()), dtype)
 
 
 def _pair(tensors: Sequence[Tensor | None], signs: int, n: int, weight: float) -> tuple[int | float, ...]:
