@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastgan
@@ -143,3 +146,34 @@ def test_fake_tensors_pass_no_kernel() -> None:
             (grad,) = torch.autograd.grad(result.sum(), x)
             assert isinstance(grad, FakeTensor)
             assert grad.shape == x.shape
+
+
+def _operators_in_graph(function: Callable[..., torch.Tensor], *args: torch.Tensor) -> set[str]:
+    """Our raw operators in the graph that inductor would get."""
+    found: set[str] = set()
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        found.update(str(node.target) for node in graph.graph.nodes if str(node.target).startswith("fastgan"))
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))(*args).sum().backward()
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU's choice")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.interpolate(x, x.cos()),
+        lambda x: F.gradient_norm_penalty(x),
+        lambda x: F.weighted_l1([(x, x.cos(), 2.0)]),
+    ],
+    ids=["interpolate", "gradient_norm_penalty", "weighted_l1"],
+)
+def test_small_operators_are_left_to_the_compiler(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    few, many = torch.randn(4, 5, requires_grad=True), torch.randn(2**19 // 8, 8, requires_grad=True)
+    assert not _operators_in_graph(lambda x: function(x), few)
+    assert _operators_in_graph(lambda x: function(x), many)
+    with fastgan.use_backend("native"):
+        assert _operators_in_graph(lambda x: function(x), few)

@@ -328,6 +328,22 @@ def test_compiled_critic_does_not_train_without_a_penalty() -> None:
         torch.testing.assert_close(*(F.gradient_penalty(c, real, fake, alpha=alpha) for c in (compiled, critic)))
 
 
+def test_in_a_compiled_step_it_is_right() -> None:
+    """Run between the compiled parts, or refused; never with another gradient."""
+    critic, (real, fake, alpha) = small_critic(), batch()
+
+    def step(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+        return critic(fake).mean() - critic(real).mean() + F.gradient_penalty(critic, real, fake, alpha=alpha)
+
+    expected = gradients(step(real, fake, alpha), critic)
+    torch._dynamo.reset()
+    try:
+        loss = torch.compile(step, backend="aot_eager")(real, fake, alpha)
+    except RuntimeError:
+        return
+    torch.testing.assert_close(gradients(loss, critic), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -393,6 +409,18 @@ def test_in_inference_mode() -> None:
     trained = F.gradient_penalty(critic, real, fake, alpha=alpha), F.r1_penalty(critic, real)
     for ours, theirs in zip(trained, expected, strict=True):
         torch.testing.assert_close(gradients(ours, critic), gradients(theirs, critic))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("options", [{}, {"one_sided": True}, {"target": 0.0}], ids=str)
+def test_nan_is_not_taken_for_zero(options: dict[str, float], backend: str) -> None:
+    g = torch.tensor([[float("nan"), 1.0], [3.0, 4.0]], requires_grad=True)
+    with fastgan.use_backend(backend):
+        penalty = F.gradient_norm_penalty(g, **options)
+        (gradient,) = torch.autograd.grad(penalty, g)
+    assert penalty.isnan()
+    assert gradient[0, 0].isnan()
+    assert gradient[1].isfinite().all()
 
 
 def test_overflow_is_infinity() -> None:

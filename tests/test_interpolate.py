@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fastgan
 import fastgan.functional as F
+from fastgan.kernels import dispatch
 from fastgan.reference.interpolate import draw_alpha
 from tests.losses import BF16, F16, F32, F64, LARGE, check_interpolate, tensor
 
@@ -79,11 +80,20 @@ def test_philox_is_the_published_generator() -> None:
     assert draw_alpha(torch.tensor([0]), 1).item() == (0x6627E8D5 >> 8) * 2.0**-24
 
 
-def test_compiled_whole() -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_compiled_whole(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    if kernels:
+        monkeypatch.setattr(dispatch, "_FEW", 0)
     real, fake, alpha = tensor((2, 3), F32), tensor((2, 3), F32, seed=1), tensor((2,), F32, seed=2)
     compiled = torch.compile(lambda *args: F.interpolate(*args), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(real, fake, alpha), F.interpolate(real, fake, alpha), rtol=0, atol=0)
+    exact = {"rtol": 0, "atol": 0} if kernels else {}
+    torch.testing.assert_close(compiled(real, fake, alpha), F.interpolate(real, fake, alpha), **exact)
+    torch.manual_seed(3)
+    eager = F.interpolate(torch.ones(50, 1), torch.zeros(50, 1))
+    torch.manual_seed(3)
     drawn = compiled(torch.ones(50, 1), torch.zeros(50, 1))
+    assert torch.equal(drawn, eager)
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert drawn.unique().numel() == 50

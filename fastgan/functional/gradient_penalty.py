@@ -72,7 +72,7 @@ def _norm_penalty(grads: Tensor, target: float, one_sided: bool, expected: float
     if grads.dim() < 2 or grads.numel() == 0:
         raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
     _check.number(_NAME, "target", target, 0)
-    backend = dispatch.select(_NAME, grads)
+    backend = dispatch.in_graph(dispatch.select(_NAME, grads), grads.numel())
     if backend == "reference":
         return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
     dense = layout.dense(grads, layout.is_channels_last(grads))

@@ -51,15 +51,17 @@ def interpolate(
         TypeError: an argument that is no dense tensor, of a wrong dtype, or no generator.
         ValueError: a wrong shape or device, or alpha and a generator together.
     """
-    return interpolate_checked(_NAME, real, fake, alpha, generator)
+    points: Tensor = interpolate_checked(_NAME, real, fake, alpha, generator)
+    return points
 
 
+@allow_in_graph
 def interpolate_checked(
     operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """:func:`interpolate`, whose errors begin with ``operator``."""
     real, fake, alpha = _check_arguments(operator, real, fake, alpha, generator)
-    backend = dispatch.select(_NAME, real)
+    backend = dispatch.in_graph(dispatch.select(_NAME, real), real.numel())
     if backend == "reference" or real.numel() == 0:
         if alpha is None:
             alpha = draw_alpha(_draw_seed(real, generator), real.size(0))

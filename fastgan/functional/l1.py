@@ -64,17 +64,17 @@ def weighted_l1(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
 def _weighted(operator: str, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
     """:func:`weighted_l1`, whose errors begin with ``operator`` and call the tensors by its arguments' names."""
     _check_arguments(operator, pairs)
-    if any(isinstance(weight, torch.SymFloat) for _, _, weight in pairs):
-        # The kernels take numbers: a weight that changes from call to call stays outside, lest each value compile anew.
-        units = [weight * _weighted(operator, [(a, b, 1.0)]) for a, b, weight in pairs]
-        return torch.stack(units).sum()
     sides = [t for a, b, _ in pairs for t in (a, b)]
     dtypes = [t.dtype for t in sides]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     widest = dtypes.index(dtype) if dtype in dtypes else 0
-    backend = dispatch.select(_NAME, sides[widest])
+    backend = dispatch.in_graph(dispatch.select(_NAME, sides[widest]), sum([a.numel() for a, _, _ in pairs]))
     if backend == "reference":
         return reference.weighted_l1(pairs)
+    if any(isinstance(weight, torch.SymFloat) for _, _, weight in pairs):
+        # The kernels take numbers: a weight that changes from call to call stays outside, lest each value compile anew.
+        units = [weight * _weighted(operator, [(a, b, 1.0)]) for a, b, weight in pairs]
+        return torch.stack(units).sum()
     recording, transformed = torch.is_grad_enabled(), torch._C._are_functorch_transforms_active()
     tensors: list[Tensor] = []
     numels, weights, sign_bytes = [], [], []

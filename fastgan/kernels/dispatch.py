@@ -40,6 +40,7 @@ _tracing_state = torch._C._get_tracing_state
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
 _fallback_logged: set[str] = set()
 _selected: dict[tuple[Any, ...], str] = {}  # by what a Call holds: a plain tuple is quicker to look up
+_FEW = 2**19  # elements, up to which a compiled loop and the calls that it saves are faster than a kernel
 # The dictionary behind os.environ, which os.environ.get takes ten times as long to look into.
 _environment, _variable = os.environ._data, os.environ.encodekey("FASTGAN_BACKEND")  # type: ignore[attr-defined]
 
@@ -109,6 +110,16 @@ def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     if chosen is None:
         chosen = _selected[key] = _choose(Call(operator, device, dtype, tuple(facts.items()), requested))
     return chosen
+
+
+def in_graph(backend: str, elements: int) -> str:
+    """``backend``, or the reference where a graph is compiled for the CPU and a kernel has few ``elements``.
+
+    A compiled graph calls our operators through torch.library, one by one, in 20 to 50 µs each; inductor makes one loop
+    of plain PyTorch and what is around it.
+    """
+    few = backend == "native" and torch.compiler.is_compiling() and elements < _FEW
+    return "reference" if few and requested_backend() == "auto" else backend
 
 
 def _traced(operator: str) -> str:

@@ -32,9 +32,9 @@ def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool
     squares = grads.to(statistics_dtype(grads.dtype)).flatten(1).square().sum(1)
     if target == 0.0:
         return squares.mean()  # smooth at zero too
-    positive = squares > 0
+    zero = squares == 0  # which a NaN is not: it stays visible
     # Both selects are needed: sqrt's derivative at 0 is infinite, and 0 * inf is NaN.
-    norms = torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    norms = torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
     excess = norms - target
     if one_sided:
         excess = excess.clamp(min=0)
@@ -46,10 +46,10 @@ def coefficients(norms: Tensor, target: float, one_sided: bool) -> tuple[Tensor,
     scale = 2.0 / norms.numel()
     if target == 0.0:
         return torch.full_like(norms, scale), torch.zeros_like(norms)
-    active = norms > 0 if not one_sided else norms > target
-    safe = torch.where(active, norms, 1.0)
+    flat = norms <= (target if one_sided else 0.0)
+    safe = torch.where(flat, 1.0, norms)
     c, e = scale * (1 - target / safe), scale * target / safe**3
-    return torch.where(active, c, 0.0), torch.where(active, e, 0.0)
+    return torch.where(flat, 0.0, c), torch.where(flat, 0.0, e)
 
 
 def backward(grad: Tensor, grads: Tensor, target: float, one_sided: bool) -> Tensor:
