@@ -302,7 +302,7 @@ def input_gradient(
             return input_gradient(
                 critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator=operator
             )
-    watch: contextlib.AbstractContextManager[Any] = NOTHING
+    watch = NOTHING
     if not allow_batch_mixing:
         refuse_batch_mixing(operator, critic)
         if not isinstance(critic, nn.Module):
