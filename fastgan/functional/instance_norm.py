@@ -52,7 +52,7 @@ def instance_norm_act(
         activation: ``none``, ``relu`` or ``leaky_relu``.
         negative_slope: of ``leaky_relu``.
         reflect_pad: elements of reflection padding on both sides of every spatial dimension; less than each.
-        eps: added to the variance; at least 0.
+        eps: added to the variance; at least 0 (then a constant plane is 0/0, NaN; PyTorch makes it 0).
 
     Returns:
         [N, C, *(spatial + 2 reflect_pad)] in x's dtype and memory format. Statistics are computed in float32

@@ -500,23 +500,20 @@ def _is_same(a: tuple[Any, list[Any] | None] | None, b: tuple[Any, list[Any] | N
 
 
 def _called_in_pieces(model: nn.Module) -> set[nn.Module]:
-    """Every nn.Sequential of which a method of its own, or of its owner, calls some modules and not all in order."""
-    found = set()
+    """Every nn.Sequential of which a method in ``model`` calls some modules, and not all in order."""
     names_of = {cls: _names_in_pieces(cls) for cls in {type(module) for module in model.modules()}}
+    of_others = {name for names in names_of.values() for name in names if name.startswith(".")}
+    found = {owner for owner in model.modules() if "self" in names_of[type(owner)]}
     for owner in model.modules():
-        names = names_of[type(owner)]
-        found |= {child for slot, child in owner._modules.items() if child is not None and slot in names}
-        if "self" in names:
-            found.add(owner)
+        names = names_of[type(owner)] | of_others
+        children = owner._modules.items()
+        found |= {child for slot, child in children if child is not None and names & {f"self.{slot}", f".{slot}"}}
     return {module for module in found if _is_sequential(module)}
 
 
-_PART_BY_PART = ("enumerate", "iter", "len", "list", "map", "reversed", "tuple", "zip")
-
-
 def _names_in_pieces(cls: type[nn.Module]) -> set[str]:
-    """Names of attributes (and ``self``) that methods of ``cls`` iterate over or index, as far as there is source."""
-    names = set()
+    """Of what methods of ``cls`` call some elements, if there is source: ``self``, ``self.x``, another's ``.x``."""
+    names: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or not issubclass(base, nn.Module):
             continue
@@ -526,31 +523,35 @@ def _names_in_pieces(cls: type[nn.Module]) -> set[str]:
             continue
         for method in ast.walk(tree):
             if isinstance(method, ast.FunctionDef) and method.name != "__init__":
-                names |= {name for part in ast.walk(method) for name in map(_name, _taken_apart(part)) if name}
+                names = names.union(*map(_names, _taken_apart(method)))
     return names
 
 
-def _taken_apart(node: ast.AST) -> list[ast.expr]:
-    """What ``node`` iterates over, or calls an element or a slice of."""
-    if isinstance(node, (ast.For, ast.comprehension)):
-        return [node.iter]
-    if isinstance(node, ast.Call):
-        function = node.func
-        if isinstance(function, ast.Name) and function.id in _PART_BY_PART:
-            return node.args
-        if isinstance(function, ast.Attribute) and function.attr in ("children", "named_children", "values", "items"):
-            return [function.value]
-        return [function.value] if isinstance(function, ast.Subscript) else []
-    # A slice may be kept and called later; of an element, often only an attribute is read.
-    return [node.value] if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) else []
+def _taken_apart(method: ast.FunctionDef) -> Iterator[ast.expr]:
+    """What ``method`` iterates over to call the elements, calls an element of, or takes a slice of."""
+    nodes = list(ast.walk(method))
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    for node in nodes:
+        if isinstance(node, (ast.For, ast.comprehension)):
+            if called & {name.id for name in ast.walk(node.target) if isinstance(name, ast.Name)}:
+                yield node.iter
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            yield node.func.value
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+            yield node.value
 
 
-def _name(node: ast.expr) -> str:
-    if isinstance(node, ast.Attribute) and node.attr == "_modules":
-        node = node.value
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) and node.id == "self" else ""
+def _names(expression: ast.expr) -> set[str]:
+    """The attributes that ``expression`` reads, and ``self`` where it stands alone."""
+    nodes = list(ast.walk(expression))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    names = {f"self.{node.attr}" if _is_self(node.value) else f".{node.attr}" for node in attributes}
+    objects = [node.value for node in attributes]
+    return names | {"self" for node in nodes if _is_self(node) and node not in objects}
+
+
+def _is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _called_modules(module: nn.Module) -> Iterable[nn.Module]:

@@ -388,6 +388,29 @@ class Enumerated(Pieces):
         return found
 
 
+class Itself(nn.Sequential):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [x := layer(x) for layer in self]
+
+
+class Initialised(nn.Sequential):
+    """Not called: only looked at."""
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        for layer in self:
+            layer.requires_grad_(True)
+        return [self(x)]
+
+
+def test_sequential_that_calls_its_own_modules() -> None:
+    for make, what in ((Itself, "norm"), (Initialised, "norm + leaky_relu")):
+        plain = make(nn.InstanceNorm2d(3), nn.LeakyReLU(0.2))
+        fused = copy.deepcopy(plain)
+        assert report_of(fused) == {"0": what}
+        x = torch.randn(2, 3, 6, 5)
+        torch.testing.assert_close(fused.features(x), plain.features(x))  # type: ignore[operator]
+
+
 class Indexed(Pieces):
     def features(self, x: Tensor) -> list[Tensor]:
         return [self.model[0](x)]
@@ -406,6 +429,22 @@ class Named(Pieces):
             if name == "1":
                 break
         return [x]
+
+
+def test_sequential_that_another_module_takes_apart() -> None:
+    class Taps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Pieces()
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x := layer(x) for layer in self.net.model]
+
+    plain = Taps()
+    fused = copy.deepcopy(plain)
+    assert report_of(fused) == {"net.model.0": "norm", "net.whole.0": "norm + leaky_relu"}
+    x = torch.randn(2, 3, 6, 5)
+    torch.testing.assert_close(fused(x), plain(x))
 
 
 @pytest.mark.parametrize("make", [Enumerated, Indexed, Sliced, Named])
