@@ -18,7 +18,7 @@ def psnr(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
     return (10 * torch.log10(data_range**2 / error)).to(torch.float32)
 
 
-def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
+def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0, black: float | None = None) -> Tensor:
     r"""Structural similarity of each image, at most 1: [N, C, H, W] twice → [N].
 
     .. math:: \frac{(2 \mu_x \mu_y + c_1)(2 \sigma_{xy} + c_2)}
@@ -26,7 +26,8 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
 
     averaged over channels and over all windows that lie within the image, Gaussian ones of 11 × 11 pixels with
     deviation 1.5; c₁ = (0.01 R)², c₂ = (0.03 R)², R = ``data_range`` (Wang et al. 2004, IEEE Trans. Image Process. 13).
-    Computed in float64, for variances are differences of squares.
+    Means are those of intensities, 0 for black: ``black``, by default −1 for a ``data_range`` of 2 (values in [−1, 1])
+    and 0 for any other, is subtracted first. Computed in float64, for variances are differences of squares.
 
     Raises:
         ValueError: tensors of different shapes, or less than 11 pixels high or wide.
@@ -42,7 +43,9 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 2.0) -> Tensor:
         rows = torch.nn.functional.conv2d(t, line[:, :, None], groups=channels)
         return torch.nn.functional.conv2d(rows, line[..., None], groups=channels)
 
-    x, y = x.double(), y.double()
+    if black is None:
+        black = -1.0 if data_range == 2 else 0.0
+    x, y = x.double() - black, y.double() - black
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y

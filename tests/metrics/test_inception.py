@@ -17,8 +17,6 @@ from fastgan.metrics import inception as module
 class _Features(nn.Module):
     """Mean and a few weighted sums of the pixels, of known statistics."""
 
-    num_features = 4
-
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
@@ -35,7 +33,6 @@ def _batches(x):
 
 def test_fid_matches_its_formula():
     linalg = pytest.importorskip("scipy.linalg")
-    pytest.importorskip("torchmetrics")
     real, fake = torch.rand(40, 3, 6, 6) * 2 - 1, torch.rand(30, 1, 6, 6) - 0.7
     features = _Features()
     value = frechet_inception_distance(_batches(real), _batches(fake), features=features)
@@ -46,6 +43,20 @@ def test_fid_matches_its_formula():
     assert math.isclose(value, expected, rel_tol=1e-4)
     assert expected > 0.1
     assert abs(frechet_inception_distance(_batches(real), [real], features=features)) < 1e-4
+
+
+def test_fid_of_fewer_images_than_features_is_exact():
+    """And of features that lie close together, far from 0, as those of similar images do."""
+    directions = torch.randn(108, 300, dtype=torch.float64)
+    features = nn.Module()
+    features.forward = lambda x: x.double().flatten(1) @ directions / 100 + 50
+    real, fake = torch.rand(40, 3, 6, 6) * 2 - 1, torch.rand(30, 3, 6, 6) - 0.7
+    a, b = features(real), features(fake)
+    roots = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b)]  # covariances are their squares
+    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + sum(x.square().sum() for x in roots) - 2 * shared
+    value = frechet_inception_distance(_batches(real), _batches(fake), features=features)
+    assert math.isclose(value, float(expected), rel_tol=1e-6)
 
 
 class _Logits(nn.Module):
@@ -82,7 +93,7 @@ def test_missing_libraries_and_weights(tmp_path, monkeypatch):
     with pytest.raises(MetricUnavailableError, match=r"need torchmetrics, which is not installed"):
         inception_weights()
     with pytest.raises(MetricUnavailableError, match=r"pip install 'fastgan\[metrics\]'"):
-        frechet_inception_distance([], [], features=_Features())
+        inception_score([], features=_Logits())
     monkeypatch.setattr(module, "find_spec", lambda name: object())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MetricUnavailableError, match=rf"{tmp_path}.*{module.WEIGHTS}: no such file; .*github\.com"):

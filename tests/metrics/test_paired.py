@@ -23,17 +23,20 @@ def test_scores_match_torchmetrics(images):
         a, b = x[i : i + 1], y[i : i + 1]
         # torchmetrics also averages over windows that reach past the border; the paper does not.
         _, full = functional.structural_similarity_index_measure(
-            a.double(), b.double(), data_range=2.0, return_full_image=True
+            (a.double() + 1) * 127.5, (b.double() + 1) * 127.5, data_range=255.0, return_full_image=True
         )
         expected = full[..., 5:-5, 5:-5].mean()
         torch.testing.assert_close(ssim(x, y)[i].double(), expected, atol=1e-6, rtol=0)
+        for black, scale in ((0.0, 255.0), (-10.0, 100.0)):
+            own = ssim(*(black + (t + 1) / 2 * scale for t in images), data_range=scale, black=black or None)
+            torch.testing.assert_close(own[i].double(), expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(psnr(x, y)[i], functional.peak_signal_noise_ratio(a, b, data_range=2.0))
 
 
 def test_ssim_of_flat_images_is_the_luminance_term():
     x, y = torch.full((1, 1, 12, 11), 0.5), torch.full((1, 1, 12, 11), -0.25)
     c1 = 0.02**2
-    expected = (2 * 0.5 * -0.25 + c1) / (0.5**2 + 0.25**2 + c1)
+    expected = (2 * 1.5 * 0.75 + c1) / (1.5**2 + 0.75**2 + c1)
     assert math.isclose(ssim(x, y).item(), expected, rel_tol=1e-5)
     assert ssim(x, x).item() == 1
     assert psnr(x, x).item() == math.inf
