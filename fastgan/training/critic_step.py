@@ -64,6 +64,9 @@ def critic_gradients(
         weight, target, one_sided: see :func:`fastgan.functional.gradient_penalty`. A weight that changes from step to
             step may be a scalar tensor, for which nothing is compiled anew.
 
+    It may be called under bfloat16 autocast. In float16 small gradients underflow, for nothing scales them here:
+    :func:`fastgan.functional.gradient_penalty` and a ``GradScaler`` do.
+
     Returns:
         The losses, and the gradient of each parameter that requires one, by name.
 

@@ -69,6 +69,11 @@ def test_gradient_norm_penalty(dtype: torch.dtype, target: float, one_sided: boo
         check_penalty("triton", tensor(shape, dtype, layout), target, one_sided)
 
 
+def test_second_derivatives_at_tiny_norms() -> None:
+    """Where the norm's cube is below float32's range, and what it divides as well."""
+    check_penalty("triton", (tensor((3, 50), F32) * 1e-16).detach().requires_grad_(), 1.0, False)
+
+
 def test_zero_and_nan_norms() -> None:
     g = torch.tensor([[0.0, 0.0], [1.0, torch.nan]], device=DEVICE, requires_grad=True)
     with fastgan.use_backend("triton"):

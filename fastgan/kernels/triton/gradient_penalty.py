@@ -31,14 +31,17 @@ def supports(call: Call) -> str | None:
 # fmt: off
 @triton.jit
 def _coefficients(norm, target, samples, ONE_SIDED: tl.constexpr):
-    """c and e of the reference; a NaN norm stays visible."""
+    """c of the reference, e times the norm squared, and 1 / norm; a NaN norm stays visible.
+
+    The norm's cube leaves float32 where the norm is below 1e-13, its square where the sum of squares does too.
+    """
     scale = 2.0 / tl.cast(samples, tl.float32)
     flat = norm <= (target if ONE_SIDED else 0.0)
     safe = tl.where(flat, 1.0, norm)
     c = tl.where(flat, 0.0, scale * (1 - target / safe))
-    e = tl.where(flat, 0.0, scale * target / (safe * safe * safe))
+    e = tl.where(flat, 0.0, scale * target / safe)
     smooth = target == 0.0
-    return tl.where(smooth, scale, c), tl.where(smooth, 0.0, e)
+    return tl.where(smooth, scale, c), tl.where(smooth, 0.0, e), 1 / safe
 
 
 @triton.jit
@@ -92,7 +95,7 @@ def backward_kernel(grad,  # []
                     target, samples, size, tiles, ONE_SIDED: tl.constexpr, BLOCK: tl.constexpr):
     sample = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
-    c, _ = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
+    c, _, _ = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
     factor = tl.load(grad).to(tl.float32) * c
     i = tile * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
@@ -108,13 +111,14 @@ def double_backward_kernel(u, grad, grads, norms,
     sample = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     dot = tl.sum(_sum_tiles(partials, sample + tl.arange(0, 1), samples, tiles, 1, BT), 0).to(tl.float32)
-    c, e = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
+    c, e, inverse = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
     scale = tl.load(grad).to(tl.float32)
+    along = e * (dot * inverse) * inverse
     i = tile * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     v = tl.load(u + at, i < size, other=0).to(tl.float32)
     g = tl.load(grads + at, i < size, other=0).to(tl.float32)
-    tl.store(out + at, (scale * (c * v + e * dot * g)).to(out.dtype.element_ty), i < size)
+    tl.store(out + at, (scale * (c * v + along * g)).to(out.dtype.element_ty), i < size)
 
 
 @triton.jit
@@ -125,7 +129,7 @@ def grad_grad_kernel(partials, norms, out, target, samples, tiles, ONE_SIDED: tl
         sample = begin + tl.arange(0, BN)
         dot = _sum_tiles(partials, sample, samples, tiles, BN, BT)
         norm = tl.load(norms + sample, sample < samples, other=0)
-        c, _ = _coefficients(norm, tl.cast(target, tl.float32), samples, ONE_SIDED)
+        c, _, _ = _coefficients(norm, tl.cast(target, tl.float32), samples, ONE_SIDED)
         total += tl.where(sample < samples, c.to(tl.float64) * dot, 0.0)
     tl.store(out, tl.sum(total, 0).to(tl.float32))
 # fmt: on
