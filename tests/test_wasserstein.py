@@ -541,3 +541,58 @@ def test_meta_tensors_have_no_weights_to_check() -> None:
     x, y, a = torch.empty(2, 3, device="meta"), torch.empty(2, 4, device="meta"), torch.ones(3, device="meta")
     assert F.wasserstein_1d(x, y, a, p=2).shape == (2,)
     assert [t.shape for t in F.wasserstein_1d_plan(x, y, a)] == [(2, 6)] * 3
+
+
+@pytest.mark.parametrize("p", [2.0, 3.3])
+def test_second_derivatives_of_a_long_row_do_not_depend_on_the_threads(p: float) -> None:
+    x, y, v = torch.randn(1, 40_001), torch.randn(1, 40_001), torch.randn(1, 40_001)
+
+    def second() -> tuple[Tensor, ...]:
+        leaves = x.clone().requires_grad_(), y.clone().requires_grad_()
+        grads = torch.autograd.grad(F.wasserstein_1d(*leaves, p=p).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(grads, leaves, (v, v.flip(-1)))
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(second())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def tied_weights(n: int, scale: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Equal cumulative weights, rounded differently."""
+    w = torch.randint(0, 4, (3, n)).to(dtype)
+    w[:, n // 2] += 1
+    return w, w * scale
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("p", [3.0, 7.3, math.inf])
+@pytest.mark.parametrize(("n", "scale"), [(10, 0.1), (67, 0.3), (3001, 1e-5)])
+def test_rounded_cumulative_weights_move_no_mass(n: int, scale: float, p: float, backend: str) -> None:
+    a, b = tied_weights(n, scale)
+    x, shift = torch.randn(3, n).double() ** 3, 0.5
+    with fastgan.use_backend(backend):
+        assert torch.equal(F.wasserstein_1d(x, x, a, b, p=p), torch.zeros(3).double())
+        torch.testing.assert_close(F.wasserstein_1d(x, x + shift, b, a, p=p), torch.full((3,), shift).double())
+        # no weights, and weights of 1/n
+        y = torch.randn(3, n).double()
+        same = F.wasserstein_1d(x, y, torch.full((n,), 1 / n).double(), p=p)
+        torch.testing.assert_close(same, F.wasserstein_1d(x, y, p=p))
+        f, g = F.wasserstein_1d_potentials(x, y, a, b, p=3.0)
+        other = F.wasserstein_1d_potentials(x, y, a, a, p=3.0)
+        torch.testing.assert_close((f, g), other)
+
+
+def test_small_masses_of_integers_are_masses() -> None:
+    # one cell of mass 1 / (n (n - 1)) has the largest difference
+    n = 100_000
+    x, y = torch.zeros(n).double(), torch.zeros(n - 1).double()
+    x[1:], y[1:] = 1, 1
+    ones = torch.ones(n).double()
+    assert F.wasserstein_1d(x, y, ones, ones[1:], p=math.inf) == F.wasserstein_1d(x, y, p=math.inf) == 1

@@ -57,6 +57,19 @@ FASTGAN_HOST_DEVICE int64_t first_at_least(const double* values, int64_t n, doub
   return low;
 }
 
+// Cuts of both sides that are closer than this part of the total are one cut, where p is neither 1 nor 2: what lies
+// between them is rounding, and its mass is small but its p-th root is not. Other masses of weights that are integers
+// are larger up to totals whose product is 2^47.
+constexpr double kTie = 1.0 / (int64_t{1} << 47);
+
+// The first of n cuts that is one with `cut`, or `cut` itself; the last cut, the total, stays.
+FASTGAN_HOST_DEVICE double tied(double cut, const double* cuts, int64_t n, double total) {
+  const double tolerance = kTie * total;
+  if (!(cut < total)) return cut;
+  const double other = cuts[first_at_least(cuts, n - 1, cut - tolerance)];
+  return other - cut <= tolerance ? other : cut;
+}
+
 // The atoms whose quantiles meet (low, high], for cumulative weights cdf[m]; none if low == high.
 FASTGAN_HOST_DEVICE Partners weighted_partners(double low, double high, const double* cdf, int64_t m) {
   if (!(low < high)) return {0, 0};

@@ -290,6 +290,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (i == 0) inverse_totals[row] = 1 / (own * other);
 }
 
+// Each of y's cuts [rows, m] that is one with a cut of x becomes it (common/quantile.h).
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    tie_kernel(int64_t n, int64_t m, int64_t count, const double* x_cuts, double* y_cuts) {
+  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const int64_t row = at / m;
+  y_cuts[at] = tied(y_cuts[at], x_cuts + row * n, n, x_cuts[row * n + n - 1]);
+}
+
 struct SideCuts {
   double *cuts, *weights, *sums, *totals;  // [rows, n], [rows, n], [rows, tiles], [rows]; uniform: cuts only
   double* inverse_totals;                  // [rows]
@@ -324,6 +333,11 @@ void launch_cross(int64_t n, int64_t rows, const SideCuts& own, const SideCuts& 
   cross_kernel<<<blocks_for(rows * n, kThreads), kThreads, 0, stream>>>(
       n, rows * n, own.tiles, own.sums, own.totals, other.totals, other_n, own.cuts, own.inverse_totals);
   FASTGAN_CUDA_LAUNCHED("cross_kernel");
+}
+
+void launch_tie(int64_t n, int64_t m, int64_t rows, const SideCuts& x, const SideCuts& y, cudaStream_t stream) {
+  tie_kernel<<<blocks_for(rows * m, kThreads), kThreads, 0, stream>>>(n, m, rows * m, x.cuts, y.cuts);
+  FASTGAN_CUDA_LAUNCHED("tie_kernel");
 }
 
 // --- gradients of the weights ------------------------------------------------------------------------------------
@@ -526,6 +540,7 @@ void run_chunk(const WassersteinProblem& problem, Workspace& workspace, cudaStre
     launch_scan(from_y, y.index, problem.rows, y_cuts, stream);
     launch_cross(x.n, problem.rows, x_cuts, y_cuts, y.n, stream);
     launch_cross(y.n, problem.rows, y_cuts, x_cuts, x.n, stream);
+    if (is_scaled(problem.p)) launch_tie(x.n, y.n, problem.rows, x_cuts, y_cuts, stream);
   }
   couple(problem, x, y,
          WeightedCoupling{x.n, y.n, x_cuts.cuts, y_cuts.cuts, x_cuts.weights, y_cuts.weights, x_cuts.inverse_totals},

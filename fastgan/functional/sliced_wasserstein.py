@@ -205,9 +205,12 @@ def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
 
 def _projected(x: Tensor, y: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
     """x and y along each direction of projections [..., L, d]: [..., L, n] and [..., L, m]."""
-    with without_autocast(x.device.type):
+    if torch._C._is_any_autocast_enabled():
+        with without_autocast(x.device.type):
+            x, y = projections @ x.mT, projections @ y.mT
+    else:
         x, y = projections @ x.mT, projections @ y.mT
-    if x.shape[:-1] != y.shape[:-1]:
+    if (x.dim() > 2 or y.dim() > 2) and x.shape[:-1] != y.shape[:-1]:
         rows = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         x, y = x.expand(*rows, -1), y.expand(*rows, -1)
     return x, y

@@ -19,7 +19,10 @@ potentials are :math:`f_i = f_0 - \sum_{l<i} \kappa_l`, and through the normalis
 :math:`\partial W_p^p / \partial a_i = (f_i - \sum_l a_l f_l / \sum a) / \sum a`.
 
 **Exact ties.** Cuts are compared as :math:`A_i \sum b` against :math:`B_j \sum a`, un-normalised cumulative sums scaled
-by powers of two: for integer weights (and for uniform ones) these are exact in float64.
+by powers of two: for integer weights (and for uniform ones) these are exact in float64. Other weights round: two cuts
+that should be one then leave a segment of some 1e-17 of the mass, whose p-th root matters for p > 2, and for p = ∞ as
+much as any. So where p is neither 1 nor 2, sums are compensated, and a cut of y within 2⁻⁴⁷ of the total of one of x is
+taken for it.
 
 **Scale.** For p other than 1, 2 and ∞ the cost is that of d/D with :math:`D = \max_k |d_k|`, so that no power
 overflows or vanishes; :math:`W_p = D\,\mathrm{cost}^{1/p}` does not depend on the D chosen, so autograd may take
@@ -63,8 +66,8 @@ def cost(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | Non
             return _largest(d), scale
         return power(d / scale.unsqueeze(-1), p).mean(-1), scale
 
-    a, b = cuts(xs, x_weights, x_order), cuts(ys, y_weights, y_order)
-    ka, kb, total = cross(a, b)
+    a, b = cuts(xs, x_weights, x_order, p), cuts(ys, y_weights, y_order, p)
+    ka, kb, total = cross(a, b, p)
     i, j, mass = segments(ka, kb, total)
     used = mass > 0
     d = torch.where(used, difference(xs.gather(-1, i), ys.gather(-1, j)), 0.0)
@@ -121,8 +124,8 @@ def potentials(
     xs, x_order = x.sort(dim=-1, stable=True)
     ys, y_order = y.sort(dim=-1, stable=True)
     xs, ys = xs.double(), ys.double()
-    a, b = cuts(xs, x_weights, x_order), cuts(ys, y_weights, y_order)
-    ka, kb, total = cross(a, b)
+    a, b = cuts(xs, x_weights, x_order, p), cuts(ys, y_weights, y_order, p)
+    ka, kb, total = cross(a, b, p)
     f, g = _climb(slopes(xs, ys, ka, kb, p)), _climb(slopes(ys, xs, kb, ka, p))
     i, j, mass = segments(ka, kb, total)
     d = torch.where(mass > 0, difference(xs.gather(-1, i), ys.gather(-1, j)), 0.0)
@@ -189,7 +192,7 @@ def power(d: Tensor, p: float) -> Tensor:
     return (d.abs().masked_fill(zero, 1.0) ** p).masked_fill(zero, 0.0)
 
 
-def cuts(values: Tensor, weights: Tensor | None, order: Tensor) -> Tensor:
+def cuts(values: Tensor, weights: Tensor | None, order: Tensor, p: float = 1.0) -> Tensor:
     """Cumulative weights of the sorted atoms [..., n] in float64, scaled by a power of two, to a total in [1/2, 1).
 
     Uniform weights: 1, 2, ..., n. A row with a negative weight, or without finite positive total, is NaN.
@@ -200,13 +203,27 @@ def cuts(values: Tensor, weights: Tensor | None, order: Tensor) -> Tensor:
     total = w.detach().sum(-1, keepdim=True)
     bad = (w < 0).any(-1, keepdim=True) | ~(total > 0) | ~total.isfinite()
     exponent = torch.frexp(torch.where(bad, 1.0, total)).exponent.double()
-    return (w * torch.exp2(-exponent.clamp(min=-1000))).masked_fill(bad, math.nan).gather(-1, order).cumsum(-1)
+    w = (w * torch.exp2(-exponent.clamp(min=-1000))).masked_fill(bad, math.nan).gather(-1, order)
+    sums = w.cumsum(-1)
+    if p in (1.0, 2.0):
+        return sums
+    lost = w.detach() - torch.diff(sums.detach(), dim=-1, prepend=torch.zeros_like(sums[..., :1]))
+    return sums + lost.cumsum(-1)
 
 
-def cross(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cross(a: Tensor, b: Tensor, p: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The cuts of both sides over one denominator, and that denominator [..., 1]."""
     a, b = a.detach(), b.detach()
-    return a * b[..., -1:], b * a[..., -1:], a[..., -1:] * b[..., -1:]
+    ka, kb, total = a * b[..., -1:], b * a[..., -1:], a[..., -1:] * b[..., -1:]
+    return (ka, kb if p in (1.0, 2.0) else _tied(ka, kb, total), total)
+
+
+def _tied(ka: Tensor, kb: Tensor, total: Tensor) -> Tensor:
+    """kb, but the first cut of ka for each that is one with it; the total stays."""
+    tolerance = total * 2.0**-47
+    near = torch.searchsorted(ka.contiguous(), kb - tolerance).clamp_(max=ka.size(-1) - 1)
+    other = ka.gather(-1, near)
+    return torch.where((kb < total) & (other - kb <= tolerance), other, kb)
 
 
 def segments(ka: Tensor, kb: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:

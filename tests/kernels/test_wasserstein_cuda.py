@@ -104,6 +104,18 @@ def test_emulated_uniform(n: int, m: int, dtype: torch.dtype, p: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("n", "p"), [(10, INF), (1500, 7.3)])
+def test_emulated_ties_of_rounded_weights(n: int, p: float) -> None:
+    a = torch.randint(0, 4, (2, n)).double()
+    a[:, n // 2] += 1
+    x = samples(2, n, F64)
+    check_forward((x, x + 1, a, 0.3 * a), p)
+    cost, _, _ = _wasserstein_cuda.forward(x, x, a, 0.3 * a, p, 0)
+    assert torch.equal(cost, torch.zeros(2).double())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("n", "m", "dtype", "p"),
     [

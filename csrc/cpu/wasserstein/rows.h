@@ -76,11 +76,13 @@ template <typename S>
 void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Merged* merged,
                int threads) {
   using T = acc_t<S>;
+  const bool closely = problem.p != 1 && problem.p != 2;
   bool good = !has_nan(x) && !has_nan(y);
   if (good && merged != nullptr) {
     bool fits[2];
-    for_each(threads, 2,
-             [&](int64_t side) { fits[side] = side == 0 ? cumulate(x, merged->x) : cumulate(y, merged->y); });
+    for_each(threads, 2, [&](int64_t side) {
+      fits[side] = side == 0 ? cumulate(x, merged->x, closely) : cumulate(y, merged->y, closely);
+    });
     good = fits[0] && fits[1];
   }
   if (!good) {
@@ -101,6 +103,7 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
     // Over one denominator, so that integer weights are compared exactly.
     for (int64_t k = 0; k < x.n; ++k) x.cuts[k] *= y.total;
     for (int64_t k = 0; k < y.n; ++k) y.cuts[k] *= x.total;
+    if (closely) tie(x.cuts, y.cuts, x.total * y.total);
     const double mass = 1 / (x.total * y.total);
     solve_coupled(problem, row, x, y, Coupling<WeightedCuts>{{x.cuts}, {y.cuts}, mass}, merged, threads);
   }

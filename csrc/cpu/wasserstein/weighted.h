@@ -21,9 +21,9 @@
 namespace fastgan::FASTGAN_ISA {
 namespace {
 
-// Cumulative weights in sorted order; false if they are no weights.
+// Cumulative weights in sorted order; false if they are no weights. `closely`: rounded once, not at every step.
 template <typename S, typename W>
-bool cumulate_weights(Side<S>& side, const W* weights) {
+bool cumulate_weights(Side<S>& side, const W* weights, bool closely) {
   double total = 0, least = 0;
 #pragma omp simd reduction(+ : total) reduction(min : least)
   for (int64_t i = 0; i < side.n; ++i) {
@@ -40,6 +40,18 @@ bool cumulate_weights(Side<S>& side, const W* weights) {
   const Sorted<acc_t<S>> sorted = side.sorted;
   double* const cuts = side.cuts;
   double sum = 0;
+  if (closely) {
+    double error = 0, before = 0;
+    for (int64_t k = 0; k < side.n; ++k) {
+      const double weight = weights[sorted.from(k)], next = sum + weight, added = next - sum;
+      error += (sum - (next - added)) + (weight - added);
+      sum = next;
+      const double cut = (sum + error) * unit;
+      cuts[k] = before = cut > before ? cut : before;
+    }
+    side.total = before;
+    return true;
+  }
   // Each sum waits for the one before: its scaling, which is exact, does not make it wait longer.
   for (int64_t k = 0; k < side.n; ++k) cuts[k] = (sum += weights[sorted.from(k)]) * unit;
   side.total = sum * unit;
@@ -48,16 +60,29 @@ bool cumulate_weights(Side<S>& side, const W* weights) {
 
 // Values and cumulative weights, [n + 1] as Merged has them.
 template <typename S>
-bool cumulate(Side<S>& side, double* values) {
+bool cumulate(Side<S>& side, double* values, bool closely) {
   for (int64_t k = 0; k < side.n; ++k) values[k] = side.sorted[k];
   values[side.n] = values[side.n - 1];
   side.cuts[side.n] = std::numeric_limits<double>::infinity();
   side.unit = 1;
-  if (side.weights != nullptr) return cumulate_weights(side, side.weights);
-  if (side.float_weights != nullptr) return cumulate_weights(side, side.float_weights);
+  if (side.weights != nullptr) return cumulate_weights(side, side.weights, closely);
+  if (side.float_weights != nullptr) return cumulate_weights(side, side.float_weights, closely);
   for (int64_t k = 0; k < side.n; ++k) side.cuts[k] = static_cast<double>(k + 1);
   side.total = static_cast<double>(side.n);
   return true;
+}
+
+// Each of y's cuts that is one with a cut of x becomes it (common/quantile.h).
+FASTGAN_INLINE void tie(const double* x_cuts, double* y_cuts, double total) {
+  const double tolerance = kTie * total;
+  for (int64_t i = 0, j = 0; y_cuts[j] < total;) {
+    if (x_cuts[i] < y_cuts[j] - tolerance) {
+      ++i;
+    } else {
+      if (x_cuts[i] - y_cuts[j] <= tolerance) y_cuts[j] = x_cuts[i];
+      ++j;
+    }
+  }
 }
 
 typedef double Two __attribute__((vector_size(16)));  // of x and of y
