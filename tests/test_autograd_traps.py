@@ -82,6 +82,12 @@ def _tangent(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         return (torch.zeros_like(y) if tangent is None else tangent,)
 
 
+def _compiled_tangent(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    torch._dynamo.reset()
+    slope = torch.compile(lambda x, w: torch.func.jvp(lambda t: f(t, w), (x,), (x.cos(),))[1], backend="aot_eager")
+    return (slope(x, w),)
+
+
 def _reverse_over_forward(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     def slope(x: Tensor) -> Tensor:
         return torch.func.jvp(lambda t: f(t, w), (x,), (torch.ones_like(x),))[1].square().sum()
@@ -163,7 +169,7 @@ def _zero_tangent(f: Operator, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
 # What must be right; all others may also raise.
 MUST = [
     _first, _second, _nested, _mapped, _mapped_second, _mapped_weights, _first_of_mapped, _jacobian, _of_negatives,
-    _batched_gradients, _traced, _tangent, _zero_tangent, _forward_jacobian,
+    _batched_gradients, _traced, _tangent, _zero_tangent, _forward_jacobian, _compiled_tangent,
 ]  # fmt: skip
 MAY_RAISE = [_second_of_compiled, _nested_compiled, _reverse_over_forward, _forward_over_reverse, _third]
 REFUSALS = (NotImplementedError, RuntimeError)
@@ -175,7 +181,8 @@ def _arguments() -> tuple[Tensor, Tensor]:
 
 
 def _exact(trap: Callable[..., tuple[Tensor, ...]], f: Operator) -> tuple[Tensor, ...]:
-    plain = {_second_of_compiled: _second, _nested_compiled: _nested}.get(trap, trap)
+    eager = {_second_of_compiled: _second, _nested_compiled: _nested, _compiled_tangent: _tangent}
+    plain = eager.get(trap, trap)
     with use_backend("reference"):
         return plain(f, *(t.double() for t in _arguments()))
 

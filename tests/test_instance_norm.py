@@ -387,6 +387,35 @@ def test_forward_mode(backend: str) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["none", "leaky_relu"])
+def test_forward_mode_over_a_backward_pass(backend: str, activation: str) -> None:
+    """Hessians times vectors, the fast way to them, and whole ones by ``torch.func.hessian``."""
+    dtype = torch.float64 if backend == "native" else torch.float32
+    x, residual = torch.randn(2, 2, 3, 4, dtype=dtype), torch.randn(2, 2, 3, 4, dtype=dtype)
+    primals = (x, torch.randn(2, dtype=dtype), torch.randn(2, dtype=dtype), residual)
+    tangents = tuple(torch.randn_like(p) for p in primals)
+
+    def loss(x: Tensor, w: Tensor, b: Tensor, r: Tensor) -> Tensor:
+        y = F.instance_norm_act(x, w, b, residual=r, activation=activation, reflect_pad=1)
+        return (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).exp().sum()
+
+    def products() -> list[Tensor]:
+        gradients = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+        some = torch.func.jvp(torch.func.grad(lambda w: loss(x, w, *primals[2:])), primals[1:2], tangents[1:2])[1]
+        return [*torch.func.jvp(gradients, primals, tangents)[1], some]
+
+    got = products()
+    small = torch.func.hessian(lambda x: loss(x, *primals[1:]))(x) if backend == "native" else None
+    with use_backend("reference"):
+        want = products()
+        if small is not None:
+            torch.testing.assert_close(small, torch.func.hessian(lambda x: loss(x, *primals[1:]))(x))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(
+            a, b, rtol=1e-3 if dtype == torch.float32 else 1e-9, atol=1e-3 * float(b.abs().max())
+        )
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -396,12 +425,6 @@ def test_refuses_a_third_derivative() -> None:
     (second,) = grad(first.pow(2).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="third derivative is not supported"):
         second.pow(2).sum().backward()
-
-
-def test_refuses_forward_mode_over_backward() -> None:
-    x = torch.randn(1, 2, 3, 4)
-    with pytest.raises(NotImplementedError, match="forward mode over a backward pass"):
-        torch.func.jvp(torch.func.grad(lambda t: F.instance_norm_act(t).pow(2).sum()), (x,), (x,))
 
 
 @pytest.mark.parametrize(

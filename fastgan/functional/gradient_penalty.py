@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from fastgan import reference
@@ -21,7 +20,16 @@ from fastgan.functional._autocast import without_autocast
 from fastgan.functional._piecewise import NOTHING
 from fastgan.functional.interpolate import interpolate_checked
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, may_be_read, one_by_one
+from fastgan.kernels.library import (
+    RawOperator,
+    allow_in_graph,
+    apply,
+    is_eager,
+    kernel_of,
+    may_be_read,
+    may_need_tangents,
+    one_by_one,
+)
 from fastgan.reference.instance_norm import statistics_dtype
 
 Critic = Callable[[Tensor], Tensor]
@@ -435,7 +443,7 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grads, norms)
         ctx.early = (early, gradient[0]) if gradient else None
-        if forward_ad._current_level >= 0:
+        if may_need_tangents():
             ctx.save_for_forward(grads, norms)
 
     @staticmethod

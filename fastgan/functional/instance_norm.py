@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_record, one_by_one
+from fastgan.kernels.library import (
+    RawOperator,
+    allow_in_graph,
+    apply,
+    kernel_of,
+    may_need_tangents,
+    may_record,
+    one_by_one,
+)
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
@@ -58,7 +65,8 @@ def instance_norm_act(
         [N, C, *(spatial + 2 reflect_pad)] in x's dtype and memory format. Statistics are computed in float32
         (float64 for float64), by the two-pass or Welford formula, and the result is rounded once.
 
-    Differentiable twice in x, weight, bias and residual; a third derivative raises. Deterministic.
+    Differentiable twice in x, weight, bias and residual, also in forward mode over reverse mode
+    (``torch.func.jvp`` of ``grad``, ``hessian``); a third derivative raises. Deterministic.
 
     Raises:
         TypeError: an argument that is no dense tensor, of a wrong dtype, or no number.
@@ -187,7 +195,7 @@ class _Forward(torch.autograd.Function):
         # The residual is needed again only to know where the activation cuts.
         kept = residual if ctx.setting[0] != "none" else None
         ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
-        if forward_ad._current_level >= 0:
+        if may_need_tangents():
             ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
 
     @staticmethod
@@ -267,6 +275,9 @@ class _Backward(torch.autograd.Function):
         ctx.mark_non_differentiable(m1, m2)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
+        if may_need_tangents():
+            ctx.need = inputs[-1]
+            ctx.save_for_forward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -287,8 +298,28 @@ class _Backward(torch.autograd.Function):
         return grad_grad, grad_x, grad_weight, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
+    def jvp(
+        ctx: Any,
+        grad_t: Tensor | None,
+        x_t: Tensor | None,
+        weight_t: Tensor | None,
+        bias_t: Tensor | None,
+        residual_t: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor | None, ...]:
+        # Linear in grad; in the others, the derivative is the Hessian of <grad, y>, which is symmetric: a double
+        # backward. Of bias and residual, y is piecewise linear.
+        grad, x, weight, bias, residual, mean, rstd, m1, m2 = ctx.saved_tensors
+        linear = apply(
+            _Backward, torch.zeros_like(grad) if grad_t is None else grad_t,
+            x, weight, bias, residual, mean, rstd, ctx.setting, ctx.need,
+        )  # fmt: skip
+        _, curved_x, curved_weight = apply(
+            _DoubleBackward, torch.zeros_like(x) if x_t is None else x_t, residual_t, weight_t, bias_t,
+            grad, x, weight, bias, residual, mean, rstd, m1, m2, ctx.setting,
+        )  # fmt: skip
+        weight_result = None if linear[1] is None else linear[1] + curved_weight
+        return linear[0] + curved_x, weight_result, linear[2], linear[3], None, None
 
 
 class _DoubleBackward(torch.autograd.Function):

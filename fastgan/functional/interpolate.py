@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, one_by_one
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_need_tangents, one_by_one
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
@@ -128,7 +127,7 @@ class _Forward(torch.autograd.Function):
         # real and fake are needed again only for alpha's gradient.
         kept = (real, fake) if alpha is not None and alpha.requires_grad else (None, None)
         ctx.save_for_backward(*kept, output[1] if alpha is None else alpha)
-        if forward_ad._current_level >= 0:
+        if may_need_tangents():
             ctx.save_for_forward(real, fake, output[1] if alpha is None else alpha)
 
     @staticmethod

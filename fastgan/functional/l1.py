@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastgan import reference
 from fastgan.functional import _check
@@ -24,6 +23,7 @@ from fastgan.kernels.library import (
     is_eager,
     kernel_of,
     may_be_read,
+    may_need_tangents,
     one_by_one,
 )
 
@@ -187,7 +187,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(signs)
         waiting = iter(gradients)
         ctx.early = [next(waiting) if is_early else None for is_early in early] if gradients else None
-        if forward_ad._current_level >= 0:
+        if may_need_tangents():
             ctx.save_for_forward(*tensors)
 
     @staticmethod

@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastgan.functional import _check
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_eager, kernel_of, unwrapped
+from fastgan.kernels.library import (
+    RawOperator,
+    allow_in_graph,
+    apply,
+    is_eager,
+    kernel_of,
+    may_need_tangents,
+    unwrapped,
+)
 from fastgan.reference import wasserstein as reference
 
 _NAME = "wasserstein_1d"
@@ -416,7 +423,7 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = (output[1], x, y, a, b, *output[2:])
         ctx.save_for_backward(*saved)
-        if forward_ad._current_level >= 0:
+        if may_need_tangents():
             ctx.save_for_forward(*saved)
 
     @staticmethod

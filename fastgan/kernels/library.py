@@ -124,7 +124,12 @@ def _runs_plain(args: Iterable[Any]) -> bool:
 
 def may_record() -> bool:
     """Whether :func:`apply` may keep a Function for a further derivative; else it calls its ``forward`` alone."""
-    return _grad_enabled() or _transforms_active() or forward_ad._current_level >= 0
+    return _grad_enabled() or may_need_tangents()
+
+
+def may_need_tangents() -> bool:
+    """Whether a Function's ``jvp`` may be called. Where it is compiled, forward mode is a transform and no level."""
+    return _transforms_active() or forward_ad._current_level >= 0
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
