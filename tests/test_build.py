@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,21 @@ import pybind11
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# As in CMakeLists.txt, which compiles the kernels once per instruction set.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512cd"]
+INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": [], "avx2": AVX2, "avx512": AVX512}
+
+
+def other_compilers() -> list[str]:
+    """The oldest of each kind that is here, beside the one that built the extension."""
+    found = []
+    for pattern in ("clang++*", "g++-*", "aarch64-linux-gnu-g++*"):
+        names = {p.name for folder in os.environ["PATH"].split(os.pathsep) for p in Path(folder).glob(pattern)}
+        found += sorted(names, key=lambda name: int(name.rpartition("-")[2]) if name[-1].isdigit() else 99)[:1]
+    return found
+
+
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 NINJA = shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 needs_cmake = pytest.mark.skipif(CMAKE is None or NINJA is None, reason="no cmake or no ninja")
@@ -76,6 +92,20 @@ def test_cuda_off_and_unknown_modes(tmp_path: Path) -> None:
     unknown = configure(tmp_path, "yes")
     assert unknown.returncode != 0
     assert 'FASTGAN_CUDA must be auto, 0 or 1, got "yes"' in " ".join(unknown.stderr.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", other_compilers())
+def test_kernels_are_the_language_of_every_compiler_here(compiler: str) -> None:
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-fopenmp-simd", f"-I{ROOT / 'csrc'}"]
+    names = ["baseline"] if compiler.startswith("aarch64") or platform.machine() not in ("x86_64", "AMD64") else None
+    for isa in names or INSTRUCTION_SETS:
+        for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+            defined = [f"-DFASTGAN_ISA={isa}", f"-DFASTGAN_ISA_{isa}", "-Wno-unknown-pragmas"]
+            command = [compiler, *flags, *INSTRUCTION_SETS[isa], *defined, str(source)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert "warning:" not in done.stderr, done.stderr
 
 
 def run_setup(tmp_path: Path, cmake: str, mode: str = "auto") -> subprocess.CompletedProcess[str]:

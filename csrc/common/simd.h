@@ -14,6 +14,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(FASTGAN_ISA_avx512)
@@ -111,7 +113,7 @@ FASTGAN_INLINE Vec<float> load_vector(const f16_t* p) {
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   Vec<float> v;
-  for (int i = 0; i < simd::kFloats; ++i) v[i] = static_cast<float>(p[i]);
+  for (int i = 0; i < simd::kFloats; ++i) v[i] = load(p[i]);
   return v;
 #endif
 }
@@ -167,7 +169,7 @@ FASTGAN_INLINE void store_vector(f16_t* p, Vec<float> v) {
   const auto half = simd::to_f16(v);
   std::memcpy(p, &half, sizeof half);
 #else
-  for (int i = 0; i < simd::kFloats; ++i) p[i] = static_cast<f16_t>(v[i]);
+  for (int i = 0; i < simd::kFloats; ++i) store(p[i], v[i]);
 #endif
 }
 
@@ -310,14 +312,25 @@ FASTGAN_INLINE void with_bool(bool value, const Body& body) {
 
 // --- permutations ----------------------------------------------------------------------------------------------
 
+// Of the elements of a, then b: those at places I.
+template <size_t... I, typename V>
+FASTGAN_INLINE V shuffled(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else  // which has that from GCC 12 on only
+  using Places = decltype(a < b);
+  return __builtin_shuffle(a, b, Places{I...});
+#endif
+}
+
 namespace simd {
 template <size_t kFirst, typename V, size_t... I>
 FASTGAN_INLINE V every_other(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I + kFirst)...);
+  return shuffled<(2 * I + kFirst)...>(a, b);
 }
 template <size_t kFirst, typename V, size_t... I>
 FASTGAN_INLINE V alternate(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (kFirst + I / 2 + (I & 1) * sizeof...(I))...);
+  return shuffled<(kFirst + I / 2 + (I & 1) * sizeof...(I))...>(a, b);
 }
 template <typename V>
 using Lanes = std::make_index_sequence<sizeof(V) / sizeof(V{}[0])>;

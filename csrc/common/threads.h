@@ -47,6 +47,8 @@ FASTGAN_INLINE void parallel(int threads, const Body& body) {
     }
     return;
   }
+#else
+  (void)threads;
 #endif
   body(0, 1);
   stream_fence();

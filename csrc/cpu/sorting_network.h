@@ -244,8 +244,14 @@ FASTGAN_INLINE Signs permuted(Signs v, const Decision* from) {
   std::memcpy(&order, from, sizeof order);
 #if defined(FASTGAN_ISA_avx512)
   return (Signs)_mm512_permutexvar_epi16((__m512i)order, (__m512i)v);
+#elif defined(FASTGAN_ISA_avx2)
+  return (Signs)_mm_shuffle_epi8((__m128i)v, (__m128i)order);
+#elif defined(__ARM_NEON)
+  return (Signs)vqtbl1q_u8((uint8x16_t)v, (uint8x16_t)order);
 #else
-  return __builtin_shuffle(v, order);
+  Signs result;
+  for (int i = 0; i < 2 * kBlock; ++i) result[i] = v[order[i]];
+  return result;
 #endif
 }
 
@@ -637,18 +643,16 @@ FASTGAN_INLINE void transpose(Keys* r) {
 }
 #else
 // By exchanging off-diagonal squares of half the size at each step.
+template <int kStep, size_t... J>
+FASTGAN_INLINE void exchange_squares(Keys& upper, Keys& lower, std::index_sequence<J...>) {
+  const Keys a = upper, b = lower;
+  upper = shuffled<((J & kStep) == 0 ? J : kRows + J - kStep)...>(a, b);
+  lower = shuffled<((J & kStep) == 0 ? J + kStep : kRows + J)...>(a, b);
+}
 template <int kStep>
 FASTGAN_INLINE void transpose_step(Keys* r) {
-  Keys keep_low, keep_high;
-  for (int j = 0; j < kRows; ++j) {
-    keep_low[j] = (j & kStep) == 0 ? j : kRows + j - kStep;
-    keep_high[j] = (j & kStep) == 0 ? j + kStep : kRows + j;
-  }
   for (int i = 0; i < kRows; ++i) {
-    if ((i & kStep) != 0) continue;
-    const Keys a = r[i], b = r[i + kStep];
-    r[i] = __builtin_shuffle(a, b, keep_low);
-    r[i + kStep] = __builtin_shuffle(a, b, keep_high);
+    if ((i & kStep) == 0) exchange_squares<kStep>(r[i], r[i + kStep], std::make_index_sequence<kRows>());
   }
   if constexpr (kStep > 1) transpose_step<kStep / 2>(r);
 }

@@ -203,8 +203,8 @@ void add_steps(const Merged& g, const Power<kOrder>& order, const Path& path, in
   int64_t i = 0, j = 0;
   for (int64_t k = 0; k < count; ++k) {
     sums += Two{slope[k], -slope[k]};
-    x_ended[i] = __builtin_shuffle(sums, potential, TwoBits{0, 2});
-    y_ended[j] = __builtin_shuffle(sums, potential, TwoBits{1, 3});
+    x_ended[i] = shuffled<0, 2>(sums, potential);
+    y_ended[j] = shuffled<1, 3>(sums, potential);
     moment += (Two{} + mass[k]) * potential;
     const TwoBits ended = (TwoBits{} + path.ends_x[k]) ^ TwoBits { 0, -1 };
     sums = where(~ended, sums);
