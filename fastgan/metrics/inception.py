@@ -1,4 +1,4 @@
-"""Fréchet inception distance and inception score of torch-fidelity's Inception network, which torchmetrics wraps.
+"""Fréchet inception distance and inception score of torch-fidelity's Inception network.
 
 Nothing is downloaded: the network's weights must lie on the disk.
 """
@@ -117,8 +117,8 @@ class _Moments:
 def _frechet_distance(a: _Moments, b: _Moments) -> float:
     r"""The trace of :math:`(\Sigma_a \Sigma_b)^{1/2}` is the sum of the singular values of :math:`R_a^T R_b`.
 
-    They are exact to rounding. The eigenvalues of :math:`\Sigma_a \Sigma_b`, whose roots torchmetrics adds up, are not
-    where there are fewer images than features: such distances were seen to be 2 % off.
+    They are exact to rounding; the eigenvalues of :math:`\Sigma_a \Sigma_b`, whose roots would do as well, are not
+    where there are fewer images than features.
     """
     shared = torch.linalg.svdvals(a.root().T @ b.root()).sum()
     traces = a.covariance().trace() + b.covariance().trace() - 2 * shared
@@ -168,15 +168,29 @@ def _inception(weights: Path, layer: int | str) -> nn.Module:
     except Exception as error:
         raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
     try:
-        importlib.import_module("torch_fidelity")  # torchmetrics hides why it cannot be imported
-        from torchmetrics.image.fid import NoTrainInceptionV3
-
-        network: nn.Module = NoTrainInceptionV3("inception-v3-compat", [str(layer)], str(weights))
+        extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        network = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [str(layer)], str(weights))
     except ImportError as error:
         raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
     except RuntimeError as error:
         raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
-    return network
+    return _Inception(network)
+
+
+class _Inception(nn.Module):
+    """uint8 images [N, 3, H, W] → the one layer's features [N, F].
+
+    It is torch-fidelity's own network that scales images to 299 × 299, as the published figures' does. torchmetrics'
+    version of it smooths them on the way (antialias), which changes features and the distance.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)[0]
+        return features
 
 
 def _input(batch: Tensor, device: torch.device | str, floating: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -57,6 +58,38 @@ def test_fid_of_fewer_images_than_features_is_exact():
     expected = (a.mean(0) - b.mean(0)).square().sum() + sum(x.square().sum() for x in roots) - 2 * shared
     value = frechet_inception_distance(_batches(real), _batches(fake), features=features)
     assert math.isclose(value, float(expected), rel_tol=1e-6)
+
+
+def test_inception_is_torch_fidelitys_own(tmp_path, monkeypatch):
+    """Not torchmetrics' version of it, which scales images in another way; it gets them as they are, as bytes."""
+    built = []
+
+    class Extractor(nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path=None):
+            super().__init__()
+            built.append((name, features_list, feature_extractor_weights_path))
+
+        def forward(self, x):
+            assert not self.training
+            assert (x.dtype, x.shape[1:], x.min(), x.max()) == (torch.uint8, (3, 6, 6), 0, 255)
+            return (x.flatten(1)[:, ::20].float(),)
+
+    package, extractors = types.ModuleType("torch_fidelity"), types.ModuleType("feature_extractor_inceptionv3")
+    extractors.FeatureExtractorInceptionV3 = Extractor
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", extractors)
+    weights = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(1)}, weights)
+    real, fake = (torch.rand(8, 3, 6, 6) * 2 - 1 for _ in range(2))
+    for images in (real, fake):
+        images[:, 0, 0, 0], images[:, 0, 0, 1] = 1.2, -1
+    value = frechet_inception_distance([real], [fake], weights=weights)
+    assert built == [("inception-v3-compat", ["2048"], str(weights))]
+    pixels = nn.Module()
+    pixels.forward = lambda x: ((x.clamp(-1, 1) + 1) * 127.5).round().flatten(1)[:, ::20]
+    assert math.isclose(value, frechet_inception_distance([real], [fake], features=pixels), rel_tol=1e-6)
+    assert value > 1
 
 
 class _Logits(nn.Module):
