@@ -452,7 +452,7 @@ class _Forward(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
         cost, *saved = ctx.saved_tensors
         ones = torch.ones_like(saved[4])
-        tangent = apply(_DoubleBackward, *tangents[:4], ones, *saved, ctx.p, 0, ctx.backend)[0]
+        tangent = apply(_DoubleBackward, *tangents[:4], ones, *saved, ctx.p, 16, ctx.backend)[0]
         scale = saved[4]
         if ctx.mean:
             tangent, _ = reference.mean_cost(tangent, scale, ctx.p)
@@ -515,6 +515,8 @@ class _Backward(torch.autograd.Function):
         if all(v is None for v in cotangents):
             return (None,) * 13
         want = sum(1 << i for i in range(4) if ctx.needs_input_grad[1 + i])
+        if ctx.needs_input_grad[0] or ctx.p == 1 or math.isinf(ctx.p):  # the two have no other second derivative
+            want |= 16
         grads = apply(_DoubleBackward, *cotangents, *ctx.saved_tensors, ctx.p, want, ctx.backend)
         return (*grads, *(None,) * 8)
 
@@ -528,7 +530,10 @@ class _Backward(torch.autograd.Function):
 
 
 class _DoubleBackward(torch.autograd.Function):
-    """Gradients of the backward pass for (grad, x, y, x_weights, y_weights), given cotangents v of its results."""
+    """Gradients of the backward pass for (grad, x, y, x_weights, y_weights), given cotangents v of its results.
+
+    want: bits 0 to 3, which inputs' gradients; bit 4, whether grad's.
+    """
 
     @staticmethod
     def forward(
@@ -537,20 +542,20 @@ class _DoubleBackward(torch.autograd.Function):
         ux: Tensor | None, uy: Tensor | None, ua: Tensor | None, ub: Tensor | None, p: float, want: int, backend: str,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         cotangents = (vx, vy, va, vb)
-        weights = va is not None or vb is not None or want >> 2
-        if want and weights and not math.isinf(p):
-            grad_grad, grads = reference.double_backward(cotangents, grad, (x, y, a, b), p)
-            return grad_grad, *(g if want >> i & 1 else None for i, g in enumerate(grads))
-        given = sum(1 << i for i, v in enumerate(cotangents) if v is not None)
+        weights = va is not None or vb is not None or want & 12
+        if want & 15 and weights and not math.isinf(p):
+            of_grad, grads = reference.double_backward(cotangents, grad, (x, y, a, b), p)
+            return of_grad, *(g if want >> i & 1 else None for i, g in enumerate(grads))
+        given = sum(1 << i for i, v in enumerate(cotangents) if v is not None and want & 16)
         units = _units(x, y, a, b, (ux, uy, ua, ub), p, given, backend)
-        grad_grad = torch.zeros_like(grad)
+        grad_grad = torch.zeros_like(grad) if want & 16 else None
         for unit, v, factor in zip(units, cotangents, _factors(torch.ones_like(grad), x, y, scale, p), strict=True):
-            if unit is not None and v is not None:
+            if grad_grad is not None and unit is not None and v is not None:
                 if unit.dtype == torch.int32:
                     unit = _scale_signs(unit, torch.ones_like(factor), v.size(-1), v.dtype, backend)
                 wide = torch.promote_types(unit.dtype, torch.float32)
                 grad_grad = grad_grad + factor * _row_sums(unit.to(wide) * v)
-        if p == 1 or math.isinf(p) or not want:
+        if p == 1 or math.isinf(p) or not want & 3:
             return grad_grad, None, None, None, None
         hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
         return grad_grad, hx if want & 1 else None, hy if want & 2 else None, None, None

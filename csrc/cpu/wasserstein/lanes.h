@@ -145,13 +145,17 @@ void scatter(const Lanes* slopes, const uint32_t* order, int64_t rows, int64_t n
   }
 }
 
+FASTGAN_INLINE bool any_lane(network::Keys mask) {
+  int32_t any = 0;
+  for (int l = 0; l < kGroup; ++l) any |= mask[l];
+  return any != 0;
+}
+
 // Whether any lane has equal values, which random ones seldom are.
 FASTGAN_INLINE bool has_equal(const network::Keys* keys, int64_t n) {
   network::Keys found = {};
   for (int64_t k = 1; k < n; ++k) found |= keys[k] == keys[k - 1];
-  int32_t any = 0;
-  for (int l = 0; l < kGroup; ++l) any |= found[l];
-  return any != 0;
+  return any_lane(found);
 }
 
 // Whether equal values have different slopes, so that it matters which of them comes first.
@@ -159,9 +163,7 @@ FASTGAN_INLINE bool order_matters(const network::Keys* keys, const Lanes* slopes
   if (!has_equal(keys, n)) return false;
   network::Keys found = {};
   for (int64_t k = 1; k < n; ++k) found |= (keys[k] == keys[k - 1]) & (slopes[k] != slopes[k - 1]);
-  int32_t any = 0;
-  for (int l = 0; l < kGroup; ++l) any |= found[l];
-  return any != 0;
+  return any_lane(found);
 }
 
 FASTGAN_INLINE bool order_matters(const network::Keys* keys, const network::Signs* signs, int64_t n) {
