@@ -27,14 +27,13 @@ def inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
     """The Inception network's weights: ``path``, or their place in torch's cache.
 
     Raises:
-        MetricUnavailableError: torchmetrics, torch-fidelity or the weights are missing.
+        MetricUnavailableError: torch-fidelity or the weights are missing.
     """
-    for module, package in (("torchmetrics", "torchmetrics"), ("torch_fidelity", "torch-fidelity")):
-        if find_spec(module) is None:
-            raise MetricUnavailableError(
-                f"FID and the inception score need {package}, which is not installed: pip install torchmetrics "
-                "torch-fidelity. Sliced Wasserstein distances of patches need neither"
-            )
+    if find_spec("torch_fidelity") is None:
+        raise MetricUnavailableError(
+            "FID and the inception score need torch-fidelity, which is not installed: pip install torch-fidelity. "
+            "Sliced Wasserstein distances of patches do not"
+        )
     weights = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     if not weights.is_file():
         raise MetricUnavailableError(
@@ -140,12 +139,11 @@ def inception_score(
     Arguments as for :func:`frechet_inception_distance`; ``features`` gives logits. The images are shuffled among the
     splits from torch's global random state.
     """
-    if features is None:
-        features, own = _inception(inception_weights(weights), "logits_unbiased"), False
-    elif find_spec("torchmetrics") is None:
+    if find_spec("torchmetrics") is None:
         raise MetricUnavailableError("the inception score needs torchmetrics: pip install 'fastgan[metrics]'")
-    else:
-        own = True
+    own = features is not None
+    if features is None:
+        features = _inception(inception_weights(weights), "logits_unbiased")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer")
         kind = importlib.import_module("torchmetrics.image.inception").InceptionScore
