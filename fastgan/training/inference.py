@@ -233,7 +233,7 @@ def evaluate(
         scores = cyclegan.scores(real[domain], fake[domain], paired)
         if fid:
             batches = [[image[None] for image in images[domain]] for images in (real, fake)]
-            scores["fid"] = frechet_inception_distance(*batches)
+            scores["fid"] = frechet_inception_distance(*batches, device=translators["B"].device)
         found |= {f"{name}_{domain}": value for name, value in scores.items()}
     if not found:
         raise DataError(

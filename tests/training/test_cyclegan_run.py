@@ -400,7 +400,7 @@ def test_ctrl_c_saves_and_exits_with_130(data: Path, monkeypatch: pytest.MonkeyP
     assert_same_run(whole, broken)
 
 
-def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(data, eval_freq=2, max_steps=2)
     cyclegan.train(config)
     capsys.readouterr()
@@ -417,6 +417,16 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name} is for runs of train gan, and" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
     assert "FID" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        sides: list[Any] = []
+        patch.setattr(inference, "inception_weights", lambda: None)
+        patch.setattr(
+            inference, "frechet_inception_distance", lambda *images, device: sides.append((*images, device)) or 1.5
+        )
+        assert inference.evaluate(config.folder, device="cpu", fid=True)["fid_A"] == 1.5
+    (real, fake, device), _ = sides
+    assert device == torch.device("cpu")
+    assert len(real) == len(fake) == len(list((data / "testA").iterdir()))
     assert {k: logged[k] for k in ("swd_A", "swd_B")} == pytest.approx({k: scores[k] for k in ("swd_A", "swd_B")})
     for path in (data / "testB").iterdir():
         path.unlink()
