@@ -64,6 +64,8 @@ def aot_cases() -> Iterator[Case]:
         some = ((80, 90), (90,), (90, 100), (90,))[k % 4]
         yield _edge(operator, edge, (wide, half, torch.float16)[k % 3], some)
     yield _edge("backward", ((16, 127, 4, 4, 4), False, None, 3), wide, (80, 90, 100), "relu")
+    for operator in ("backward", "double_backward"):
+        yield _edge(operator, ((1, 64, 384, 384), True, "interior", 1), torch.float16, (80, 90, 100))
 
 
 def _edge(

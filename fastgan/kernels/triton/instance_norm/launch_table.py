@@ -95,7 +95,9 @@ def setting(
         per_thread = max(per_thread, 16 // itemsize)  # 128 bits
     width = min(width, tile // group)
     blocks = -(-channels // group) * (planes // channels) if channels_last else planes
-    most = min(triton.next_power_of_2(int(elements**0.5)) // 2, -(-elements // width), 256)
+    # A program of a derivative's second launch holds the sums of all pieces of its planes in registers.
+    pieces = 256 if operator == "forward" else 8192 // group
+    most = min(triton.next_power_of_2(int(elements**0.5)) // 2, -(-elements // width), min(pieces, 256))
     splits = 1
     while splits * 2 <= most and splits * blocks < 4 * processors:
         splits *= 2
