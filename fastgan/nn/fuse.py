@@ -12,16 +12,11 @@ methods of that class that call the same norm get what they got before.
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import dis
 import importlib
-import inspect
 import itertools
 import operator
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -31,6 +26,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, fx, nn
 
 from fastgan.kernels.library import allow_in_graph, apply
+from fastgan.nn._own_forward import trace_own_forward
+from fastgan.nn._pieces import called_in_pieces
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
 _FUSED: dict[type[nn.Module], type[_InstanceNormAct]] = {
@@ -103,8 +100,9 @@ def fuse(model: nn.Module) -> FusionReport:
     report = FusionReport()
     uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
     names = _replace_norms(model, report)
+    in_pieces = {module for module in called_in_pieces(model) if _is_sequential(module)}
     taken: dict[_InstanceNormAct, list[str]] = {norm: ["norm"] for norm in names}
-    reader = _Reader(uses, _called_in_pieces(model), report)
+    reader = _Reader(uses, in_pieces, report)
     for name, module in reversed(list(model.named_modules())):
         if names:
             reader.take_over(name, module, taken)
@@ -356,7 +354,7 @@ class _Reader:
     def _graph(self, module: nn.Module, name: str | None) -> fx.Graph | None:
         """The calls of ``module``'s own forward; None, and a line in the report, if they cannot be known."""
         if module not in self.graphs:
-            traced = _trace(module)
+            traced = trace_own_forward(module)
             if isinstance(traced, str):
                 if name is not None:
                     self.report.left.append((name, f"what follows its norms: {traced}"))
@@ -364,194 +362,6 @@ class _Reader:
             else:
                 self.graphs[module] = traced
         return self.graphs[module]
-
-
-class _Proxy(fx.Proxy):
-    """Records ``a += b`` as what it is; fx itself takes it for ``a = a + b``."""
-
-    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.isub, other)
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self._in_place(operator.itruediv, other)
-
-
-class _OwnForward(fx.Tracer):
-    proxy_buffer_attributes = True  # or a change of a buffer in place would happen now, and not be recorded
-
-    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
-        self.modes = _modes()
-        return super().trace(*args, **kwargs)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self.modes:
-            raise fx.proxy.TraceError("a part of it runs without gradients, in another autocast or in a checkpoint")
-        return super().create_node(*args, **kwargs)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _modes() -> tuple[object, ...]:
-    """What a trace does not record, but its operations depend on."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
-        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-    )
-
-
-@contextlib.contextmanager
-def _other_modes() -> Iterator[None]:
-    """Other modes than usual: what a forward sets to the usual ones is a change here, and what it asks for differs."""
-    before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
-    try:
-        for device, enabled in before:
-            torch.set_autocast_enabled(device, not enabled)
-        with torch.set_grad_enabled(not torch.is_grad_enabled()):
-            yield
-    finally:
-        for device, enabled in before:
-            torch.set_autocast_enabled(device, enabled)
-
-
-def _trace(module: nn.Module) -> fx.Graph | str:
-    """The graph of ``module``'s own forward with its children as opaque calls, or why it cannot be had."""
-    if isinstance(module, fx.GraphModule):
-        return module.graph
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a ScriptModule"
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance"
-    forward = type(module).forward
-    if any(i.opname == "LOAD_GLOBAL" and i.argval in ("isinstance", "type") for i in dis.get_instructions(forward)):
-        return "its forward asks for the types of values"
-    if optional := [p.name for p in inspect.signature(forward).parameters.values() if p.default is None]:
-        return f"its forward may be called without {', '.join(optional)}"
-    before, training = _contents(vars(module)), module.training
-    graphs = []
-    try:
-        module.training = not training
-        with _other_modes():
-            graphs.append(_OwnForward().trace(module))
-        module.training = training
-        graphs.append(_OwnForward().trace(module))
-    except Exception as error:  # a trace runs the user's code on stand-ins: anything may be raised
-        return f"torch.fx cannot trace its forward ({type(error).__name__}: {str(error).splitlines()[0]})"
-    finally:
-        module.training = training
-        changed = _restore(vars(module), before)
-    if changed:
-        constants = all(name.startswith("_tensor_constant") for name in changed)
-        return "its forward makes tensors of its own" if constants else f"its forward sets {', '.join(sorted(changed))}"
-    if str(graphs[0]) != str(graphs[1]):
-        return "its forward depends on the training flag, or on whether gradients or autocast are enabled"
-    return graphs[1]
-
-
-def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, list[Any] | None]]:
-    """The values of attributes and, of those that are containers, what they hold."""
-
-    def held(value: Any) -> list[Any] | None:
-        if isinstance(value, dict):
-            return [*value.keys(), *value.values()]
-        return list(value) if isinstance(value, (list, set)) else None
-
-    return {name: (value, held(value)) for name, value in attributes.items()}
-
-
-def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, list[Any] | None]]) -> set[str]:
-    """Gives attributes their values from before; returns the names of those that had others."""
-    now = _contents(attributes)
-    changed = {name for name in now.keys() | before.keys() if not _is_same(now.get(name), before.get(name))}
-    for name in changed:
-        if name not in before:
-            del attributes[name]
-            continue
-        value, held = before[name]
-        attributes[name] = value
-        if held is not None:
-            value.clear()
-            if isinstance(value, dict):
-                value.update(zip(held[: len(held) // 2], held[len(held) // 2 :], strict=True))
-            else:
-                (value.extend if isinstance(value, list) else value.update)(held)
-    return changed
-
-
-def _is_same(a: tuple[Any, list[Any] | None] | None, b: tuple[Any, list[Any] | None] | None) -> bool:
-    if a is None or b is None or a[0] is not b[0] or a[1] is None or b[1] is None:
-        return a is not None and b is not None and a[0] is b[0]
-    return len(a[1]) == len(b[1]) and all(map(operator.is_, a[1], b[1]))
-
-
-def _called_in_pieces(model: nn.Module) -> set[nn.Module]:
-    """Every nn.Sequential of which a method in ``model`` calls some modules, and not all in order."""
-    names_of = {cls: _names_in_pieces(cls) for cls in {type(module) for module in model.modules()}}
-    of_others = {name for names in names_of.values() for name in names if name.startswith(".")}
-    found = {owner for owner in model.modules() if "self" in names_of[type(owner)]}
-    for owner in model.modules():
-        names = names_of[type(owner)] | of_others
-        children = owner._modules.items()
-        found |= {child for slot, child in children if child is not None and names & {f"self.{slot}", f".{slot}"}}
-    return {module for module in found if _is_sequential(module)}
-
-
-def _names_in_pieces(cls: type[nn.Module]) -> set[str]:
-    """Of what methods of ``cls`` call some elements, if there is source: ``self``, ``self.x``, another's ``.x``."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if base.__module__.startswith("torch.") or not issubclass(base, nn.Module):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for method in ast.walk(tree):
-            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
-                names = names.union(*map(_names, _taken_apart(method)))
-    return names
-
-
-def _taken_apart(method: ast.FunctionDef) -> Iterator[ast.expr]:
-    """What ``method`` iterates over to call the elements, calls an element of, or takes a slice of."""
-    nodes = list(ast.walk(method))
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    for node in nodes:
-        if isinstance(node, (ast.For, ast.comprehension)):
-            if called & {name.id for name in ast.walk(node.target) if isinstance(name, ast.Name)}:
-                yield node.iter
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
-            yield node.func.value
-        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
-            yield node.value
-
-
-def _names(expression: ast.expr) -> set[str]:
-    """The attributes that ``expression`` reads, and ``self`` where it stands alone."""
-    nodes = list(ast.walk(expression))
-    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
-    names = {f"self.{node.attr}" if _is_self(node.value) else f".{node.attr}" for node in attributes}
-    objects = [node.value for node in attributes]
-    return names | {"self" for node in nodes if _is_self(node) and node not in objects}
-
-
-def _is_self(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
 
 
 def _called_modules(module: nn.Module) -> Iterable[nn.Module]:
