@@ -132,7 +132,7 @@ def _listen() -> Iterator[Counter[ModelCall]]:
         tensors = tuple(Shape.of(t) for a, b, _ in pairs for t in (a, b))
         calls[ModelCall("weighted_l1", tensors, (("weights", tuple(w for *_, w in pairs)),))] += 1
 
-    def interpolate(real: Tensor, fake: Tensor, alpha: Any = None, **_: Any) -> None:
+    def interpolate(_: str, real: Tensor, fake: Tensor, alpha: Tensor | None, *__: Any) -> None:
         tensors = (Shape.of(real), Shape.of(fake), None if alpha is None else Shape.of(alpha))
         calls[ModelCall("interpolate", tensors)] += 1
 
@@ -154,7 +154,7 @@ def _listen() -> Iterator[Counter[ModelCall]]:
         for module, name, note in (
             (F, "instance_norm_act", norm),
             (F, "weighted_l1", l1),
-            (_penalty, "interpolate", interpolate),
+            (_penalty, "interpolate_checked", interpolate),
             (_penalty, "_norm_penalty", penalty),
         ):
             stack.enter_context(mock.patch.object(module, name, _noting(getattr(module, name), note)))
