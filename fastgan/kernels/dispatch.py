@@ -37,6 +37,7 @@ OPERATORS = {
 
 logger = logging.getLogger("fastgan")
 _tracing_state = torch._C._get_tracing_state
+_tracing_context = torch._guards.TracingContext.try_get
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
 _fallback_logged: set[str] = set()
 _selected: dict[tuple[Any, ...], str] = {}  # by what a Call holds: a plain tuple is quicker to look up
@@ -118,8 +119,13 @@ def in_graph(backend: str, elements: int) -> str:
     A compiled graph calls our operators through torch.library, one by one, in 20 to 50 µs each; inductor makes one loop
     of plain PyTorch and what is around it.
     """
-    few = backend == "native" and torch.compiler.is_compiling() and elements < _FEW
+    few = backend == "native" and _is_compiled() and elements < _FEW
     return "reference" if few and requested_backend() == "auto" else backend
+
+
+def _is_compiled() -> bool:
+    # Before torch 2.13 the first is false in a function that is marked allow_in_graph.
+    return torch.compiler.is_compiling() or _tracing_context() is not None
 
 
 def _traced(operator: str) -> str:
