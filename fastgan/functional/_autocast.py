@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-_NOTHING = contextlib.nullcontext()
+from fastgan.functional._piecewise import NOTHING
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """Off for a scope, where it is on."""
     if not torch._C._is_any_autocast_enabled():  # quicker than the question for one device
-        return _NOTHING
+        return NOTHING
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
-    return _NOTHING
+    return NOTHING

@@ -34,9 +34,11 @@ def number(operator: str, name: str, value: Any, least: float = -math.inf) -> No
         raise ValueError(f"{operator}: {name} must be a finite number{bound}, got {value!r}")
 
 
-def integer(operator: str, name: str, value: object) -> None:
+def integer(operator: str, name: str, value: Any, least: int | None = None) -> None:
     if type(value) is not int and not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{operator}: {name} must be an integer, got {_described(value)}")
+    if least is not None and value < least:
+        raise ValueError(f"{operator}: {name} must be at least {least}, got {value}")
 
 
 def generator(operator: str, value: object) -> None:

@@ -147,6 +147,7 @@ def gradient_penalty(
         RuntimeError: scores that do not depend on the input, a compiled critic, or an input gradient cut off from the
             graph, with which training would silently go on without a penalty.
     """
+    _check_samples("gradient_penalty", real)
     return _penalty_between(
         "gradient_penalty", critic, real, fake,
         weight, target, one_sided, alpha, generator, grad_scale, allow_batch_mixing,
@@ -230,7 +231,6 @@ def _penalty_between(
     grad_scale: float,
     allow_batch_mixing: bool,
 ) -> Tensor:
-    _check_samples(operator, real)
     _check.number(operator, "weight", weight)
     _check.number(operator, "target", target, 0)
     with NOTHING if not torch.is_grad_enabled() else torch.no_grad():  # real and fake are constants, and so is alpha

@@ -118,9 +118,7 @@ def max_sliced_wasserstein(
     x, y = _prepare(name, x, y)
     if math.isinf(p):
         raise ValueError(f"{name}: p must be finite, got {p}")
-    _check.integer(name, "n_steps", n_steps)
-    if n_steps < 0:
-        raise ValueError(f"{name}: n_steps must be at least 0, got {n_steps}")
+    _check.integer(name, "n_steps", n_steps, 0)
     if projections is None:
         projections = random_directions(n_projections, x, generator)
     _check_projections(name, projections, x)
@@ -152,9 +150,7 @@ def max_sliced_wasserstein(
 
 def random_directions(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """[count, d] uniform on the unit sphere, for points ``like`` [..., d]."""
-    _check.integer("sliced_wasserstein", "n_projections", count)
-    if count < 1:
-        raise ValueError(f"sliced_wasserstein: n_projections must be at least 1, got {count}")
+    _check.integer("sliced_wasserstein", "n_projections", count, 1)
     _check.generator("sliced_wasserstein", generator)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     device = like.device if generator is None else generator.device
@@ -205,10 +201,7 @@ def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
 
 def _projected(x: Tensor, y: Tensor, projections: Tensor) -> tuple[Tensor, Tensor]:
     """x and y along each direction of projections [..., L, d]: [..., L, n] and [..., L, m]."""
-    if torch._C._is_any_autocast_enabled():
-        with without_autocast(x.device.type):
-            x, y = projections @ x.mT, projections @ y.mT
-    else:
+    with without_autocast(x.device.type):
         x, y = projections @ x.mT, projections @ y.mT
     if (x.dim() > 2 or y.dim() > 2) and x.shape[:-1] != y.shape[:-1]:
         rows = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])

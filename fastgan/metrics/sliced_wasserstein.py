@@ -76,9 +76,7 @@ def sliced_wasserstein_patches(
         ("patch_size", patch_size),
         ("n_projections", n_projections),
     ):
-        _check.integer(name, what, number)
-        if number < 1:
-            raise ValueError(f"{name}: {what} must be at least 1, got {number}")
+        _check.integer(name, what, number, 1)
     _check.generator(name, generator)
     least = max(min_size, patch_size, 3)
     if min(real.shape[2:]) < least:

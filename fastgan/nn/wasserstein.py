@@ -25,9 +25,7 @@ class SlicedWasserstein(nn.Module):
 
     def __init__(self, n_projections: int = 128, p: float = 2.0, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        _check.integer("SlicedWasserstein", "n_projections", n_projections)
-        if n_projections < 1:
-            raise ValueError(f"SlicedWasserstein: n_projections must be at least 1, got {n_projections}")
+        _check.integer("SlicedWasserstein", "n_projections", n_projections, 1)
         check_order("SlicedWasserstein", p)
         _check.generator("SlicedWasserstein", generator)
         self.n_projections, self.p, self.generator = n_projections, p, generator
