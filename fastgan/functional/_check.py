@@ -74,11 +74,3 @@ def choice(operator: str, name: str, value: object, choices: Sequence[str]) -> N
 
 def _described(value: object) -> str:
     return type(value).__name__ if isinstance(value, Tensor) else repr(value)
-
-
-def not_differentiable(operator: str, what: str) -> str:
-    """The message with which fused kernels refuse a derivative that they do not have."""
-    return (
-        f"{operator}: {what} is not supported by the fused kernels, which are differentiable twice; "
-        "run it under fastgan.use_backend('reference')"
-    )

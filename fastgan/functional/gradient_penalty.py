@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fastgan import reference
 from fastgan.functional import _check, _piecewise
 from fastgan.functional._autocast import without_autocast
+from fastgan.functional._function import Fused
 from fastgan.functional._piecewise import NOTHING
 from fastgan.functional.interpolate import interpolate_checked
 from fastgan.kernels import dispatch, layout
@@ -28,7 +29,6 @@ from fastgan.kernels.library import (
     kernel_of,
     may_be_read,
     may_need_tangents,
-    one_by_one,
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
@@ -417,12 +417,14 @@ def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
     return (x.to(dtype) - y.to(dtype)).square().reshape(x.size(0), -1).mean(1)
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Fused):
     """early: an incoming gradient for which the backward pass is computed in the forward pass, or None.
 
     It costs one more write there, while the samples are in cache, and saves a pass. The first backward pass takes it
     if that is what comes in; for any other incoming gradient, and for ``create_graph``, it is computed as usual.
     """
+
+    operator = _NAME
 
     @staticmethod
     def forward(grads: Tensor, target: float, one_sided: bool, early: float | None, backend: str) -> tuple[Tensor, ...]:
@@ -447,10 +449,6 @@ class _Forward(torch.autograd.Function):
             ctx.save_for_forward(grads, norms)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Forward, info, in_dims, *args)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
@@ -469,7 +467,9 @@ class _Forward(torch.autograd.Function):
         return (gradient.to(norms.dtype) * grads_t).sum(), None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Fused):
+    operator = _NAME
+
     @staticmethod
     def forward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool, backend: str) -> Tensor:
         result: Tensor = _backward(grad, grads, norms, target, one_sided, backend)
@@ -482,10 +482,6 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(grad, grads, norms)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Backward, info, in_dims, *args)
-
-    @staticmethod
     def backward(ctx: Any, u: Tensor | None) -> tuple[Tensor | None, ...]:
         if u is None:
             return (None,) * 6
@@ -493,34 +489,16 @@ class _Backward(torch.autograd.Function):
         u = layout.dense(u, layout.is_channels_last(grads))
         return *apply(_DoubleBackward, u, grad, grads, norms, *ctx.setting), None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
+class _DoubleBackward(Fused):
+    operator = _NAME
 
-class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         u: Tensor, grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool, backend: str
     ) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = _double_backward(u, grad, grads, norms, target, one_sided, backend)
         return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_DoubleBackward, info, in_dims, *args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------

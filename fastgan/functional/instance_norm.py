@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
+from fastgan.functional._function import Fused, one_by_one
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import (
     RawOperator,
@@ -23,7 +24,6 @@ from fastgan.kernels.library import (
     kernel_of,
     may_need_tangents,
     may_record,
-    one_by_one,
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
@@ -170,7 +170,9 @@ def _as_samples(
     return results, tuple(None if r is None else 0 for r in results)
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Fused):
+    operator = _NAME
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -234,8 +236,10 @@ class _Forward(torch.autograd.Function):
         return tangent, None, None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Fused):
     """need: whether weight, bias and residual want a gradient, and whether a second derivative may follow."""
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -322,7 +326,9 @@ class _Backward(torch.autograd.Function):
         return linear[0] + curved_x, weight_result, linear[2], linear[3], None, None
 
 
-class _DoubleBackward(torch.autograd.Function):
+class _DoubleBackward(Fused):
+    operator = _NAME
+
     @staticmethod
     def forward(
         u: Tensor,
@@ -348,21 +354,9 @@ class _DoubleBackward(torch.autograd.Function):
         return grad_grad, grad_x, None if weight is None else plane.sum(0).to(weight.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         weight, bias = args[6:8]
         return _as_samples(_DoubleBackward, weight is not None or bias is not None, info, in_dims, *args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------

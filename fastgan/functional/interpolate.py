@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
+from fastgan.functional._function import Fused
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_need_tangents, one_by_one
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_need_tangents
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
@@ -108,8 +109,10 @@ def _check_arguments(
     return real.to(dtype), fake.to(dtype), alpha
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Fused):
     """One of alpha and seed is None."""
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -129,10 +132,6 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(*kept, output[1] if alpha is None else alpha)
         if may_need_tangents():
             ctx.save_for_forward(real, fake, output[1] if alpha is None else alpha)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Forward, info, in_dims, *args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -162,8 +161,10 @@ class _Forward(torch.autograd.Function):
         return tangent.to(real.dtype), None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Fused):
     """need: whether real, fake and alpha want a gradient. Its own backward is of any order."""
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -182,10 +183,6 @@ class _Backward(torch.autograd.Function):
         grad, real, fake, alpha, _, ctx.backend = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad, real, fake, alpha)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Backward, info, in_dims, *args)
 
     @staticmethod
     def backward(
@@ -212,13 +209,6 @@ class _Backward(torch.autograd.Function):
             of_alpha = u * (real.to(alpha.dtype) - fake.to(alpha.dtype))
             grad_grad = of_alpha if grad_grad is None else grad_grad + of_alpha
         return None if grad_grad is None else grad_grad.to(grad.dtype), grad_real, grad_fake, grad_alpha, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(
-            f"{_NAME}: forward mode over a backward pass is not supported by the fused kernels; "
-            "run it under fastgan.use_backend('reference')"
-        )
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------

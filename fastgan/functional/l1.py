@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
+from fastgan.functional._function import Fused
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import (
     RawOperator,
@@ -24,7 +25,6 @@ from fastgan.kernels.library import (
     kernel_of,
     may_be_read,
     may_need_tangents,
-    one_by_one,
 )
 
 _NAME = "weighted_l1"
@@ -161,12 +161,14 @@ def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 _Setting = tuple[list[int], list[float], list[int], torch.dtype, str]
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Fused):
     """tensors: a and b of each pair in turn. early: for which of them the gradient is computed in the forward pass.
 
     Early gradients are those for an incoming gradient of 1, which the terms of a loss usually get. The first backward
     pass takes them; for any other incoming gradient, and for ``create_graph``, the signs serve.
     """
+
+    operator = _NAME
 
     @staticmethod
     def forward(setting: _Setting, early: list[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -191,10 +193,6 @@ class _Forward(torch.autograd.Function):
             ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Forward, info, in_dims, *args)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * (2 + len(ctx.layouts))
@@ -213,7 +211,9 @@ class _Forward(torch.autograd.Function):
         return reference.l1.directional(pairs, directions).to(dtype), None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Fused):
+    operator = _NAME
+
     @staticmethod
     def forward(
         grad: Tensor,
@@ -246,22 +246,16 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(signs)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_Backward, info, in_dims, *args)
-
-    @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(u is None for u in directions):
             return (None,) * 5
         grad = apply(_DoubleBackward, *ctx.saved_tensors, ctx.layouts, ctx.setting, *directions)
         return grad, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
 
+class _DoubleBackward(Fused):
+    operator = _NAME
 
-class _DoubleBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         signs: Tensor,
@@ -276,22 +270,6 @@ class _DoubleBackward(torch.autograd.Function):
         ]
         grad: Tensor = _directional(dense, signs, numels, weights, sign_bytes, dtype, backend)
         return grad
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return one_by_one(_DoubleBackward, info, in_dims, *args)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
 
 # --- raw operators ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan.functional import _check
+from fastgan.functional._function import Fused
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import (
     RawOperator,
@@ -391,12 +392,14 @@ def _all_positive(cost: Tensor) -> bool:
     return cost.item() != 0 if cost.numel() == 1 else bool(cost.all())  # item() is quicker
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(Fused):
     """(distance, cost, scale, unit gradients of x, y, x_weights, y_weights).
 
     The cost is None where the distance is no root of it, and so is a unit gradient that is not needed. With ``mean``
     distance and cost are those of the mean over the last leading dimension, and the scale is still each row's.
     """
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -490,8 +493,10 @@ def _quick_squares(
     return tuple(grads)
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Fused):
     """grad, the cost's, times the unit gradients. want: which inputs' gradients, as bits."""
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -521,19 +526,17 @@ class _Backward(torch.autograd.Function):
         return (*grads, *(None,) * 8)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a backward pass"))
-
-    @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _batched(_Backward, info, in_dims, *args)
 
 
-class _DoubleBackward(torch.autograd.Function):
+class _DoubleBackward(Fused):
     """Gradients of the backward pass for (grad, x, y, x_weights, y_weights), given cotangents v of its results.
 
     want: bits 0 to 3, which inputs' gradients; bit 4, whether grad's.
     """
+
+    operator = _NAME
 
     @staticmethod
     def forward(
@@ -559,18 +562,6 @@ class _DoubleBackward(torch.autograd.Function):
             return grad_grad, None, None, None, None
         hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
         return grad_grad, hx if want & 1 else None, hy if want & 2 else None, None, None
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "a third derivative"))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> None:
-        raise NotImplementedError(_check.not_differentiable(_NAME, "forward mode over a second derivative"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd import forward_ad
 
-from fastgan.kernels import dispatch, layout
+from fastgan.kernels import dispatch
 
 _library = torch.library.Library("fastgan", "DEF")
 # Looked up once: between convolutions, with caches cold, each step on the way to a name counts.
@@ -154,22 +154,6 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 def record(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)`` where no transform is active, without its inspection of the signature."""
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
-
-
-def one_by_one(function: type[torch.autograd.Function], info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
-    """A vmap rule: ``function.apply`` for each of the batch in turn, as PyTorch does for operators without a rule."""
-
-    def slice_of(argument: Any, dim: int | None, k: int) -> Any:
-        if not isinstance(argument, torch.Tensor) or dim is None:
-            return argument
-        one = argument.select(dim, k)
-        return layout.dense(one, layout.is_channels_last(one))
-
-    each = [function.apply(*[slice_of(*a, k) for a in zip(args, in_dims, strict=True)]) for k in range(info.batch_size)]
-    if isinstance(each[0], torch.Tensor):
-        return torch.stack(each), 0
-    results = tuple([None if of_all[0] is None else torch.stack(of_all) for of_all in zip(*each, strict=True)])
-    return results, tuple([None if result is None else 0 for result in results])
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
