@@ -392,7 +392,11 @@ def _block(kind: str, source: str) -> list[str]:
         return [table, "", f"Triton {results['triton']}"]
     note = f"{results['processor']}, {results['device']}, torch {results['versions']['torch']}, " \
            f"commit {short(results)}"  # fmt: skip
-    return [*(summary(results) if kind == "figures" else headline(results)), "", note]
+    if kind == "headline":
+        return [*headline(results), "", note]
+    chart = f"![how many times as long as fastgan others take](benchmarks/results/{Path(source).stem}.svg)"
+    fold = ["", "<details><summary>the same as a table</summary>", "", *summary(results), "", "</details>", ""]
+    return [chart, *fold, note]
 
 
 def _time(seconds: float) -> str:
