@@ -80,6 +80,27 @@ def test_a_trace_records_the_reference(fresh: None) -> None:
         torch.jit.trace(F.instance_norm_act, x)
 
 
+def test_an_onnx_export_records_the_reference(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = fastgan.nn.InstanceNormAct2d(1), torch.randn(1, 1, 4, 4)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert "fastgan" not in str(torch.export.export(model, (x,)).graph)
+    with fastgan.use_backend("native"), pytest.raises(fastgan.BackendError, match=r"torch\.onnx\.export records"):
+        torch.export.export(model, (x,))
+    with fastgan.use_backend("native"):
+        F.instance_norm_act(x)  # as a program of one's own calls it meanwhile
+
+
+def test_a_symbolic_trace_records_one_call() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return F.gradient_norm_penalty(F.instance_norm_act(a), target=2.0) + F.weighted_l1([(a, b, 3.0)])
+
+    graph, a, b = torch.fx.symbolic_trace(Loss()), torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    called = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert {F.gradient_norm_penalty, F.instance_norm_act, F.weighted_l1} <= called
+    assert torch.equal(graph(a, b), Loss()(a, b))
+
+
 def test_auto_falls_back_and_says_why_once(
     fresh: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

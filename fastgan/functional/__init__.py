@@ -1,5 +1,7 @@
 """The operators as functions, like ``torch.nn.functional``: ``import fastgan.functional as F``."""
 
+from torch import fx
+
 from fastgan.functional.gradient_penalty import (
     consistency_term,
     dragan_penalty,
@@ -29,3 +31,6 @@ __all__ = [
     "wasserstein_1d_potentials",
     "weighted_l1",
 ]
+
+for _name in __all__:
+    fx.wrap(_name)  # a symbolic trace records F.name(...) as one call

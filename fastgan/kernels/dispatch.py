@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,7 @@ OPERATORS = {
 }
 
 logger = logging.getLogger("fastgan")
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # while a program is exported, tensors are of other types
 _tracing_state = torch._C._get_tracing_state
 _tracing_context = torch._guards.TracingContext.try_get
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
@@ -87,7 +89,7 @@ def use_backend(name: str) -> Iterator[None]:
             raises :class:`BackendError` and says why.
 
     The choice is read when an operator's forward pass runs (under ``torch.compile``: when it is traced) and holds
-    for its backward passes. ``torch.jit.trace`` (and with it the older ONNX exporter) records the reference.
+    for its backward passes. ``torch.jit.trace`` and ``torch.onnx.export`` record the reference.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
@@ -101,7 +103,9 @@ def use_backend(name: str) -> Iterator[None]:
 def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
     if _tracing_state() is not None:
-        return _traced(operator)
+        return _recorded(operator, "torch.jit.trace")
+    if type(x) not in _PLAIN and _exports_onnx():
+        return _recorded(operator, "torch.onnx.export")
     requested = _requested.get()
     if requested is None:
         requested = requested_backend() if _variable in _environment else "auto"
@@ -128,13 +132,18 @@ def _is_compiled() -> bool:
     return torch.compiler.is_compiling() or _tracing_context() is not None
 
 
-def _traced(operator: str) -> str:
-    """The backend under ``torch.jit.trace``, which records PyTorch's operators alone: not what a kernel wrote."""
+def _exports_onnx() -> bool:
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+def _recorded(operator: str, by: str) -> str:
+    """The backend under tools that record PyTorch's operators alone: not what a kernel wrote."""
     requested = requested_backend()
     if requested in ("auto", "reference"):
         return "reference"
     raise BackendError(
-        f"backend {requested!r} cannot serve {operator}: torch.jit.trace records PyTorch's operators alone"
+        f"backend {requested!r} cannot serve {operator}: {by} records PyTorch's operators alone"
     )
 
 

@@ -548,7 +548,7 @@ def _reflection_node(module: nn.Module, node: fx.Node, norm: _InstanceNormAct) -
 @allow_in_graph
 def _interior(x: Tensor, width: int, spatial: int) -> Tensor:
     """``x`` without ``width`` elements on both sides of its last dimensions, ``spatial`` of them, as a view."""
-    if torch.jit._trace.is_tracing():  # which records PyTorch's own operators alone
+    if isinstance(x, fx.Proxy) or torch.jit._trace.is_tracing():  # which record PyTorch's own operators
         return _narrowed(x, width, spatial)
     view: Tensor = apply(_Interior, x, width, spatial)
     return view

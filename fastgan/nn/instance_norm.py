@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fastgan.functional as F
 
@@ -19,6 +20,17 @@ def _broadcasts(residual: Tensor, input: Tensor) -> bool:
         return False
     sizes = input.shape[input.dim() - residual.dim() :]
     return residual.dim() <= input.dim() and all(r in (1, s) for r, s in zip(residual.shape, sizes, strict=True))
+
+
+def _call_in_graph(
+    norm: nn.Module, input: Any, residual: Any, activation: str | None, negative_slope: float, reflect_pad: int | None
+) -> Any:
+    """The node of this call of ``norm``, with the arguments that are given."""
+    following: dict[str, Any] = {} if reflect_pad is None else {"reflect_pad": reflect_pad}
+    if activation is not None:
+        following |= {"activation": activation, "negative_slope": negative_slope}
+    args = (input,) if residual is None else (input, residual)
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(norm), args, following)
 
 
 class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
@@ -58,6 +70,8 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         residual: whatever can be added; one kernel does all if it broadcasts to the input's shape, in its dtype.
         activation (with negative_slope), reflect_pad: what this call does in the place of the module's own.
         """
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):  # in a graph one call, as of a module of torch.nn
+            return _call_in_graph(self, input, residual, activation, negative_slope, reflect_pad)
         if activation is None:
             activation, negative_slope = self.activation, self.negative_slope
         if reflect_pad is None:

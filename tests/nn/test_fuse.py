@@ -709,3 +709,17 @@ def test_programs_without_fastgan(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.jit.trace(model, x).save(tmp_path / "model.pt")
     torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(y), want)
+
+
+def test_a_fused_model_can_be_traced_by_fx() -> None:
+    model = ResnetGenerator()
+    fastgan.fuse(model)
+    traced = fx.symbolic_trace(model)
+    norms = {name for name, module in model.named_modules() if isinstance(module, _InstanceNormAct)}
+    assert norms <= {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    results = []
+    for net in (model, traced):
+        x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        results.append((y := net(x), *torch.autograd.grad(y.square().sum(), [x, *net.parameters()])))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
