@@ -297,6 +297,38 @@ def test_patch_critic_scores_are_summed_per_sample() -> None:
     )
 
 
+class _Conditional(nn.Module):
+    """A projection discriminator of points (Miyato & Koyama 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.classes = nn.Linear(4, 8), nn.Linear(8, 1), nn.Embedding(5, 8)
+
+    def forward(self, x: Tensor, label: Tensor, scale: float = 1.0) -> Tensor:
+        h = torch.tanh(self.body(x))
+        return self.head(h)[:, 0] + scale * (h * self.classes(label)).sum(1)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda critic, x, **options: F.gradient_penalty(critic, x, x + 1, alpha=torch.full((6,), 0.3), **options),
+        lambda critic, x, **options: F.r1_penalty(critic, x, **options),
+        lambda critic, x, **options: F.dragan_penalty(critic, x, noise=x, alpha=torch.full((6,), 0.3), **options),
+        lambda critic, x, **options: fastgan.nn.GradientPenalty()(critic, x, x + 1, torch.full((6,), 0.3), **options),
+    ],
+    ids=["gradient_penalty", "r1_penalty", "dragan_penalty", "GradientPenalty"],
+)
+def test_a_conditional_critic_gets_its_labels(penalty: Callable[..., Tensor]) -> None:
+    critic, x, label = _Conditional(), torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 4, 0])
+    ours = penalty(critic, x, critic_args=(label, 2.0))
+    expected = penalty(lambda points: critic(points, label, 2.0), x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    assert gradients(ours, critic)[-1].any()
+    with pytest.raises(TypeError, match="critic_args must be a tuple of arguments, got Tensor"):
+        penalty(critic, x, critic_args=label)
+
+
 class _Detaching(torch.autograd.Function):
     """What a layer does whose backward is not differentiable, and a critic compiled by torch 2.11."""
 

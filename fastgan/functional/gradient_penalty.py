@@ -6,7 +6,7 @@ The derivation is in :mod:`fastgan.reference.gradient_penalty`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from fastgan.kernels.library import (
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
-Critic = Callable[[Tensor], Tensor]
+Critic = Callable[..., Tensor]
 _NAME = "gradient_norm_penalty"
 _NORMALISES = (
     "normalises over the batch, so each score depends on every sample and a per-sample gradient has no meaning. Use "
@@ -103,6 +103,7 @@ def gradient_penalty(
     generator: torch.Generator | None = None,
     grad_scale: float = 1.0,
     allow_batch_mixing: bool = False,
+    critic_args: Sequence[Any] = (),
 ) -> Tensor:
     r"""The gradient penalty of WGAN-GP: ``weight`` times :func:`gradient_norm_penalty` at points between real and fake.
 
@@ -114,8 +115,8 @@ def gradient_penalty(
 
     Args:
         critic: maps [N, ...] to scores of any shape [N, ...]; a module or any callable, such as
-            ``lambda x: critic(x, labels)`` or ``lambda x: critic(x)[0]``. Several scores of one sample (a PatchGAN) are
-            summed, so the norm is that of the gradient of their sum.
+            ``lambda x: critic(x)[0]``. Several scores of one sample (a PatchGAN) are summed, so the norm is that of
+            the gradient of their sum.
         real, fake: [N, ...]; both are detached, so no gradient reaches the generator. See :func:`interpolate`.
         weight, target, one_sided: see :func:`gradient_norm_penalty`; the authors use 10, 1 and False.
         alpha, generator: see :func:`interpolate`; one alpha per sample.
@@ -126,6 +127,7 @@ def gradient_penalty(
             itself that it ``mixes_samples`` (minibatch discrimination). The penalty then has no meaning per sample:
             each score depends on the whole batch. A callable that is no module cannot be looked into; it is watched
             for batch normalisation alone, while it runs.
+        critic_args: what the critic is called with after the points, a conditional critic's labels, say.
 
     Returns:
         A scalar, at least float32. Called under ``torch.no_grad()`` or in ``torch.inference_mode()``, its value without
@@ -147,15 +149,20 @@ def gradient_penalty(
         RuntimeError: scores that do not depend on the input, a compiled critic, or an input gradient cut off from the
             graph, with which training would silently go on without a penalty.
     """
-    _check_samples("gradient_penalty", real)
-    return _penalty_between(
-        "gradient_penalty", critic, real, fake,
-        weight, target, one_sided, alpha, generator, grad_scale, allow_batch_mixing,
-    )  # fmt: skip
+    operator = "gradient_penalty"
+    _check_penalty(operator, real, weight, target)
+    points = _points_between(operator, real, fake, alpha, generator)
+    return _penalty_at(points, operator, critic, weight, target, one_sided, grad_scale, allow_batch_mixing, critic_args)
 
 
 def r1_penalty(
-    critic: Critic, real: Tensor, *, weight: float = 10.0, grad_scale: float = 1.0, allow_batch_mixing: bool = False
+    critic: Critic,
+    real: Tensor,
+    *,
+    weight: float = 10.0,
+    grad_scale: float = 1.0,
+    allow_batch_mixing: bool = False,
+    critic_args: Sequence[Any] = (),
 ) -> Tensor:
     r"""The R1 penalty: the mean squared gradient norm on real data.
 
@@ -164,13 +171,9 @@ def r1_penalty(
     (Mescheder et al. 2018, arXiv:1801.04406, equation 9; there :math:`\gamma` = 10.) ``weight`` is :math:`\gamma`;
     the other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
-    _check_samples("r1_penalty", real)
-    _check.number("r1_penalty", "weight", weight)
-    gradient = input_gradient(
-        critic, real.detach(), grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator="r1_penalty"
-    )
-    penalty: Tensor = _norm_penalty(gradient, 0.0, False, weight / 2)
-    return weight / 2 * penalty
+    operator = "r1_penalty"
+    _check_penalty(operator, real, weight, 0.0)
+    return _penalty_at(real, operator, critic, weight / 2, 0.0, False, grad_scale, allow_batch_mixing, critic_args)
 
 
 def dragan_penalty(
@@ -187,6 +190,7 @@ def dragan_penalty(
     generator: torch.Generator | None = None,
     grad_scale: float = 1.0,
     allow_batch_mixing: bool = False,
+    critic_args: Sequence[Any] = (),
 ) -> Tensor:
     r"""The gradient penalty of DRAGAN, around real data.
 
@@ -203,43 +207,55 @@ def dragan_penalty(
 
     The other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
-    _check_samples("dragan_penalty", real)
-    _check.number("dragan_penalty", "c", c)
+    operator = "dragan_penalty"
+    _check_penalty(operator, real, weight, target)
+    _check.number(operator, "c", c)
     real = real.detach()
     if noise is None:
         noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
     else:
-        _check.tensor("dragan_penalty", "noise", noise)
-        _check.shape("dragan_penalty", "noise", noise, real.shape, "real's shape")
+        _check.tensor(operator, "noise", noise)
+        _check.shape(operator, "noise", noise, real.shape, "real's shape")
     perturbed = real + ((c * (real.std(correction=0) if std is None else std)) * noise).to(real.dtype)
-    return _penalty_between(
-        "dragan_penalty", critic, perturbed, real,
-        weight, target, one_sided, alpha, generator if alpha is None else None, grad_scale, allow_batch_mixing,
-    )  # fmt: skip
+    points = _points_between(operator, perturbed, real, alpha, generator if alpha is None else None)
+    return _penalty_at(points, operator, critic, weight, target, one_sided, grad_scale, allow_batch_mixing, critic_args)
 
 
-def _penalty_between(
+def _check_penalty(operator: str, real: Tensor, weight: float, target: float) -> None:
+    _check.tensor(operator, "real", real)
+    _check.floating(operator, "real", real)
+    if real.dim() < 2 or real.numel() == 0:
+        raise ValueError(f"{operator}: real must be [N, ...] with at least one element, got shape {list(real.shape)}")
+    _check.number(operator, "weight", weight)
+    _check.number(operator, "target", target, 0)
+
+
+def _points_between(
+    operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    with NOTHING if not torch.is_grad_enabled() else torch.no_grad():  # real and fake are constants, and so is alpha
+        points: Tensor = interpolate_checked(operator, real, fake, alpha, generator)
+    return points
+
+
+def _penalty_at(
+    points: Tensor,
     operator: str,
     critic: Critic,
-    real: Tensor,
-    fake: Tensor,
     weight: float,
     target: float,
     one_sided: bool,
-    alpha: Tensor | None,
-    generator: torch.Generator | None,
     grad_scale: float,
     allow_batch_mixing: bool,
+    critic_args: Sequence[Any],
 ) -> Tensor:
-    _check.number(operator, "weight", weight)
-    _check.number(operator, "target", target, 0)
-    with NOTHING if not torch.is_grad_enabled() else torch.no_grad():  # real and fake are constants, and so is alpha
-        points = interpolate_checked(operator, real, fake, alpha, generator)
+    """``weight`` times the penalty on the critic's gradients at ``points``."""
     gradient = input_gradient(
-        critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator=operator
-    )
-    penalty: Tensor = _norm_penalty(gradient, target, one_sided, weight)
-    return weight * penalty
+        critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, critic_args=critic_args,
+        operator=operator,
+    )  # fmt: skip
+    penalty: Tensor = weight * _norm_penalty(gradient, target, one_sided, weight)
+    return penalty
 
 
 def consistency_term(
@@ -288,6 +304,7 @@ def input_gradient(
     *,
     grad_scale: float = 1.0,
     allow_batch_mixing: bool = False,
+    critic_args: Sequence[Any] = (),
     operator: str = "input_gradient",
 ) -> Tensor:
     """The gradient of each sample's summed scores for that sample, itself differentiable for the critic's parameters.
@@ -302,14 +319,16 @@ def input_gradient(
     """
     if not callable(critic):
         raise TypeError(f"{operator}: critic must be a module or a function, got {type(critic).__name__}")
+    check_critic_args(operator, critic_args)
     _check.number(operator, "grad_scale", grad_scale)
     if grad_scale <= 0:
         raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
     if torch.is_inference_mode_enabled():  # its tensors have no gradients
         with torch.inference_mode(False), torch.no_grad():
             return input_gradient(
-                critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, operator=operator
-            )
+                critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, critic_args=critic_args,
+                operator=operator,
+            )  # fmt: skip
     watch = NOTHING
     if not allow_batch_mixing:
         refuse_batch_mixing(operator, critic)
@@ -319,7 +338,7 @@ def input_gradient(
     with NOTHING if create_graph else torch.enable_grad():
         points = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
         with watch, _piecewise.activations():
-            scores = critic(points)
+            scores = critic(points, *critic_args)
         if not isinstance(scores, Tensor):
             raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
         if not scores.requires_grad:
@@ -355,6 +374,11 @@ def input_gradient(
     if gradient.dtype in (torch.float16, torch.bfloat16):
         gradient = gradient.float()
     return gradient if grad_scale == 1.0 else gradient / grad_scale
+
+
+def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
+    if not isinstance(critic_args, (tuple, list)):  # a tensor would be taken apart into its rows
+        raise TypeError(f"{operator}: critic_args must be a tuple of arguments, got {type(critic_args).__name__}")
 
 
 class _WithoutBatchNorm(TorchFunctionMode):
@@ -397,13 +421,6 @@ def _mixing(module: nn.Module) -> str | None:
     if ("mixes_samples" in module.__dict__ or hasattr(type(module), "mixes_samples")) and module.mixes_samples:
         return _MIXES
     return None
-
-
-def _check_samples(operator: str, real: Tensor) -> None:
-    _check.tensor(operator, "real", real)
-    _check.floating(operator, "real", real)
-    if real.dim() < 2 or real.numel() == 0:
-        raise ValueError(f"{operator}: real must be [N, ...] with at least one element, got shape {list(real.shape)}")
 
 
 def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:

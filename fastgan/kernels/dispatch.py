@@ -142,9 +142,7 @@ def _recorded(operator: str, by: str) -> str:
     requested = requested_backend()
     if requested in ("auto", "reference"):
         return "reference"
-    raise BackendError(
-        f"backend {requested!r} cannot serve {operator}: {by} records PyTorch's operators alone"
-    )
+    raise BackendError(f"backend {requested!r} cannot serve {operator}: {by} records PyTorch's operators alone")
 
 
 def order(device: str) -> tuple[str, ...]:

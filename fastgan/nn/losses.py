@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +69,7 @@ class GradientPenalty(nn.Module):
         fake: Tensor,
         alpha: Tensor | None = None,
         generator: torch.Generator | None = None,
+        critic_args: Sequence[Any] = (),
     ) -> Tensor:
         """The weighted penalty, a scalar."""
         return F.gradient_penalty(
@@ -79,6 +83,7 @@ class GradientPenalty(nn.Module):
             generator=generator,
             grad_scale=self.grad_scale,
             allow_batch_mixing=self.allow_batch_mixing,
+            critic_args=critic_args,
         )
 
     def extra_repr(self) -> str:

@@ -12,15 +12,15 @@ raises, or (torch 2.11) silently loses the penalty's gradient. Written with nest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import functional as F
 from fastgan.functional import _check
-from fastgan.functional.gradient_penalty import refuse_batch_mixing
+from fastgan.functional.gradient_penalty import check_critic_args, refuse_batch_mixing
 
 Tensors = Mapping[str, Tensor]
 
@@ -46,6 +46,7 @@ def critic_gradients(
     weight: float | Tensor = 10.0,
     target: float = 1.0,
     one_sided: bool = False,
+    critic_args: Sequence[Any] = (),
 ) -> tuple[CriticLosses, dict[str, Tensor]]:
     r"""The losses of a WGAN-GP critic and their gradients for its trainable parameters.
 
@@ -63,6 +64,8 @@ def critic_gradients(
         alpha: [N], or None to draw it; see :func:`fastgan.functional.interpolate`.
         weight, target, one_sided: see :func:`fastgan.functional.gradient_penalty`. A weight that changes from step to
             step may be a scalar tensor, for which nothing is compiled anew.
+        critic_args: what the critic is called with after the samples, a conditional critic's labels, say. The row of a
+            tensor [N, ...] belongs to a real sample, a fake one and the point between them; other values are handed on.
 
     It may be called under bfloat16 autocast. In float16 small gradients underflow, for nothing scales them here:
     :func:`fastgan.functional.gradient_penalty` and a ``GradScaler`` do.
@@ -71,38 +74,42 @@ def critic_gradients(
         The losses, and the gradient of each parameter that requires one, by name.
 
     Raises:
-        TypeError: a critic that is no module or does not return a tensor.
-        ValueError: a critic that mixes samples, or arguments that ``interpolate`` refuses.
+        TypeError: a critic that is no module or does not return a tensor, or ``critic_args`` that are no tuple.
+        ValueError: a critic that mixes samples, a tensor among ``critic_args`` without a row for each sample, or
+            arguments that ``interpolate`` refuses.
     """
     if not isinstance(critic, nn.Module):
         raise TypeError(f"critic_gradients: critic must be a Module, got {type(critic).__name__}")
     if not isinstance(weight, Tensor):
         _check.number("critic_gradients", "weight", weight)
     _check.number("critic_gradients", "target", target, 0)
+    check_critic_args("critic_gradients", critic_args)
     refuse_batch_mixing("critic_gradients", critic)
     real, fake = real.detach(), fake.detach()
     points = F.interpolate(real, fake, alpha)
     samples = torch.cat([real, fake])
+    of_points = [a.detach() if isinstance(a, Tensor) else a for a in critic_args]
+    of_samples = [_twice(a, real.size(0)) for a in of_points]
     # Compiled nested func.grad needs tensors that do not require grad.
     trained = {name: p.detach() for name, p in critic.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in critic.named_parameters() if not p.requires_grad}
     state = {name: b.detach() for name, b in critic.named_buffers()}
 
-    def score(parameters: Tensors, buffers: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+    def score(parameters: Tensors, buffers: Tensors, x: Tensor, args: list[Any]) -> tuple[Tensor, Tensors]:
         # A transform may write into what it has made, not into what it has found.
         buffers = {name: b.clone() for name, b in buffers.items()}
-        scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x,))
+        scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x, *args))
         if not isinstance(scores, Tensor) or scores.dim() == 0:
             got = "a scalar" if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"critic_gradients: critic must return a Tensor of scores [N, ...], got {got}")
         return scores, buffers
 
     def summed(x: Tensor, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
-        scores, buffers = score(parameters, buffers, x)
+        scores, buffers = score(parameters, buffers, x, of_points)
         return scores.sum(), buffers
 
     def loss(parameters: Tensors) -> tuple[Tensor, tuple[CriticLosses, Tensors]]:
-        scores, buffers = score(parameters, state, samples)
+        scores, buffers = score(parameters, state, samples, of_samples)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         mean_real, mean_fake = (half.mean() for half in scores.split(real.size(0)))
         gradient, buffers = torch.func.grad(summed, has_aux=True)(points, parameters, buffers)
@@ -115,6 +122,17 @@ def critic_gradients(
         for name, buffer in critic.named_buffers():
             buffer.copy_(buffers[name])
     return losses, gradients
+
+
+def _twice(argument: Any, samples: int) -> Any:
+    """``argument`` for the real samples and the fake ones after them."""
+    if not isinstance(argument, Tensor) or argument.dim() == 0:
+        return argument
+    if argument.size(0) != samples:
+        raise ValueError(
+            f"critic_gradients: a tensor of critic_args must be [N, ...] with N = {samples}, got {list(argument.shape)}"
+        )
+    return torch.cat([argument, argument])
 
 
 def assign_gradients(critic: nn.Module, gradients: Mapping[str, Tensor]) -> None:

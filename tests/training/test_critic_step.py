@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ def make_batch() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(4, 3, 8, 8) + 0.3, torch.randn(4, 3, 8, 8), torch.rand(4)
 
 
-def eager(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    penalty = F.gradient_penalty(critic, real, fake, alpha=alpha)
-    loss = critic(fake).mean() - critic(real).mean() + penalty
+def eager(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    penalty = F.gradient_penalty(critic, real, fake, alpha=alpha, critic_args=args)
+    loss = critic(fake, *args).mean() - critic(real, *args).mean() + penalty
     names = [name for name, p in critic.named_parameters() if p.requires_grad]
     trained = [p for p in critic.parameters() if p.requires_grad]
     return loss.detach(), dict(zip(names, torch.autograd.grad(loss, trained), strict=True))
@@ -50,6 +51,29 @@ def test_losses_and_gradients_of_the_eager_double_backward() -> None:
     assign_gradients(critic, gradients)
     assert critic[0].weight.grad is None
     assert critic[0].bias.grad is gradients["0.bias"]
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes = make_critic()[:-1], nn.Embedding(5, 32)
+
+    def forward(self, x: Tensor, label: Tensor, scale: float) -> Tensor:
+        return scale * (self.body(x) * self.classes(label)).sum(1)
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_a_conditional_critic_gets_its_labels(backend: str | None) -> None:
+    critic, args = Conditional().double(), (torch.tensor([4, 0, 2, 2]), 3.0)
+    batch = [t.double() for t in make_batch()]
+    step = partial(critic_gradients, critic)
+    if backend is not None:
+        torch._dynamo.reset()
+        step = torch.compile(step, fullgraph=True, backend=backend)
+    losses, gradients = step(*batch, critic_args=args)
+    loss, expected = eager(critic, *batch, *args)
+    torch.testing.assert_close(losses.loss, loss)
+    torch.testing.assert_close(gradients, expected)
 
 
 def spectral_critic() -> nn.Module:
@@ -143,9 +167,11 @@ def test_a_weight_that_changes_compiles_once_as_a_tensor() -> None:
         (nn.LSTM(2, 2), {}, TypeError, "critic must return a Tensor of scores .*, got tuple"),
         (nn.Linear(2, 1), {"weight": "10"}, TypeError, "weight must be a number, got '10'"),
         (nn.Linear(2, 1), {"target": -1.0}, ValueError, "target must be a finite number of at least 0"),
+        (nn.Linear(2, 1), {"critic_args": torch.ones(3)}, TypeError, "critic_args must be a tuple .*, got Tensor"),
+        (nn.Linear(2, 1), {"critic_args": (torch.ones(2),)}, ValueError, r"critic_args .* N = 3, got \[2\]"),
     ],
 )
-def test_arguments(critic: nn.Module, options: dict[str, float], error: type[Exception], message: str) -> None:
+def test_arguments(critic: nn.Module, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"critic_gradients: {message}"):
         critic_gradients(critic, torch.ones(3, 2), torch.zeros(3, 2), **options)
 
