@@ -168,7 +168,7 @@ def test_a_weight_that_changes_compiles_once_as_a_tensor() -> None:
         (nn.Linear(2, 1), {"weight": "10"}, TypeError, "weight must be a number, got '10'"),
         (nn.Linear(2, 1), {"target": -1.0}, ValueError, "target must be a finite number of at least 0"),
         (nn.Linear(2, 1), {"critic_args": torch.ones(3)}, TypeError, "critic_args must be a tuple .*, got Tensor"),
-        (nn.Linear(2, 1), {"critic_args": (torch.ones(2),)}, ValueError, r"critic_args .* N = 3, got \[2\]"),
+        (nn.Linear(2, 1), {"critic_args": (torch.ones(2),)}, ValueError, r"a tensor of .* N = 3, got \[2\]"),
     ],
 )
 def test_arguments(critic: nn.Module, options: dict[str, Any], error: type[Exception], message: str) -> None:
