@@ -62,5 +62,5 @@ def test_resume_continues(tmp_path: Path) -> None:
     saved = checkpoint.read(checkpoint.locate(tmp_path / "cyclegan"))["state"]
     for name, value in task.networks["G_A"].state_dict().items():
         assert torch.equal(saved["networks"]["G_A"][name], value.cpu())
-    for parameter in task.optimizer_G.param_groups[0]["params"]:
-        assert task.optimizer_G.state[parameter]["exp_avg"].stride() == parameter.stride()
+    for parameter, state in task.optimizer_G.state.items():
+        assert state["exp_avg"].stride() == parameter.stride()

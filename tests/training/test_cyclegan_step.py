@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastgan.nn import fuse
 from fastgan.nn.winograd import Conv3x3
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
+from fastgan.training.cyclegan.networks import skip_idle_biases
 from fastgan.training.cyclegan.report import activation_bytes
 from fastgan.training.pool import ImagePool
 from fastgan.training.watch import Meter
@@ -436,3 +438,34 @@ def test_pool_decisions_are_drawn_on_the_host() -> None:
         images = mode.from_tensor(torch.zeros(2, 3, 4, 4))
     for _ in range(20):  # an image without memory has no value that could be waited for
         assert pool.query(images).shape == images.shape
+
+
+@pytest.mark.parametrize("netG", ["resnet_1blocks", "unet_32"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_bias_ahead_of_an_instance_norm_may_be_skipped(netG: str, fused: bool) -> None:
+    """As the trainer does on a GPU: the same images, the same gradients of all else, the same state_dict."""
+    for name, network in build_networks(tiny(netG=netG)).items():
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        skipping = copy.deepcopy(network)
+        skip_idle_biases(skipping)
+        idle = {key for key, parameter in skipping.named_parameters() if not parameter.requires_grad}
+        if fused:
+            fuse(skipping)
+        x = torch.randn(2, 3, 32, 32)
+        expected, got = network.eval()(x), skipping.eval()(x)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for y in (expected, got):
+            y.square().sum().backward()
+        theirs = dict(network.named_parameters())
+        largest = max(float(parameter.grad.abs().max()) for parameter in theirs.values())
+        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        assert 0 < len(idle) < len(convolutions), name
+        for key, parameter in skipping.named_parameters():
+            expected_grad = torch.zeros_like(parameter) if key in idle else parameter.grad
+            assert (parameter.grad is None) == (key in idle)
+            torch.testing.assert_close(theirs[key].grad, expected_grad, rtol=1e-3, atol=1e-5 * largest)
+        network.load_state_dict(skipping.state_dict())
+        skipping.load_state_dict(network.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), skipping.parameters(), strict=True))

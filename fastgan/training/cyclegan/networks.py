@@ -61,11 +61,27 @@ def trainable_networks(config: CycleGanConfig, precision: Precision) -> dict[str
             load_official(network, config.pretrained / f"latest_net_{name}.pth")
     for network in networks.values():
         if config.fused:
+            if precision.device.type == "cuda":
+                skip_idle_biases(network)
             fuse(network)
             use_winograd(network)
         precision.place(network)
         distributed.join_batch_norms(network)
     return networks
+
+
+def skip_idle_biases(network: nn.Module) -> None:
+    """Has convolutions ahead of an instance norm, which takes any bias away again, compute without theirs.
+
+    On a GPU a bias takes a pass over the result, and its gradient, which is 0, another. The parameters stay where they
+    are: in ``state_dict``, and as they were, with no gradient.
+    """
+    for module in network.modules():
+        for conv, norm in itertools.pairwise(module) if type(module) is nn.Sequential else ():
+            follows = isinstance(norm, nn.InstanceNorm2d) and not norm.track_running_stats
+            if follows and isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and conv.bias is not None:
+                conv.bias.requires_grad_(False)  # DistributedDataParallel would wait for its gradient
+                conv.__dict__["bias"] = None  # found before the parameter of that name
 
 
 def for_generators(networks: Mapping[str, nn.Module], config: CycleGanConfig) -> dict[str, Network]:
