@@ -10,6 +10,7 @@ or flag; 128 + signal for a run that a signal stopped after it saved (130 after 
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ class _Command:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command in ``argv`` (default: the process's arguments) and exits."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "…" gets "?"
     if arguments in ([], ["-h"], ["--help"], ["help"]):
         print(_overview())
         raise SystemExit(0)
@@ -129,11 +133,13 @@ def _train_cyclegan(arguments: list[str]) -> int:
 
 
 def _train_gan(arguments: list[str]) -> int:
+    from fastgan.objectives import OBJECTIVES
     from fastgan.training.gan import GanConfig, train
 
     description = (
         "Trains a GAN on two-dimensional toys, digits or images. Settings that are left out (None) are the authors' "
-        "for the objective, the architecture and the data; --dry_run shows them."
+        "for the objective, the architecture and the data; --dry_run shows them.\n\n"
+        f"Objectives: {', '.join(OBJECTIVES)}."
     )
     return _ended(train(_parse(GanConfig, "train gan", arguments, description)))
 

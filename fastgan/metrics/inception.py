@@ -6,9 +6,9 @@ Nothing is downloaded: the network's weights must lie on the disk.
 from __future__ import annotations
 
 import importlib
+import math
 import os
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
     """
     if find_spec("torch_fidelity") is None:
         raise MetricUnavailableError(
-            "FID and the inception score need torch-fidelity, which is not installed: pip install torch-fidelity. "
-            "Sliced Wasserstein distances of patches do not"
+            "FID and the inception score need torch-fidelity, which is not installed: "
+            "pip install 'fastgan[metrics]'. Sliced Wasserstein distances of patches do not"
         )
     weights = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     if not weights.is_file():
@@ -67,14 +67,12 @@ def frechet_inception_distance(
         MetricUnavailableError: see :func:`inception_weights`.
         ValueError: fewer than two images on a side.
     """
-    network = features if features is not None else _inception(inception_weights(weights), 2048)
-    network = network.to(device)
+    network = _network(features, weights, "2048", device)
     moments = []
     for side, batches in (("real", real), ("fake", fake)):
         found = _Moments()
         for batch in batches:
-            with torch.no_grad():
-                found.add(network(_input(batch, device, features is not None)))
+            found.add(network(batch))
         if found.count < 2:
             raise ValueError(f"frechet_inception_distance: {side} must hold at least two images, got {found.count}")
         moments.append(found)
@@ -132,66 +130,65 @@ def inception_score(
     weights: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[float, float]:
-    r"""Inception score (Salimans et al. 2016, arXiv:1606.03498, section 4): its mean and deviation over ``splits``.
+    r"""Inception score (Salimans et al. 2016, arXiv:1606.03498, section 4): mean and deviation over ``splits``.
 
     .. math:: \exp E_x \mathrm{KL}\big(p(y|x) \,\|\, p(y)\big)
 
     Arguments as for :func:`frechet_inception_distance`; ``features`` gives logits. The images are shuffled among the
     splits from torch's global random state.
     """
-    if find_spec("torchmetrics") is None:
-        raise MetricUnavailableError("the inception score needs torchmetrics: pip install 'fastgan[metrics]'")
+    network = _network(features, weights, "logits_unbiased", device)
+    logits = torch.cat([network(batch).double() for batch in images] or [torch.empty(0, 1)])
+    if len(logits) < splits:
+        raise ValueError(
+            f"inception_score: at least one image for each of {splits} splits is needed, got {len(logits)}"
+        )
+    scores = []
+    for part in logits[torch.randperm(len(logits))].tensor_split(splits):
+        given = part.log_softmax(1)
+        marginal = given.logsumexp(0) - math.log(len(part))
+        scores.append((given.exp() * (given - marginal)).sum(1).mean().exp())
+    found = torch.stack(scores)
+    return float(found.mean()), float(found.std(correction=0))
+
+
+_Network = Callable[[Tensor], Tensor]
+"""Images [N, C, H, W] in [−1, 1] → features [N, F]."""
+
+
+def _network(
+    features: nn.Module | None, weights: str | os.PathLike[str] | None, layer: str, device: torch.device | str
+) -> _Network:
+    """``features``, or a layer of Inception, which takes bytes; on three channels."""
     own = features is not None
-    if features is None:
-        features = _inception(inception_weights(weights), "logits_unbiased")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*will save all extracted features in buffer")
-        kind = importlib.import_module("torchmetrics.image.inception").InceptionScore
-        metric = kind(feature=features, splits=splits).to(device)
-    count = 0
-    for batch in images:
-        metric.update(_input(batch, device, own))
-        count += len(batch)
-    if count < splits:
-        raise ValueError(f"inception_score: at least one image for each of {splits} splits is needed, got {count}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="std")  # of one split
-        mean, deviation = metric.compute()
-    return float(mean), float(deviation) if splits > 1 else 0.0
+    network = (features if features is not None else _inception(inception_weights(weights), layer)).to(device)
+
+    @torch.no_grad()
+    def call(batch: Tensor) -> Tensor:
+        x = batch.to(device)
+        x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
+        result = network(x if own else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        found: Tensor = result if own else result[0]
+        return found
+
+    return call
 
 
-def _inception(weights: Path, layer: int | str) -> nn.Module:
+def _inception(weights: Path, layer: str) -> nn.Module:
+    """uint8 images [N, 3, H, W] → a tuple of one layer's features [N, F].
+
+    It is torch-fidelity's own network that scales images to 299 × 299, as the published figures' does. torchmetrics'
+    version of it smooths them on the way (antialias), which changes features and the distance.
+    """
     try:
         torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would execute what is in the file
     except Exception as error:
         raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
     try:
         extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        network = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [str(layer)], str(weights))
+        network: nn.Module = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [layer], str(weights))
     except ImportError as error:
         raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
     except RuntimeError as error:
         raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
-    return _Inception(network)
-
-
-class _Inception(nn.Module):
-    """uint8 images [N, 3, H, W] → the one layer's features [N, F].
-
-    It is torch-fidelity's own network that scales images to 299 × 299, as the published figures' does. torchmetrics'
-    version of it smooths them on the way (antialias), which changes features and the distance.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)[0]
-        return features
-
-
-def _input(batch: Tensor, device: torch.device | str, floating: bool) -> Tensor:
-    x = batch.to(device)
-    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
-    return x if floating else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return network.eval()

@@ -5,15 +5,17 @@ Such a file is one network's state_dict under the names that :mod:`fastgan.model
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastgan._output import written
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -73,22 +75,18 @@ def load_official(net: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def save_official(net: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes ``net``'s weights as the official code reads them: dense float tensors on the CPU. The write is atomic."""
-    path = Path(path)
+    """Writes ``net``'s weights as the official code reads them: dense float tensors on the CPU. The write is atomic.
+
+    Raises:
+        OSError: ``path`` cannot be written.
+    """
     net = getattr(net, "_orig_mod", net)  # torch.compile's wrapper
     if isinstance(net, nn.parallel.DistributedDataParallel):
         net = net.module
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    data = io.BytesIO()  # of a disk that is full, torch.save says nothing that could be understood
+    torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
+    with written(Path(path), durable=True) as file:
+        file.write_bytes(data.getbuffer())
 
 
 def infer_generator(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

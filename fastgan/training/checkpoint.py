@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastgan.training.output import remove_partial, written
+from fastgan._output import remove_partial, written
 
 FORMAT = 1
 _HEADER = "fastgan"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastgan._output import make_folder, written
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
 from fastgan.metrics import frechet_inception_distance, inception_weights
@@ -19,7 +20,6 @@ from fastgan.nn import fuse, use_winograd
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
 from fastgan.training.cyclegan.config import check_sizes
-from fastgan.training.output import make_folder, written
 
 Direction = Literal["AtoB", "BtoA"]
 
@@ -155,8 +155,9 @@ def translate(
             f"{there[0]}{' and others' if len(there) > 1 else ''}: there already; give another folder, or "
             "allow overwriting (--overwrite)"
         )
-    if len(set(targets)) < len(targets):
-        raise DataError(f"{source}: two images differ in nothing but their extension, and would be one in {out}")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"{source}: several images are called {twice}, but for their extension: {out} can hold but one")
     make_folder("out", out)
     for i, target in enumerate(targets):
         image = _pixels(translator(load(i)[None])[0])
@@ -212,7 +213,8 @@ def evaluate(
         config = dataclasses.replace(config, dataroot=dataroot)
     source, paired = cyclegan.held_out(config)
     if source is None:
-        raise DataError(f"{config.dataroot}: holds no testA and testB to evaluate on")
+        what = "holds no testA and testB to evaluate on" if config.dataroot.is_dir() else "no such folder"
+        raise DataError(f"{config.dataroot}: {what}; name another (--dataroot)")
     translators = {
         "B": load_translator(file, "AtoB", device=device, fused=fused),
         "A": load_translator(file, "BtoA", device=device, fused=fused),
@@ -262,6 +264,5 @@ def export_official(path: Path, out: Path, which: str = "latest", *, overwrite: 
         averaged = bool(config.ema) and name.startswith("G")
         part = f"stateful/ema_{name}" if averaged else f"networks/{name}"
         network.load_state_dict(checkpoint.read(file, only=f"state/{part}"))
-        with written(target) as place:
-            save_official(network, place)
+        save_official(network, target)
     return files

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fastgan.training.output import written
+from fastgan._output import written
 
 if TYPE_CHECKING:
     from PIL import Image

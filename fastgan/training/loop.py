@@ -30,10 +30,10 @@ from rich.text import Text
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fastgan._output import locked, make_folder, written
 from fastgan.training import distributed, random
 from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
 from fastgan.training.log import Bar, Stats, TensorBoard, console
-from fastgan.training.output import locked, make_folder, written
 from fastgan.training.task import RunConfig, Task
 from fastgan.training.watch import Bad, Meter, not_finite
 
@@ -90,7 +90,7 @@ def _run(task: Task) -> Outcome:
     checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
     progress = _begin(task, checkpoints)
     stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
-    log = _Log(config, progress, stop_at)
+    log = _Log(task, progress, stop_at)
     meter, agree = Meter(), distributed.Agreement()
     saved = progress.step if checkpoints.steps() else -1
     stop = 0
@@ -219,7 +219,7 @@ def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
     saved = {"processes": 1, **config.defaults(), **saved}  # an option that was not there yet did nothing
     now = json.loads(json.dumps({**config.to_dict(), "processes": distributed.size()}))
     changed = [
-        f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"
+        f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}{config.REMARKS.get(name, '')}"
         for name in sorted(saved.keys() | now.keys())
         if name not in config.FREE and (name not in saved or name not in now or saved[name] != now[name])
     ]
@@ -329,11 +329,13 @@ def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float
 class _Log:
     """Everything that the main process writes and shows; the others only take part in the reductions."""
 
-    def __init__(self, config: RunConfig, progress: _Progress, stop_at: int) -> None:
+    def __init__(self, task: Task, progress: _Progress, stop_at: int) -> None:
+        config = task.config
         self.config = config
         self.last: dict[str, float] = {}
         self._main = distributed.is_main()
         self._begun = progress.step, progress.seconds
+        self._rates = _rates(task)
         self.bar = Bar(stop_at, progress.step, config.progress and self._main)
         self._stats = Stats(config.folder / "stats.jsonl", progress.step) if self._main else None
         self._board = (
@@ -353,7 +355,7 @@ class _Log:
             return
         rate = step * task.items_per_step * distributed.size() / max(seconds, 1e-9)
         left = (self.bar.total - progress.step) * seconds / step
-        rates = {f"lr_{name}": float(optimizer.param_groups[0]["lr"]) for name, optimizer in task.optimizers().items()}
+        rates, self._rates = self._rates, _rates(task)  # those that these steps began with: an epoch's end changes them
         self.bar.log(progress.step, means, rate, left)
         self._write(progress, {"epoch": task.epoch, **means, **rates, "images_per_second": rate})
 
@@ -400,6 +402,12 @@ class _Log:
             self._stats.close()
         if self._board:
             self._board.close()
+
+
+def _rates(task: Task) -> dict[str, float]:
+    """The learning rates, as they are logged."""
+    optimizers = {name.removeprefix("optimizer_"): optimizer for name, optimizer in task.optimizers().items()}
+    return {f"lr_{name}": float(optimizer.param_groups[0]["lr"]) for name, optimizer in optimizers.items()}
 
 
 # --- signals ------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastgan._output import make_folder, written
 from fastgan.metrics import frechet_inception_distance, inception_weights
 from fastgan.models.gan import LatentGenerator
 from fastgan.training import distributed, gan, sheet
 from fastgan.training.checkpoint import CheckpointError, locate, read
 from fastgan.training.gan import GanConfig, RealData
-from fastgan.training.output import make_folder, written
 
 
 @dataclass(frozen=True)

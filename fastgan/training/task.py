@@ -53,8 +53,7 @@ class RunConfig:
     channels_last: Switch = "auto"
     """Memory format of networks and images; auto: channels last on a GPU and where fused operators keep it."""
     cuda_graph: Switch = "auto"
-    """Record each training step as a CUDA graph and replay it; auto: on a GPU where nothing
-    else prevents it; a step that turns out not to be recordable is run without, after a warning."""
+    """Record steps as CUDA graphs and replay them; auto: on a GPU, where nothing prevents it (docs/training.md)."""
     print_freq: int = 100
     """Write the mean losses since the last time to the progress bar, stats.jsonl and TensorBoard."""
     display_freq: int = 400
@@ -86,6 +85,9 @@ class RunConfig:
             "nan", "tensorboard", "progress", "dry_run", "cuda_graph",
         }
     )  # fmt: skip
+
+    # What to say beside a setting with which a run cannot continue.
+    REMARKS: ClassVar[dict[str, str]] = {}
 
     def defaults(self) -> dict[str, Any]:
         """The settings that have a default, as JSON has them."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastgan.data import SingleImageFolder
 from fastgan.data.decode import DataError, decode, image_size, list_images
 
 
@@ -173,3 +174,19 @@ def test_listing(tmp_path, ramp):
     for name in ("b/1.PNG", "c.jpg", "a.png", "._a.png", ".hidden/d.png"):
         Image.fromarray(ramp).save(folder / name)
     assert [path.relative_to(folder).as_posix() for path in list_images(folder)] == ["a.png", "b/1.PNG", "c.jpg"]
+
+
+def test_listing_follows_links(tmp_path, ramp):
+    """As the official code does: photographs are often linked to, not copied. A link that leads back ends there."""
+    folder, store = tmp_path / "trainA", tmp_path / "store"
+    (store / "deep").mkdir(parents=True)
+    folder.mkdir()
+    Image.fromarray(ramp).save(store / "deep" / "a.png")
+    (folder / "linked").symlink_to("../store")
+    (folder / "b.png").symlink_to("../store/deep/a.png")
+    (store / "back").symlink_to("..")
+    assert [path.relative_to(folder).as_posix() for path in list_images(folder)] == ["b.png", "linked/deep/a.png"]
+    (folder / "c.png").symlink_to("nowhere.png")
+    assert len(list_images(folder)) == 3
+    with pytest.raises(DataError, match=r"c\.png: a link to a file that is not there"):
+        SingleImageFolder(folder)

@@ -98,17 +98,29 @@ class _Logits(nn.Module):
 
 
 def test_inception_score_of_two_sure_classes_is_two():
-    pytest.importorskip("torchmetrics")
     x = torch.ones(4, 3, 6, 6)
     x[:2] = -1
     mean, deviation = inception_score([x], splits=1, features=_Logits())
     assert math.isclose(mean, 2, rel_tol=1e-5)
     assert deviation == 0
     assert math.isclose(inception_score([x.abs()], splits=1, features=_Logits())[0], 1, rel_tol=1e-5)
+    assert math.isnan(inception_score([x * math.nan], splits=1, features=_Features())[0])
+
+
+def test_inception_score_is_that_of_torchmetrics():
+    metric = pytest.importorskip("torchmetrics.image.inception").InceptionScore(_Features(), splits=5)
+    x = 9 * torch.rand(20, 3, 6, 6)
+    metric.update(x)
+    torch.manual_seed(0)
+    mean, deviation = metric.compute()
+    torch.manual_seed(0)
+    found = inception_score(_batches(x), splits=5, features=_Features())
+    assert math.isclose(found[0], float(mean), rel_tol=1e-5)
+    assert math.isclose(found[1], float(deviation) * math.sqrt(4 / 5), rel_tol=1e-4)  # theirs is over splits - 1
+    assert found[1] > 0.01
 
 
 def test_too_few_images():
-    pytest.importorskip("torchmetrics")
     one, two = [torch.zeros(1, 3, 6, 6)], [torch.zeros(2, 3, 6, 6)]
     with pytest.raises(ValueError, match="fake must hold at least two images, got 1"):
         frechet_inception_distance(two, one, features=_Features())
@@ -119,12 +131,10 @@ def test_too_few_images():
 
 
 def test_missing_libraries_and_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch_fidelity" else object())
-    with pytest.raises(MetricUnavailableError, match=r"need torch-fidelity, which is not installed: pip install"):
-        frechet_inception_distance([], [])
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torchmetrics" else object())
-    with pytest.raises(MetricUnavailableError, match=r"pip install 'fastgan\[metrics\]'"):
-        inception_score([], features=_Logits())
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    for score in (lambda: frechet_inception_distance([], []), lambda: inception_score([])):
+        with pytest.raises(MetricUnavailableError, match=r"need torch-fidelity, .*pip install 'fastgan\[metrics\]'"):
+            score()
     monkeypatch.setattr(module, "find_spec", lambda name: object())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MetricUnavailableError, match=rf"{tmp_path}.*{module.WEIGHTS}: no such file; .*github\.com"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import signal
@@ -23,8 +25,10 @@ from fastgan.data import DataError
 from fastgan.models import read_official
 from fastgan.training import checkpoint, cyclegan, inference, loop
 from fastgan.training.cyclegan import CycleGanConfig
+from fastgan.training.gan import GanConfig
 from fastgan.training.log import read_stats
 from fastgan.training.prefetch import Prefetcher
+from fastgan.training.task import RunConfig
 
 TINY = {
     "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1, "pool_size": 2, "load_size": 20,
@@ -109,6 +113,7 @@ def test_learning_rate_and_names_of_losses(data: Path) -> None:
     terms = sum(got[-1][k] for k in ("cycle_A", "cycle_B", "idt_A", "idt_B"))
     assert terms == pytest.approx(got[-1]["l1"], rel=0.5)
     assert [x["lr_G"] for x in got][::2] == pytest.approx([1e-3, 1e-3, 0.5e-3])
+    assert got[-1]["lr_G"] == pytest.approx(0.5e-3)
 
 
 def test_evaluates_pairs_and_keeps_the_best(data: Path) -> None:
@@ -241,6 +246,8 @@ def test_checkpoint_of_other_networks_is_refused(data: Path) -> None:
         cyclegan.train(settings(data, continue_train=True, ngf=6))
     with pytest.raises(checkpoint.CheckpointError, match=r"does not fit G_A: .*size mismatch.* \(and 14 more\)$"):
         cyclegan.train(settings(data, continue_train=True, ngf=6, allow_config_change=True))
+    with pytest.raises(loop.RunError, match=r"epoch_count: 1 -> 2 \(a run knows its epoch: give what it began with\)"):
+        cyclegan.train(settings(data, continue_train=True, epoch_count=2))
 
 
 def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> None:
@@ -287,6 +294,9 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     inference.export_official(config.folder, tmp_path / "official")
     with pytest.raises(checkpoint.CheckpointError, match=r"direction BtoA is for runs.*G_A\.pth is one generator"):
         inference.load_translator(tmp_path / "official" / "latest_net_G_A.pth", "BtoA")
+    draw(data / "odd" / "deep" / "x.png", 5)
+    with pytest.raises(DataError, match=r"odd: several images are called deep/x, but for their extension"):
+        inference.translate(translator, data / "odd", tmp_path / "twice")
     one = inference.translate(translator, data / "testA" / "0.png", tmp_path / "one")
     assert one == [tmp_path / "one" / "0.png"]
     pixels = torch.from_numpy(np.asarray(Image.open(data / "testA" / "0.png")).copy()).permute(2, 0, 1).float()
@@ -432,6 +442,9 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         path.unlink()
     assert run("evaluate", "--checkpoint", str(config.folder)) == 1
     assert "holds no image" in capsys.readouterr().err
+    data.rename(data.with_name("moved"))
+    assert run("evaluate", "--checkpoint", str(config.folder)) == 1
+    assert "data: no such folder; name another (--dataroot)" in capsys.readouterr().err
 
 
 def test_dry_run_prints_and_writes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,9 +464,24 @@ def test_help_and_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "cyclegan", "--help") == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--dataroot", "--lambda_A", "--n_epochs_decay", "--fused"))
+    # A line break within a setting's description would be one in the help, wherever the terminal's lines end.
+    for config in (RunConfig, CycleGanConfig, GanConfig):
+        body = ast.parse(inspect.getsource(config)).body[0].body[1:]
+        texts = [node.value.value for node in body if isinstance(node, ast.Expr)]
+        assert len(texts) > 15
+        assert not [text for text in texts if "\n" in text]
     assert run("train", "cycelgan") == 2
     assert "did you mean 'train cyclegan'" in capsys.readouterr().err
     assert run("train", "cyclegan") == 2  # no dataroot
     assert run("train", "cyclegan", "--dataroot", "x", "--lambda_C", "3") == 2
     assert run("train", "cyclegan", "--dataroot", "x", "--model", "pix2pix") == 1
     assert "must be cycle_gan" in capsys.readouterr().err
+
+
+def test_help_on_a_terminal_without_unicode() -> None:
+    """As under a locale of another encoding, whose Python refuses to print what it lacks."""
+    for words in ([], ["train", "gan", "--help"]):
+        command = [sys.executable, "-m", "fastgan", *words]
+        done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "fastgan" in done.stdout

@@ -247,8 +247,8 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"objective": "wgan", "hyper": ("joint=true",)}, "'wgan' has no 'joint'; it has none"),
         ({"objective": "sliced", "hyper": ("n_projections=1.5",)}, "n_projections must be a whole number, got '1.5'"),
         ({"hyper": ("weight=-1",)}, "weight must be at least 0, got -1.0"),
-        ({"data": "mnist"}, "data must be mnist:DIR, .*, got 'mnist'"),
-        ({"data": "digits:8"}, "data must be .* digits or a folder, got 'digits:8'"),
+        ({"data": "mnist"}, "data must be .* mnist:DIR.*, got 'mnist'"),
+        ({"data": "digits:8"}, "data must be .* or a folder of images, got 'digits:8'"),
         ({"data": "digits", "channels": 4}, "channels is for folders of images, not for data 'digits'"),
         ({"boost": 3}, "set boost_first or boost_every"),
         ({"boost_first": 3}, "boost_first says which generator steps get boost critic steps: set boost"),
@@ -273,6 +273,8 @@ def test_missing_data(tmp_path):
     for data in (str(tmp_path / "nothing"), f"mnist:{tmp_path}", f"cifar10:{tmp_path}"):
         with pytest.raises(DataError, match=str(tmp_path)):
             run(tmp_path / "runs", data=data)
+    with pytest.raises(DataError, match=r"data must be 8gaussians, .* or a folder of images, and there is no .*'9gaus"):
+        run(tmp_path / "runs", data="9gaussians")
     assert not (tmp_path / "runs").exists()
 
 

@@ -64,6 +64,8 @@ def test_writes_what_it_promises(tmp_path: Path) -> None:
     lines = read_stats(folder / "stats.jsonl")
     assert [line["step"] for line in lines] == [4, 5, 8, 10, 12, 15, 16, 20]
     assert {"step", "seconds", "epoch", "loss", "twice", "lr_optimizer", "images_per_second"} == set(lines[0])
+    # An epoch's last line has the rate that its steps took, not the next epoch's.
+    assert [20 * line["lr_optimizer"] for line in lines] == pytest.approx([1, 1, 1, 0.75, 0.75, 0.5, 0.5, 0.25])
     assert all(line["twice"] == pytest.approx(2 * line["loss"]) for line in lines)
     assert sorted(p.name for p in (folder / "sheets").iterdir()) == [f"step-{s:08d}.png" for s in (8, 16, 20)]
     assert list((folder / "events").iterdir())
@@ -133,9 +135,7 @@ def test_refuses_a_changed_configuration_with_a_diff(tmp_path: Path) -> None:
         run(tmp_path, continue_train=True, lr=0.1, seed=3, print_freq=7)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     run(tmp_path, continue_train=True, lr=0.1, allow_config_change=True, print_freq=1)
-    assert [lr for step, _, lr in losses(tmp_path) if step <= 12] == pytest.approx(
-        [0.05] * 6 + [0.1] + [0.075] * 4 + [0.05]
-    )
+    assert [lr for step, _, lr in losses(tmp_path) if step <= 12] == pytest.approx([0.05] * 6 + [0.1] * 2 + [0.075] * 4)
 
 
 def test_an_option_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastgan.training import gan, sampling
+from fastgan._output import make_folder, written
+from fastgan.models import save_official
+from fastgan.training import checkpoint, gan, sampling
 from fastgan.training.log import Stats, read_stats
-from fastgan.training.output import make_folder, written
 from tests.training.test_gan_step import tiny
 
 
@@ -31,6 +33,24 @@ def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) ->
         file.write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
     assert path.read_text() == "new"
+
+
+def test_files_are_readable_as_others_are(tmp_path: Path) -> None:
+    """Libraries that write by way of a temporary file of their own make it private."""
+    (tmp_path / "usual").touch()
+    checkpoint.write(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+    save_official(torch.nn.Linear(1, 1), tmp_path / "x.pth")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_weights_on_a_full_disk_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"x\.pth cannot be written: No space left on device"):
+        save_official(torch.nn.Linear(1, 1), tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -97,8 +97,7 @@ class CycleGanConfig(RunConfig):
     max_dataset_size: int | None = None
     """Use only so many images of each folder."""
     cache: Cache = "auto"
-    """Decode and scale all images once and keep them in memory (on), or on the device, to be cropped and mirrored there
-    (device); auto: if they surely take less than 2 GB; on a GPU, there if they take less than a tenth of its memory."""
+    """Keep decoded images in memory (on) or on the device; auto: below 2 GB, and there below a tenth of a GPU's."""
     ema: float = 0.0
     """Decay of averaged generators, used for sheets, evaluation and translation; 0: none."""
     accumulate: int = 1
@@ -106,8 +105,7 @@ class CycleGanConfig(RunConfig):
     recompute: bool = False
     """Recompute the generators' activations in the backward pass to save memory."""
     batched_calls: Switch = "auto"
-    """Join calls that share weights (G_A on [A; B], D on [real; fake]); the same result within rounding, as norms are
-    per sample. auto: with fused operators, unless the norm is batch or generators have dropout."""
+    """Join calls that share weights: G_A on [A; B], …; auto: if fused, unless norm is batch or there is dropout."""
     compile: bool = False
     """torch.compile the networks."""
     save_epoch_freq: int = 5
@@ -121,6 +119,7 @@ class CycleGanConfig(RunConfig):
         return self.fused and self.norm != "batch" and self.no_dropout
 
     FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache", "recompute"}
+    REMARKS: ClassVar[dict[str, str]] = {"epoch_count": " (a run knows its epoch: give what it began with)"}
 
 
 def check(config: CycleGanConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastgan.data import DataError, Preprocess, UnpairedImageFolder
-from fastgan.data.decode import MODES
+from fastgan.data.decode import MODES, list_images
 from fastgan.data.resident import ResidentPairs, on_device
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
@@ -74,11 +74,8 @@ def _caches(config: CycleGanConfig) -> bool:
         return config.cache in ("on", "device")
     if config.preprocess != "resize_and_crop":
         return False
-    images = sum(
-        min(sum(1 for _ in (config.dataroot / f).rglob("*")), config.max_dataset_size or 10**9)
-        for f in ("trainA", "trainB")
-        if (config.dataroot / f).is_dir()
-    )
+    folders = [folder for name in ("trainA", "trainB") if (folder := config.dataroot / name).is_dir()]
+    images = sum(len(list_images(folder)[: config.max_dataset_size]) for folder in folders)
     return images * config.load_size**2 * max(config.input_nc, config.output_nc) < 2 * 10**9
 
 

@@ -20,6 +20,8 @@ from fastgan.training.graph import wants_graph
 from fastgan.training.precision import Cache
 from fastgan.training.task import RunConfig
 
+DATA = f"{', '.join(points.NAMES)}, digits, mnist:DIR, cifar10:DIR or a folder of images"
+
 
 @dataclass(frozen=True)
 class GanConfig(RunConfig):
@@ -28,8 +30,7 @@ class GanConfig(RunConfig):
     name: str = "gan"
     """The run's name: its files are in checkpoints_dir/name."""
     objective: str = "wgan-gp"
-    """gan, non-saturating, lsgan, hinge, sngan, wgan, wgan-gp, wgan-gp-one-sided, ct-gan, dragan,
-    fgan-{kl,reverse-kl,pearson,hellinger,js,gan}, ebgan, loss-sensitive or sliced."""
+    """What critic and generator minimise: one of the names above."""
     hyper: tuple[str, ...] = ()
     """Hyper-parameters of the objective, as name=value: weight=5 real_label=0.9 feature_matching=true …"""
     data: str = "8gaussians"
@@ -41,11 +42,9 @@ class GanConfig(RunConfig):
     flip: bool = False
     """Mirror a folder's images with probability ½."""
     cache: Cache = "auto"
-    """Decode and scale a folder's images once and keep them in memory (on), or on the device, to be mirrored there
-    (device); auto: in memory; on a GPU, there if they take less than a tenth of its memory."""
+    """Keep a folder's decoded images in memory (on) or on the device; auto: there below a tenth of a GPU's memory."""
     architecture: str | None = None
-    """mlp, dcgan, wgan-gp, resnet or sngan; by default mlp for points and digits, sngan for that objective on images,
-    else dcgan."""
+    """mlp, dcgan, wgan-gp, resnet or sngan; by default mlp for points and digits, else dcgan (sngan for sngan)."""
     latent_dim: int | None = None
     """Dimensions of z; 2 for points, 128 for images."""
     width_g: int | None = None
@@ -95,8 +94,7 @@ class GanConfig(RunConfig):
     recompute: bool = False
     """Keep few activations and recompute the others in the backward pass, to save memory."""
     compile: bool = False
-    """torch.compile the networks; for wgan-gp and wgan-gp-one-sided also the critic's losses and gradients with the
-    penalty, as one graph (other penalties take the critic uncompiled)."""
+    """torch.compile the networks, and the whole critic step of wgan-gp and wgan-gp-one-sided as one graph."""
     ema: float = 0.0
     """Decay of the generator's average, which sheets, samples and evaluations then use; 0: none."""
     n_samples: int = 64
@@ -133,9 +131,7 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
     fixed = {**dict.fromkeys(points.NAMES, (2,)), "digits": (1, 8, 8), "mnist": (1, size, size), "cifar10": (3, 32, 32)}
     shape = fixed.get(kind, (config.channels, size, size))
     if kind in fixed and (kind in ("mnist", "cifar10")) != bool(colon and folder):
-        raise ValueError(
-            f"data must be mnist:DIR, cifar10:DIR, {', '.join(points.NAMES)}, digits or a folder, got {config.data!r}"
-        )
+        raise ValueError(f"data must be {DATA}, got {config.data!r}")
     if config.image_size is not None and config.image_size != shape[-1]:
         raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
     other = config.channels not in (3, shape[0])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from fastgan.data import points, tensors
+from fastgan.data import DataError, points, tensors
 from fastgan.data.images import SingleImageFolder
 from fastgan.data.points import Points
 from fastgan.data.resident import ResidentImages, on_device
 from fastgan.data.tensors import ImageTensor
 from fastgan.data.transforms import Preprocess
 from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
-from fastgan.training.gan.config import GanConfig, sample_shape
+from fastgan.training.gan.config import DATA, GanConfig, sample_shape
 
 
 class RealData:
@@ -34,6 +36,8 @@ class RealData:
         elif kind == "cifar10":
             self._images = tensors.cifar10(folder)
         elif self.points is None:
+            if not Path(config.data).is_dir():
+                raise DataError(f"data must be {DATA}, and there is no folder {config.data!r}")
             preprocess = Preprocess(load_size=self.shape[-1], crop_size=self.shape[-1], flip=config.flip, multiple=1)
             self._images = SingleImageFolder(
                 config.data, preprocess, channels=config.channels, cache=config.cache != "off"

@@ -27,7 +27,11 @@ def written(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
+        with partial.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield partial
+        with contextlib.suppress(OSError):
+            partial.chmod(mode)  # safetensors makes files that nobody else may read
         if durable:
             _sync(partial)
         os.replace(partial, path)
