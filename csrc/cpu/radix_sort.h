@@ -57,7 +57,8 @@ struct Item<uint64_t, true> {
 template <typename S>
 using key_t = decltype(sort_key(acc_t<S>{}));
 
-// Values, and indices behind them, in place of items, which are at least as large.
+// Values, and indices behind them, in place of items, which are at least as large. Made of sorted items by vectors:
+// one scatter of items and this take less than a scatter of values and one of indices.
 template <typename S, bool kIndexed>
 struct Output {
   acc_t<S>* values;
@@ -65,15 +66,31 @@ struct Output {
   FASTGAN_INLINE Output(void* items, int64_t n) : values(static_cast<acc_t<S>*>(items)), order(nullptr) {
     if constexpr (kIndexed) order = reinterpret_cast<uint32_t*>(values + n);
   }
-  FASTGAN_INLINE void put(int64_t to, Item<key_t<S>, kIndexed> item) const {
-    values[to] = value_of_key(item.key());
-    if constexpr (kIndexed) order[to] = item.index();
+  FASTGAN_INLINE void put(int64_t first, int64_t count, const Item<key_t<S>, kIndexed>* items) const {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      values[first + i] = value_of_key(items[i].key());
+      if constexpr (kIndexed) order[first + i] = items[i].index();
+    }
   }
   FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order}; }
 };
 
-// Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out. The last pass writes
-// values and indices, into whichever of the two buffers it does not read.
+// Calls use(item, i) for every value; keys are made by vectors.
+template <typename S, bool kIndexed, typename Use>
+FASTGAN_INLINE void for_each_item(const S* from, int64_t n, const Use& use) {
+  constexpr int64_t kBlock = 512;
+  key_t<S> keys[kBlock];
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t count = n - begin < kBlock ? n - begin : kBlock;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) keys[i] = sort_key(load(from[begin + i]));
+    for (int64_t i = 0; i < count; ++i)
+      use(Item<key_t<S>, kIndexed>::of(keys[i], static_cast<uint32_t>(begin + i)), begin + i);
+  }
+}
+
+// Least significant digit first, kDigit bits a pass; passes in which all keys agree are left out.
 template <int kDigit, typename S, bool kIndexed>
 Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Item<key_t<S>, kIndexed>* b) {
   using I = Item<key_t<S>, kIndexed>;
@@ -81,38 +98,30 @@ Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Ite
   constexpr uint32_t kMask = (1u << kDigit) - 1;
   uint32_t counts[kPasses][1 << kDigit];
   std::memset(counts, 0, sizeof counts);
-  const auto digit = [](key_t<S> key, int pass) { return static_cast<uint32_t>(key >> (pass * kDigit)) & kMask; };
+  const auto digit = [](const I& item, int pass) {
+    return static_cast<uint32_t>(item.key() >> (pass * kDigit)) & kMask;
+  };
 
-  for (int64_t i = 0; i < n; ++i) {
-    const key_t<S> key = sort_key(load(from[i]));
-    a[i] = I::of(key, static_cast<uint32_t>(i));
-    for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][digit(key, pass)];
-  }
-  int passes[kPasses], used = 0;
+  for_each_item<S, kIndexed>(from, n, [&](const I& item, int64_t i) {
+    a[i] = item;
+    for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][digit(item, pass)];
+  });
   for (int pass = 0; pass < kPasses; ++pass) {
-    if (counts[pass][digit(a[0].key(), pass)] == n) continue;
-    passes[used++] = pass;
+    uint32_t* const next = counts[pass];
+    if (next[digit(a[0], pass)] == n) continue;
     uint32_t sum = 0;
     for (uint32_t d = 0; d <= kMask; ++d) {
-      const uint32_t count = counts[pass][d];
-      counts[pass][d] = sum;
+      const uint32_t count = next[d];
+      next[d] = sum;
       sum += count;
     }
-  }
-  for (int p = 0; p + 1 < used; ++p) {
-    uint32_t* next = counts[passes[p]];
-    for (int64_t i = 0; i < n; ++i) b[next[digit(a[i].key(), passes[p])]++] = a[i];
+    for (int64_t i = 0; i < n; ++i) b[next[digit(a[i], pass)]++] = a[i];
     I* const other = a;
     a = b;
     b = other;
   }
   const Output<S, kIndexed> out(b, n);
-  if (used == 0) {
-    for (int64_t i = 0; i < n; ++i) out.put(i, a[i]);
-  } else {
-    uint32_t* next = counts[passes[used - 1]];
-    for (int64_t i = 0; i < n; ++i) out.put(next[digit(a[i].key(), passes[used - 1])]++, a[i]);
-  }
+  out.put(0, n, a);
   return out.sorted();
 }
 
@@ -130,7 +139,7 @@ Sorted<acc_t<S>> insertion_sort(const S* from, int64_t n, Item<key_t<S>, kIndexe
   using I = Item<key_t<S>, kIndexed>;
   for (int64_t i = 0; i < n; ++i) insert(a, i, I::of(sort_key(load(from[i])), static_cast<uint32_t>(i)));
   const Output<S, kIndexed> out(b, n);
-  for (int64_t k = 0; k < n; ++k) out.put(k, a[k]);
+  out.put(0, n, a);
   return out.sorted();
 }
 
@@ -152,7 +161,7 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
   constexpr uint32_t kBuckets = 1u << (32 - kShift), kMask = (1u << kDigit) - 1;
   uint32_t next[kBuckets];
   std::memset(next, 0, sizeof next);
-  for (int64_t i = 0; i < n; ++i) ++next[sort_key(load(from[i])) >> kShift];
+  for_each_item<S, kIndexed>(from, n, [&](I item, int64_t) { ++next[item.key() >> kShift]; });
   uint32_t largest = 0, sum = 0;
   for (uint32_t d = 0; d < kBuckets; ++d) {
     const uint32_t count = next[d];
@@ -161,11 +170,11 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
     sum += count;
   }
   if (largest >= n / 4) return sort<8, S, kIndexed>(from, n, a, b);
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t key = sort_key(load(from[i])), to = next[key >> kShift]++;
+  for_each_item<S, kIndexed>(from, n, [&](I item, int64_t) {
+    const uint32_t to = next[item.key() >> kShift]++;
     __builtin_prefetch(a + to + kAhead, 1);  // buckets are more than hardware follows
-    a[to] = I::of(key, static_cast<uint32_t>(i));
-  }
+    a[to] = item;
+  });
 
   const Output<S, kIndexed> out(b, n);
   int64_t first = 0;
@@ -176,7 +185,7 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
     if constexpr (kIndexed) fetch(out.order + first, count);
     if (count <= kInsertion) {
       for (int64_t k = 1; k < count; ++k) insert(a + first, k, a[first + k]);
-      for (int64_t i = first; i < last; ++i) out.put(i, a[i]);
+      out.put(first, count, a + first);
       first = last;
       continue;
     }
@@ -186,7 +195,7 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
       ++counts[0][a[i].key() & kMask];
       ++counts[1][a[i].key() >> kDigit & kMask];
     }
-    uint32_t low = 0, high = static_cast<uint32_t>(first);
+    uint32_t low = 0, high = 0;
     const bool low_alike = counts[0][a[first].key() & kMask] == count;
     for (uint32_t k = 0; k <= kMask; ++k) {
       const uint32_t in_low = counts[0][k], in_high = counts[1][k];
@@ -195,14 +204,16 @@ Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>*
       low += in_low;
       high += in_high;
     }
-    const I* items = a + first;
+    // last < n / 2 if it is not before `first`, so that there is room behind.
+    I *items = a + first, *made = first >= count ? a : reinterpret_cast<I*>(out.values + (last + 1) / 2 * 2);
     if (!low_alike) {
-      // last < n / 2 if it is not before `first`, so that there is room behind.
-      I* const made = first >= count ? a : reinterpret_cast<I*>(out.values + (last + 1) / 2 * 2);
-      for (int64_t i = first; i < last; ++i) made[counts[0][a[i].key() & kMask]++] = a[i];
+      for (int64_t i = 0; i < count; ++i) made[counts[0][items[i].key() & kMask]++] = items[i];
+      I* const other = items;
       items = made;
+      made = other;
     }
-    for (int64_t i = 0; i < count; ++i) out.put(counts[1][items[i].key() >> kDigit & kMask]++, items[i]);
+    for (int64_t i = 0; i < count; ++i) made[counts[1][items[i].key() >> kDigit & kMask]++] = items[i];
+    out.put(first, count, made);
     first = last;
   }
   return out.sorted();

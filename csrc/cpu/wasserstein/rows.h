@@ -101,8 +101,10 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
     solve_coupled(problem, row, x, y, Coupling<UniformCuts>{{y.n}, {x.n}, mass}, merged, threads);
   } else {
     // Over one denominator, so that integer weights are compared exactly.
-    for (int64_t k = 0; k < x.n; ++k) x.cuts[k] *= y.total;
-    for (int64_t k = 0; k < y.n; ++k) y.cuts[k] *= x.total;
+    for_each(threads, 2, [&](int64_t side) {
+      const Side<S>&of = side == 0 ? x : y, &other = side == 0 ? y : x;
+      for (int64_t k = 0; k < of.n; ++k) of.cuts[k] *= other.total;
+    });
     if (closely) tie(x.cuts, y.cuts, x.total * y.total);
     const double mass = 1 / (x.total * y.total);
     solve_coupled(problem, row, x, y, Coupling<WeightedCuts>{{x.cuts}, {y.cuts}, mass}, merged, threads);

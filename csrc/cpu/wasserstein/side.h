@@ -69,6 +69,21 @@ FASTGAN_INLINE void put(const Side<S>& side, int64_t k, acc_t<S> value) {
   }
 }
 
+// Calls put(to[i], k) for the sorted samples k of [begin, end), which came from i; a long row's lines are fetched
+// ahead.
+template <typename S, typename G, typename Put>
+FASTGAN_INLINE void send(const Side<S>& side, int64_t begin, int64_t end, G* to, const Put& put) {
+  constexpr int64_t kAhead = 32, kLong = 8192;
+  const Sorted<acc_t<S>> sorted = side.sorted;  // not to be loaded anew after each store
+  const int64_t fetched = side.n < kLong ? begin : end < side.n - kAhead ? end : side.n - kAhead;
+  int64_t k = begin;
+  for (; k < fetched; ++k) {
+    __builtin_prefetch(to + sorted.from(k + kAhead), 1);
+    put(to[sorted.from(k)], k);
+  }
+  for (; k < end; ++k) put(to[sorted.from(k)], k);
+}
+
 template <typename S>
 void fill(S* to, int64_t n, acc_t<S> value) {
   if (to != nullptr) {

@@ -265,22 +265,18 @@ template <typename S>
 void store_gradients(const Side<S>& side, const Two* ended, int64_t begin, int64_t end, double factor, double shift,
                      Both* both) {
   const double per_weight = side.unit / side.total;
-  const Sorted<acc_t<S>> sorted = side.sorted;
   if (both != nullptr) {
-    for (int64_t i = begin; i < end; ++i)
-      both[sorted.from(i)] = __builtin_convertvector((ended[i] + Two{0, shift}) * Two{factor, per_weight}, Both);
-    return;
+    return send(side, begin, end, both, [&](Both& to, int64_t i) {
+      to = __builtin_convertvector((ended[i] + Two{0, shift}) * Two{factor, per_weight}, Both);
+    });
   }
   if (side.grad != nullptr) {
-    for (int64_t i = begin; i < end; ++i) store(side.grad[sorted.from(i)], static_cast<acc_t<S>>(ended[i][0] * factor));
+    send(side, begin, end, side.grad,
+         [&](S& to, int64_t i) { store(to, static_cast<acc_t<S>>(ended[i][0] * factor)); });
   }
-  if (side.grad_weights != nullptr) {
-    for (int64_t i = begin; i < end; ++i) side.grad_weights[sorted.from(i)] = (ended[i][1] + shift) * per_weight;
-  }
-  if (side.grad_float_weights != nullptr) {
-    for (int64_t i = begin; i < end; ++i)
-      side.grad_float_weights[sorted.from(i)] = static_cast<float>((ended[i][1] + shift) * per_weight);
-  }
+  const auto of_weight = [&](auto& to, int64_t i) { store(to, (ended[i][1] + shift) * per_weight); };
+  if (side.grad_weights != nullptr) send(side, begin, end, side.grad_weights, of_weight);
+  if (side.grad_float_weights != nullptr) send(side, begin, end, side.grad_float_weights, of_weight);
 }
 
 template <typename S>
