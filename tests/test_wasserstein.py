@@ -298,6 +298,24 @@ def test_ties_are_matched_in_index_order() -> None:
     assert g.tolist() == [0, -0.25, 0.25, 0]
 
 
+@pytest.mark.parametrize("p", [1.0, math.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_second_derivatives_that_vanish_are_zeros(p: float, weighted: bool) -> None:
+    x, y = torch.randn(3, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
+    value = F.wasserstein_1d(x, y, torch.rand(7) if weighted else None, p=p)
+    grads = torch.autograd.grad(value.sum(), (x, y), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in grads), (x, y))
+    assert all(torch.equal(h, torch.zeros(3, 7)) for h in second)
+
+
+def test_gradients_of_weights_alone() -> None:
+    """No sample wants one, and equal counts without weights would have signs."""
+    x, y, a = torch.randn(5, 8), torch.randn(5, 8), torch.rand(8, requires_grad=True)
+    double = a.detach().double().requires_grad_()
+    expected = torch.autograd.grad(reference.wasserstein_1d(x.double(), y.double(), double).sum(), double)[0]
+    torch.testing.assert_close(torch.autograd.grad(F.wasserstein_1d(x, y, a).sum(), a)[0], expected.float())
+
+
 def test_third_derivative_raises_or_is_right() -> None:
     x, y = torch.randn(5, dtype=torch.float64, requires_grad=True), torch.randn(5, dtype=torch.float64)
     (g,) = torch.autograd.grad(F.wasserstein_1d(x, y, p=3, root=False), x, create_graph=True)

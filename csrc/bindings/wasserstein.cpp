@@ -67,10 +67,21 @@ void wasserstein_means(uintptr_t x, int64_t x_stride, int64_t n, uintptr_t y, in
   }
 }
 
-void scale_signs(uintptr_t signs, uintptr_t factors, int64_t rows, int64_t n, int dtype, uintptr_t grad, int threads) {
+void scale_signs(uintptr_t x_signs, uintptr_t y_signs, uintptr_t factors, int64_t stride, int factors_dtype,
+                 uintptr_t scale, int64_t rows, int64_t n, int dtype, uintptr_t x_grad, uintptr_t y_grad, int threads) {
+  const auto signs = [](uintptr_t at) { return reinterpret_cast<const uint32_t*>(at); };
+  const auto grad = [](uintptr_t at) { return reinterpret_cast<void*>(at); };
+  const fastgan::SignGradients problem = {{signs(x_signs), signs(y_signs)},
+                                          {grad(x_grad), grad(y_grad)},
+                                          static_cast<fastgan::DType>(dtype),
+                                          rows,
+                                          n,
+                                          reinterpret_cast<const void*>(factors),
+                                          static_cast<fastgan::DType>(factors_dtype),
+                                          stride,
+                                          reinterpret_cast<const double*>(scale)};
   const py::gil_scoped_release release;
-  FASTGAN_CALL(scale_signs, reinterpret_cast<const uint32_t*>(signs), reinterpret_cast<const double*>(factors), rows, n,
-               static_cast<fastgan::DType>(dtype), reinterpret_cast<void*>(grad), threads);
+  FASTGAN_CALL(scale_signs, problem, threads);
 }
 
 }  // namespace

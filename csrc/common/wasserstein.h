@@ -12,6 +12,9 @@ namespace fastgan {
 // Signs, two bits each: a word has the positive ones of 16 samples in its lower half, the negative ones in its upper.
 constexpr int64_t sign_words(int64_t n) { return (n + 15) / 16; }
 
+// Whether a row's cost is that of d / D, D being about its largest |d|: powers other than 1 and 2 might overflow.
+FASTGAN_HOST_DEVICE bool is_scaled(double p) { return p != 1 && p != 2; }
+
 struct WassersteinSide {
   const void* values;     // [rows, n] with the given row stride
   int64_t values_stride;  // in elements; n on CUDA

@@ -48,13 +48,12 @@ void wasserstein(const WassersteinProblem& problem, int threads) {
   }
 }
 
-void scale_signs(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype, void* grad,
-                 int threads) {
-  switch (dtype) {
-    case DType::f32: return scale_rows(signs, factors, rows, n, static_cast<float*>(grad), threads);
-    case DType::f64: return scale_rows(signs, factors, rows, n, static_cast<double*>(grad), threads);
-    case DType::f16: return scale_rows(signs, factors, rows, n, static_cast<f16_t*>(grad), threads);
-    case DType::bf16: return scale_rows(signs, factors, rows, n, static_cast<bf16_t*>(grad), threads);
+void scale_signs(const SignGradients& problem, int threads) {
+  switch (problem.dtype) {
+    case DType::f32: return scale_rows<float>(problem, threads);
+    case DType::f64: return scale_rows<double>(problem, threads);
+    case DType::f16: return scale_rows<f16_t>(problem, threads);
+    case DType::bf16: return scale_rows<bf16_t>(problem, threads);
   }
 }
 

@@ -13,8 +13,19 @@ namespace fastgan {
 // 8 or 4): 4 R, with gradients or weights 20 R, and R / 8 for each of (log2 n)^2 / 4 comparators that a sample passes.
 FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem, int threads);)
 
-// Samples' gradients [rows, n] of the given dtype: signs [rows, sign_words(n)] times a factor a row.
-FASTGAN_PER_ISA(void scale_signs(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, DType dtype,
-                                 void* grad, int threads);)
+// Gradients [rows, n] of one side's samples or of both's: signs [rows, sign_words(n)], null for a side that wants none,
+// times a factor for each row.
+struct SignGradients {
+  const uint32_t* signs[2];
+  void* grads[2];
+  DType dtype;  // of the gradients
+  int64_t rows, n;
+  // The factor: factors[row * stride], divided by scale[row] and by n unless the scale is null.
+  const void* factors;
+  DType factors_dtype;
+  int64_t stride;
+  const double* scale;
+};
+FASTGAN_PER_ISA(void scale_signs(const SignGradients& problem, int threads);)
 
 }  // namespace fastgan

@@ -11,10 +11,8 @@ __device__ __forceinline__ T difference(T x, T y) {
   return x == y ? T(0) : x - y;
 }
 
-// Whether the cost is that of d / D, D the row's largest |d| (rounded up to a power of two, so that scaling is exact).
-__host__ __device__ __forceinline__ bool is_scaled(double p) { return p != 1 && p != 2; }
-
-// D; 1 where the largest |d| is 0 or not finite. Its inverse is finite too.
+// D: the row's largest |d|, rounded up to a power of two, so that scaling is exact; 1 where that is 0 or not finite.
+// Its inverse is finite too.
 __device__ __forceinline__ double scale_of(double largest) {
   if (!(largest > 0) || isinf(largest)) return 1;
   int exponent;

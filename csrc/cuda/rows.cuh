@@ -7,6 +7,7 @@
 #include <cub/block/block_radix_sort.cuh>
 #include <cub/warp/warp_merge_sort.cuh>
 
+#include "common/wasserstein.h"
 #include "cuda/check.h"
 #include "cuda/group.cuh"
 #include "cuda/power.cuh"

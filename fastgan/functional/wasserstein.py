@@ -22,6 +22,7 @@ from fastgan.kernels.library import (
     apply,
     is_eager,
     kernel_of,
+    may_be_read,
     may_need_tangents,
     unwrapped,
 )
@@ -435,8 +436,8 @@ class _Forward(Fused):
             return (None,) * 10
         cost, *saved = ctx.saved_tensors
         scale = saved[4]
-        if ctx.p == 2 and grad is not None and grad_cost is None:
-            quick = _quick_squares(ctx, grad, cost, *saved)
+        if ctx.p in (1, 2) and grad is not None and grad_cost is None:
+            quick = _quick_signs(ctx, grad, *saved) if ctx.p == 1 else _quick_squares(ctx, grad, cost, *saved)
             if quick is not None:
                 return quick
         if grad is not None:
@@ -467,6 +468,22 @@ class _Forward(Fused):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _batched(_Forward, info, in_dims, *args)
+
+
+def _quick_signs(
+    ctx: Any, grad: Tensor, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None,
+    scale: Tensor, ux: Tensor | None, uy: Tensor | None, *_: Tensor | None,
+) -> tuple[Tensor | None, ...] | None:  # fmt: skip
+    """What :class:`_Forward` sends back where unit gradients are signs, by one call of a kernel; None elsewhere."""
+    if ctx.mean or a is not None or b is not None or not may_be_read(grad):
+        return None
+    wanted: list[Tensor | None] = []
+    for unit, needed in zip((ux, uy), ctx.needs_input_grad[:2], strict=True):
+        if needed and (unit is None or unit.dtype != torch.int32):
+            return None
+        wanted.append(unit if needed else None)
+    kernels = dispatch.kernels(ctx.backend, "wasserstein")
+    return (*kernels.sign_gradients(*wanted, grad, scale, x.size(-1), x.dtype), *(None,) * 8)
 
 
 def _quick_squares(
@@ -520,7 +537,7 @@ class _Backward(Fused):
         if all(v is None for v in cotangents):
             return (None,) * 13
         want = sum(1 << i for i in range(4) if ctx.needs_input_grad[1 + i])
-        if ctx.needs_input_grad[0] or ctx.p == 1 or math.isinf(ctx.p):  # the two have no other second derivative
+        if ctx.needs_input_grad[0]:
             want |= 16
         grads = apply(_DoubleBackward, *cotangents, *ctx.saved_tensors, ctx.p, want, ctx.backend)
         return (*grads, *(None,) * 8)
@@ -558,9 +575,12 @@ class _DoubleBackward(Fused):
                     unit = _scale_signs(unit, torch.ones_like(factor), v.size(-1), v.dtype, backend)
                 wide = torch.promote_types(unit.dtype, torch.float32)
                 grad_grad = grad_grad + factor * _row_sums(unit.to(wide) * v)
-        if p == 1 or math.isinf(p) or not want & 3:
+        if not want & 3:
             return grad_grad, None, None, None, None
-        hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
+        if p == 1 or math.isinf(p):  # zeros, not None: torch.autograd.grad would take x for unused
+            hx, hy = torch.zeros_like(x), torch.zeros_like(y)
+        else:
+            hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
         return grad_grad, hx if want & 1 else None, hy if want & 2 else None, None, None
 
     @staticmethod

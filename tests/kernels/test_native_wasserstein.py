@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -45,6 +46,21 @@ def check_against_reference(rows: int, n: int, m: int, p: float, weighted: bool,
         torch.testing.assert_close(g.double(), e, rtol=8 * tolerance, atol=8 * tolerance * float(e.abs().max()))
 
 
+def check_costs_alone(p: float, sizes: Iterable[int]) -> None:
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    for n in sizes:
+        x, y = torch.randn(33, n), torch.randn(33, n) + 0.1
+        x[3] = x[3].mul(2).round()  # ties, zeros of both signs
+        y[3] = y[3].mul(2).round()
+        x[5, n // 2], y[5, 0], x[7, -1], y[9, 0] = math.inf, math.inf, -math.inf, math.nan
+        expected = reference.wasserstein_1d(x.double(), y.double(), p=p, root=False)
+        cost, _, _ = native.forward(x, y, None, None, p, 0)
+        with_gradients, _, _ = native.forward(x, y, None, None, p, 3)
+        rtol = 1e-14 if x86 else 1e-6  # elsewhere the compiler may contract the float32 products of one of them
+        torch.testing.assert_close(cost, with_gradients, rtol=rtol, atol=0, equal_nan=True)
+        torch.testing.assert_close(cost, expected, rtol=2e-6, atol=1e-7, equal_nan=True)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("p", [1.0, 2.0, 2.5, math.inf])
 @pytest.mark.parametrize(("rows", "n", "m"), PATHS)
@@ -58,12 +74,13 @@ def test_every_instruction_set(isa: str) -> None:
     code = (
         "import torch\n"
         "from fastgan import _C\n"
-        "from tests.kernels.test_native_wasserstein import PATHS, check_against_reference\n"
+        "from tests.kernels.test_native_wasserstein import PATHS, check_against_reference, check_costs_alone\n"
         "print(_C.cpu_isa())\n"
         "for path in [*PATHS, *((17, n, n) for n in (1, 7, 8, 9, 16, 17, 63, 112, 300))]:\n"
         "    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):\n"
         "        check_against_reference(*path, 1.0, False, dtype)\n"
         "    check_against_reference(*path, 2.0, True, torch.float32)\n"
+        "check_costs_alone(2.0, (1, 8, 9, 17, 40, 64, 100, 300))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -104,6 +121,24 @@ def test_signs_times_any_factor(dtype: torch.dtype) -> None:
         words = ((bits > 0) * places).sum(-1) + (((bits < 0) * places).sum(-1) << 16)
         grad = native.scale_signs(words.to(torch.int32), factor, n, dtype)
         torch.testing.assert_close(grad, (signs * factor[:, None]).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_gradients_from_signs_by_one_call(dtype: torch.dtype) -> None:
+    """A backward pass that nothing records gives, to the last bit, what one gives that is recorded."""
+    samples = torch.randn(2, 3, 4, 21).to(dtype)
+    samples[0, 1, 2, 5] = math.nan
+    cotangents = torch.randn(4, 3).to(dtype).mT, torch.tensor(0.7).to(dtype).expand(3, 4)
+    for needs in ((True, True), (True, False), (False, True)):
+        x, y = (t.requires_grad_(needed) for t, needed in zip(samples.unbind(), needs, strict=True))
+        wanted = [t for t in (x, y) if t.requires_grad]
+        value = F.wasserstein_1d(x, y)
+        batch = torch.autograd.grad(value, wanted, torch.stack(cotangents), retain_graph=True, is_grads_batched=True)
+        for k, cotangent in enumerate(cotangents):
+            plain = torch.autograd.grad(value, wanted, cotangent, retain_graph=True)
+            recorded = torch.autograd.grad(value, wanted, cotangent, create_graph=True)
+            torch.testing.assert_close(plain, recorded, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(plain, tuple(t[k] for t in batch), rtol=0, atol=0, equal_nan=True)
 
 
 def test_rows_of_nan_with_signs() -> None:
@@ -167,18 +202,7 @@ def test_both_gradients_of_long_weighted_rows(ties: bool) -> None:
 @pytest.mark.parametrize("p", [1.0, 2.0])
 def test_costs_alone_are_those_of_a_pass_with_gradients(p: float) -> None:
     """The last pass of a sort compares its blocks where they are: every size around blocks and merges of many."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    for n in [*range(1, 71), 95, 96, 97, 111, 112, 113, 127, 128, 129, 255, 256, 257, 272, 511, 512, 513]:
-        x, y = torch.randn(33, n), torch.randn(33, n) + 0.1
-        x[3] = x[3].mul(2).round()  # ties, zeros of both signs
-        y[3] = y[3].mul(2).round()
-        x[5, n // 2], y[5, 0], x[7, -1], y[9, 0] = math.inf, math.inf, -math.inf, math.nan
-        expected = reference.wasserstein_1d(x.double(), y.double(), p=p, root=False)
-        cost, _, _ = native.forward(x, y, None, None, p, 0)
-        with_gradients, _, _ = native.forward(x, y, None, None, p, 3)
-        rtol = 1e-14 if x86 else 1e-6  # elsewhere the compiler may contract the float32 products of one of them
-        torch.testing.assert_close(cost, with_gradients, rtol=rtol, atol=0, equal_nan=True)
-        torch.testing.assert_close(cost, expected, rtol=2e-6, atol=1e-7, equal_nan=True)
+    check_costs_alone(p, [*range(1, 71), 95, 96, 97, 111, 112, 113, 127, 128, 129, 255, 256, 257, 272, 511, 512, 513])
 
 
 @pytest.mark.parametrize(("rows", "n", "m"), [(700, 64, 64), (40, 1024, 1024), (65, 300, 200), (1, 70_001, 70_001)])

@@ -100,8 +100,9 @@ template <Order kOrder>
 void solve_lanes(const Group& g, double* costs) {
   for (int l = 0; l < kGroup; ++l) costs[l] = 0;
   if (g.n == g.m) {
-    for (int64_t begin = 0; begin < g.n; begin += 16) {
-      const int64_t end = begin + 16 < g.n ? begin + 16 : g.n;
+    constexpr int kBlock = network::kBlock;  // sums are those of LaneCosts
+    for (int64_t begin = 0; begin < g.n; begin += kBlock) {
+      const int64_t end = begin + kBlock < g.n ? begin + kBlock : g.n;
       Lanes part = {};
       for (int64_t k = begin; k < end; ++k) {
         const Lanes d = g.difference(k, k);

@@ -57,7 +57,7 @@ void solve_coupled(const WassersteinProblem& problem, int64_t row, Side<S>& x, S
   if (problem.grad != nullptr) {
     scale = problem.scale[row];
   } else {
-    if (p != 1 && p != 2) {
+    if (is_scaled(p)) {
       const double size = largest(x, y, c).size;
       if (size > 0 && std::isfinite(size)) scale = size;
     }
@@ -76,7 +76,7 @@ template <typename S>
 void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<S>& y, const Merged* merged,
                int threads) {
   using T = acc_t<S>;
-  const bool closely = problem.p != 1 && problem.p != 2;
+  const bool closely = is_scaled(problem.p);
   bool good = !has_nan(x) && !has_nan(y);
   if (good && merged != nullptr) {
     bool fits[2];

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/wasserstein.h"
 #include "cpu/sorting_network.h"
+#include "cpu/wasserstein.h"
 #include "cpu/wasserstein/work.h"
 
 namespace fastgan::FASTGAN_ISA {
@@ -67,17 +67,35 @@ FASTGAN_INLINE void scale_words(const uint32_t* signs, acc_t<S> factor, int64_t 
   }
 }
 
+double factor_of_row(const SignGradients& g, int64_t row) {
+  const auto at = [&](auto* factors) { return static_cast<double>(load(factors[row * g.stride])); };
+  double factor = 0;
+  switch (g.factors_dtype) {
+    case DType::f32: factor = at(static_cast<const float*>(g.factors)); break;
+    case DType::f64: factor = at(static_cast<const double*>(g.factors)); break;
+    case DType::f16: factor = at(static_cast<const f16_t*>(g.factors)); break;
+    case DType::bf16: factor = at(static_cast<const bf16_t*>(g.factors)); break;
+  }
+  return g.scale == nullptr ? factor : factor / g.scale[row] / static_cast<double>(g.n);
+}
+
 template <typename S>
-void scale_rows(const uint32_t* signs, const double* factors, int64_t rows, int64_t n, S* grad, int most) {
-  const int64_t words = sign_words(n);
-  const int threads = useful_threads(rows * n, most);
-  Shares shares(rows * words, threads);
+void scale_rows(const SignGradients& problem, int most) {
+  const SignGradients g = problem;
+  const int64_t words = sign_words(g.n);
+  const int threads = useful_threads(g.rows * g.n, most);
+  Shares shares[2] = {{g.signs[0] == nullptr ? 0 : g.rows * words, threads},
+                      {g.signs[1] == nullptr ? 0 : g.rows * words, threads}};
   parallel(threads, [&](int, int) {
-    for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
-      for (int64_t row = range.begin / words; row * words < range.end; ++row) {
-        const int64_t begin = row * words > range.begin ? row * words : range.begin;
-        const int64_t end = (row + 1) * words < range.end ? (row + 1) * words : range.end;
-        scale_words(signs, static_cast<acc_t<S>>(factors[row]), row, begin, end, n, grad);
+    for (int side = 0; side < 2; ++side) {
+      Shares& left = shares[side];
+      for (Range range = left.next(); range.begin < range.end; range = left.next()) {
+        for (int64_t row = range.begin / words; row * words < range.end; ++row) {
+          const int64_t begin = row * words > range.begin ? row * words : range.begin;
+          const int64_t end = (row + 1) * words < range.end ? (row + 1) * words : range.end;
+          const acc_t<S> factor = static_cast<acc_t<S>>(factor_of_row(g, row));
+          scale_words(g.signs[side], factor, row, begin, end, g.n, static_cast<S*>(g.grads[side]));
+        }
       }
     }
   });

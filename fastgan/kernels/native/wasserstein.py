@@ -103,11 +103,36 @@ def second(
 def scale_signs(signs: Tensor, factor: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """The samples' gradients [..., n]: words of signs times a float64 factor [...] for each row."""
     grad = empty((*signs.shape[:-1], n), dtype)
-    signs, factor = signs.contiguous(), factor.contiguous()
-    _C.wasserstein_scale_signs(
-        signs.data_ptr(), factor.data_ptr(), factor.numel(), n, DTYPES[dtype], grad.data_ptr(), threads()
-    )
+    signs = signs.contiguous()
+    _scale_signs((signs, None), factor, None, (grad, None))
     return grad
+
+
+def sign_gradients(
+    x_signs: Tensor | None, y_signs: Tensor | None, grad: Tensor, scale: Tensor, n: int, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """The samples' gradients [..., n] where ``grad`` [...] is the cost's: grad / scale / n times words of signs.
+
+    None for a side whose signs are None.
+    """
+    gx, gy = (None if signs is None else empty((*scale.shape, n), dtype) for signs in (x_signs, y_signs))
+    _scale_signs((x_signs, y_signs), grad, scale, (gx, gy))
+    return gx, gy
+
+
+def _scale_signs(
+    signs: tuple[Tensor | None, Tensor | None],
+    factor: Tensor,
+    scale: Tensor | None,
+    grads: tuple[Tensor | None, Tensor | None],
+) -> None:
+    factor = factor if factor.dim() == 1 else factor.reshape(-1)
+    like = grads[0] if grads[0] is not None else grads[1]
+    assert like is not None
+    _C.wasserstein_scale_signs(
+        address(signs[0]), address(signs[1]), factor.data_ptr(), factor.stride(0), DTYPES[factor.dtype], address(scale),
+        factor.numel(), like.size(-1), DTYPES[like.dtype], address(grads[0]), address(grads[1]), threads(),
+    )  # fmt: skip
 
 
 def _run(
