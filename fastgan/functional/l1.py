@@ -183,7 +183,10 @@ class _Forward(Fused):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.setting, early, *tensors = inputs
         _, signs, *gradients = output
-        ctx.layouts = [(t.shape, layout.is_channels_last(t), t.dtype) for t in tensors]
+        ctx.layouts = []
+        for a, b in zip(tensors[::2], tensors[1::2], strict=True):
+            shape, channels_last = a.shape, layout.is_channels_last(a)  # and b's
+            ctx.layouts += [(shape, channels_last, a.dtype), (shape, channels_last, b.dtype)]
         ctx.mark_non_differentiable(signs, *gradients)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(signs)

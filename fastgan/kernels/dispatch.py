@@ -37,7 +37,7 @@ OPERATORS = {
 }
 
 logger = logging.getLogger("fastgan")
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # while a program is exported, tensors are of other types
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 _tracing_context = torch._guards.TracingContext.try_get
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastgan_backend", default=None)
@@ -104,7 +104,7 @@ def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
     if _tracing_state() is not None:
         return _recorded(operator, "torch.jit.trace")
-    if type(x) not in _PLAIN and _exports_onnx():
+    if _dispatch_modes() and _exports_onnx():
         return _recorded(operator, "torch.onnx.export")
     requested = _requested.get()
     if requested is None:
@@ -123,8 +123,9 @@ def in_graph(backend: str, elements: int) -> str:
     A compiled graph calls our operators through torch.library, one by one, in 20 to 50 µs each; inductor makes one loop
     of plain PyTorch and what is around it.
     """
-    few = backend == "native" and _is_compiled() and elements < _FEW
-    return "reference" if few and requested_backend() == "auto" else backend
+    if not _dispatch_modes() or backend != "native":  # whatever traces a graph is a mode
+        return backend
+    return "reference" if elements < _FEW and _is_compiled() and requested_backend() == "auto" else backend
 
 
 def _is_compiled() -> bool:
