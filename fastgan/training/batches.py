@@ -6,7 +6,6 @@ uninterrupted one would. Processes share the joint batch, see :mod:`fastgan.trai
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,11 +34,14 @@ class Batches(Protocol):
 
     def prepare(self) -> None:
         """Begins to bring the next batch to the device, where that takes time."""
+        return
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends loader processes, where there are any."""
+        return
 
 
-class Fresh:
+class Fresh(Batches):
     """Every batch is drawn anew from a distribution in the plane. There are no epochs."""
 
     epoch = 0
@@ -58,15 +60,11 @@ class Fresh:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random.load_state_dict(state)
 
-    def prepare(self) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class Shuffled:
+class Shuffled(Batches):
     """Batches of images in memory, kept on ``device``; a new order each epoch, its last, short batch left out."""
+
+    epoch = 0
 
     def __init__(self, images: ImageTensor, batch_size: int, seed: int, device: torch.device) -> None:
         self._joint = batch_size * distributed.size()
@@ -74,7 +72,6 @@ class Shuffled:
             raise ValueError(too_large(batch_size, len(images)))
         self._pixels, self._top = images.pixels.to(device), images.top
         self._seed = seed
-        self.epoch = 0
         self._position = 0
         self._order: Tensor | None = None
 
@@ -97,51 +94,19 @@ class Shuffled:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self._position, self._order = state["epoch"], state["position"], None
 
-    def prepare(self) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class Loaded:
+def loaded(
+    source: Source | ResidentImages, batch_size: int, seed: int, device: torch.device, *, workers: int
+) -> Prefetcher:
     """Batches of a data set that is read item by item, by worker processes, or of images that are kept on the device;
     short batches are left out."""
-
-    def __init__(
-        self, source: Source | ResidentImages, batch_size: int, seed: int, device: torch.device, *, workers: int
-    ) -> None:
-        kept = source.finish if isinstance(source, ResidentImages) else None
-        loader = Loader(
-            source,
-            batch_size,
-            seed=seed,
-            drop_last=True,
-            workers=workers if kept is None else 0,
-            pin_memory=device.type == "cuda",
-        )
-        self._loader = Prefetcher(loader, kept or partial(_to, device=device), device)
-
-    @property
-    def epoch(self) -> int:
-        return self._loader.epoch
-
-    def __next__(self) -> Tensor:
-        batch: Tensor = next(self._loader)
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loader.load_state_dict(state)
-
-    def prepare(self) -> None:
-        self._loader.prepare()
-
-    def close(self) -> None:
-        self._loader.close()
-
-
-def _to(batch: Tensor, device: torch.device) -> Tensor:
-    return batch.to(device, non_blocking=True)
+    kept = source.finish if isinstance(source, ResidentImages) else None
+    loader = Loader(
+        source,
+        batch_size,
+        seed=seed,
+        drop_last=True,
+        workers=workers if kept is None else 0,
+        pin_memory=device.type == "cuda",
+    )
+    return Prefetcher(loader, kept or (lambda batch: batch.to(device, non_blocking=True)), device)

@@ -49,11 +49,7 @@ def load_config(path: Path) -> CycleGanConfig:
     saved = checkpoint.read(path, only="config")
     if "lambda_A" not in saved:
         raise checkpoint.CheckpointError(f"{path} is not a checkpoint of CycleGAN")
-    known = {field.name for field in dataclasses.fields(CycleGanConfig)}
-    values: dict[str, Any] = {name: value for name, value in saved.items() if name in known}
-    paths = ("dataroot", "checkpoints_dir", "pretrained")
-    values |= {name: Path(values[name]) for name in paths if values.get(name) is not None}
-    return CycleGanConfig(**values)
+    return CycleGanConfig.from_dict(saved)
 
 
 def load_translator(

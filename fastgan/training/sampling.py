@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +48,7 @@ def load(checkpoint: Path, *, which: str = "latest", average: bool = True, devic
     settings = read(path, only="config")
     if "objective" not in settings:
         raise CheckpointError(f"{path} is no checkpoint of `fastgan train gan`")
-    config = _config(settings)
+    config = GanConfig.from_dict(settings)
     generator = gan.make_generator(config)
     name = "average" if average and config.ema else "generator"
     generator.load_state_dict(read(path, only=f"state/networks/{name}"))
@@ -110,21 +106,3 @@ def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = Fals
         real = data.draw(n, seed)
         scores["fid"] = frechet_inception_distance(real.split(64), samples.split(64), device=device)
     return scores
-
-
-def _config(settings: dict[str, Any]) -> GanConfig:
-    """The configuration that ``GanConfig.to_dict`` wrote."""
-    kinds = typing.get_type_hints(GanConfig)
-    values = {}
-    for field in dataclasses.fields(GanConfig):
-        if field.name in settings:
-            values[field.name] = _typed(kinds[field.name], settings[field.name])
-    return GanConfig(**values)
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    if value is None or typing.get_origin(kind) in (Literal, types.UnionType):
-        return value
-    if typing.get_origin(kind) is tuple:
-        return tuple(value)
-    return Path(value) if kind is Path else value

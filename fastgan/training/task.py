@@ -16,6 +16,7 @@ from fastgan.training.precision import Amp, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Self
 
 
 class Stateful(Protocol):
@@ -106,6 +107,18 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        """The settings that :meth:`to_dict` gave; those that are not known any more are left out."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = saved.get(field.name)
+            if isinstance(value, str) and str(field.type).startswith("Path"):
+                value = Path(value)
+            if field.name in saved:
+                values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     def check(self) -> None:
         """Raises ValueError if a setting that all trainers share is out of its range."""

@@ -91,7 +91,7 @@ def test_where_images_are_kept_changes_nothing(tmp_path, pictures):
     settings = {**RESUMED["folder, fp16"], "data": pictures, "amp": "none"}
     runs = [run(tmp_path / cache, cache=cache, **settings) for cache in ("off", "on", "device")]
     assert losses(runs[0]) == losses(runs[1]) == losses(runs[2])
-    assert isinstance(GanTask(tiny(**settings, cache="device")).batches._loader.loader.source, ResidentImages)
+    assert isinstance(GanTask(tiny(**settings, cache="device")).batches.loader.source, ResidentImages)
 
 
 def test_a_changed_objective_is_refused_with_a_diff(tmp_path):
@@ -418,4 +418,4 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
 
 def test_configuration_survives_json():
     config = GanConfig(objective="gan", hyper=("real_label=0.9",), checkpoints_dir=Path("a/b"), ema=0.9, lr_d=1e-3)
-    assert sampling._config(json.loads(json.dumps(config.to_dict()))) == config
+    assert GanConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -13,7 +13,7 @@ from fastgan.data.points import Points
 from fastgan.data.resident import ResidentImages, on_device
 from fastgan.data.tensors import ImageTensor
 from fastgan.data.transforms import Preprocess
-from fastgan.training.batches import Batches, Fresh, Loaded, Shuffled
+from fastgan.training.batches import Batches, Fresh, Shuffled, loaded
 from fastgan.training.gan.config import DATA, GanConfig, sample_shape
 
 
@@ -52,7 +52,7 @@ class RealData:
             return Shuffled(self._images, batch_size, config.seed, device)
         kept = on_device(config.cache, [self._images], device)
         source = ResidentImages(self._images, device) if kept else self._images
-        return Loaded(source, batch_size, config.seed, device, workers=config.num_threads)
+        return loaded(source, batch_size, config.seed, device, workers=config.num_threads)
 
     def draw(self, n: int, seed: int) -> Tensor:
         """n real samples (fewer if there are no more), the same for the same seed, on the CPU."""
