@@ -325,6 +325,8 @@ def test_a_conditional_critic_gets_its_labels(penalty: Callable[..., Tensor]) ->
     expected = penalty(lambda points: critic(points, label, 2.0), x)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     assert gradients(ours, critic)[-1].any()
+    with torch.inference_mode():
+        torch.testing.assert_close(penalty(critic, x, critic_args=(label.clone(), 2.0)), ours.detach())
     with pytest.raises(TypeError, match="critic_args must be a tuple of arguments, got Tensor"):
         penalty(critic, x, critic_args=label)
 

@@ -2,8 +2,8 @@
 
 from torch import fx
 
+from fastgan.functional.consistency import consistency_term
 from fastgan.functional.gradient_penalty import (
-    consistency_term,
     dragan_penalty,
     gradient_norm_penalty,
     gradient_penalty,

@@ -1,22 +1,21 @@
 """The fused penalty on per-sample gradient norms, twice differentiable, and the critic penalties made of it.
 
-The derivation is in :mod:`fastgan.reference.gradient_penalty`.
+The derivation is in :mod:`fastgan.reference.gradient_penalty`; a critic's gradient is taken in
+:mod:`fastgan.functional._critic`.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from fastgan import reference
-from fastgan.functional import _check, _piecewise
-from fastgan.functional._autocast import without_autocast
+from fastgan.functional import _check
+from fastgan.functional._critic import Critic, input_gradient
 from fastgan.functional._function import Fused
 from fastgan.functional._piecewise import NOTHING
 from fastgan.functional.interpolate import interpolate_checked
@@ -32,16 +31,7 @@ from fastgan.kernels.library import (
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
-Critic = Callable[..., Tensor]
 _NAME = "gradient_norm_penalty"
-_NORMALISES = (
-    "normalises over the batch, so each score depends on every sample and a per-sample gradient has no meaning. Use "
-    "layer or instance normalisation in the critic, or pass allow_batch_mixing=True."
-)
-_MIXES = (
-    "mixes the samples of a batch, so each score depends on every sample and a per-sample gradient has no meaning. "
-    "Leave it out of the critic, or pass allow_batch_mixing=True."
-)
 
 
 @allow_in_graph
@@ -256,182 +246,6 @@ def _penalty_at(
     )  # fmt: skip
     penalty: Tensor = weight * _norm_penalty(gradient, target, one_sided, weight)
     return penalty
-
-
-def consistency_term(
-    scores: Tensor,
-    scores_again: Tensor,
-    features: Tensor | None = None,
-    features_again: Tensor | None = None,
-    *,
-    weight: float = 2.0,
-    margin: float = 0.0,
-    feature_weight: float = 0.1,
-) -> Tensor:
-    r"""The consistency term of CT-GAN between two critic passes, with different dropout, over one real batch.
-
-    .. math:: \lambda_2\,\frac1N\sum_n \max\big(0,\ d(D(x_n'), D(x_n'')) + 0.1\, d(D\_(x_n'), D\_(x_n'')) - M'\big)
-
-    where d is the mean squared difference over a sample's elements and :math:`D\_` the layer before the last (Wei et
-    al. 2018, arXiv:1803.01541, equation 4; :math:`\lambda_2` = 2, M' from 0 to 0.2).
-
-    Args:
-        scores, scores_again: [N] or [N, ...], the critic's outputs in the two passes.
-        features, features_again: [N, ...], the two outputs of the layer before the last, or None to leave them out.
-        weight, margin, feature_weight: :math:`\lambda_2`, M' and the 0.1 above.
-
-    Returns:
-        A scalar, at least float32. Differentiable to any order.
-
-    Raises:
-        TypeError, ValueError: an argument of a wrong type or shape, or only one of the two features.
-    """
-    for name, value in (("weight", weight), ("margin", margin), ("feature_weight", feature_weight)):
-        _check.number("consistency_term", name, value)
-    distance = _squared_distance("scores", scores, scores_again)
-    if (features is None) != (features_again is None):
-        raise ValueError("consistency_term: features and features_again must be given together")
-    if features is not None and features_again is not None:
-        of_features = _squared_distance("features", features, features_again)
-        _check.shape("consistency_term", "features", features, (len(scores), *features.shape[1:]), "as many as scores")
-        distance = distance + feature_weight * of_features
-    return weight * (distance - margin).clamp(min=0).mean()
-
-
-def input_gradient(
-    critic: Critic,
-    points: Tensor,
-    *,
-    grad_scale: float = 1.0,
-    allow_batch_mixing: bool = False,
-    critic_args: Sequence[Any] = (),
-    operator: str = "input_gradient",
-) -> Tensor:
-    """The gradient of each sample's summed scores for that sample, itself differentiable for the critic's parameters.
-
-    Args:
-        points: [N, ...]; detached.
-        operator: the name that errors begin with.
-
-    Returns:
-        [N, ...], points' shape, in at least float32. The other arguments and the errors are those of
-        :func:`gradient_penalty`.
-    """
-    if not callable(critic):
-        raise TypeError(f"{operator}: critic must be a module or a function, got {type(critic).__name__}")
-    check_critic_args(operator, critic_args)
-    _check.number(operator, "grad_scale", grad_scale)
-    if grad_scale <= 0:
-        raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
-    if torch.is_inference_mode_enabled():  # its tensors have no gradients
-        with torch.inference_mode(False), torch.no_grad():
-            return input_gradient(
-                critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, critic_args=critic_args,
-                operator=operator,
-            )  # fmt: skip
-    watch = NOTHING
-    if not allow_batch_mixing:
-        refuse_batch_mixing(operator, critic)
-        if not isinstance(critic, nn.Module):
-            watch = _WithoutBatchNorm(operator)
-    create_graph = torch.is_grad_enabled()
-    with NOTHING if create_graph else torch.enable_grad():
-        points = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
-        with watch, _piecewise.activations():
-            scores = critic(points, *critic_args)
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
-        if not scores.requires_grad:
-            raise RuntimeError(
-                f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
-                "no_grad?)"
-            )
-        if create_graph and type(scores.grad_fn).__name__ == "CompiledFunctionBackward":
-            raise RuntimeError(
-                f"{operator}: a critic under torch.compile has no double backward. Give the network that was compiled, "
-                "keep this call out of a compiled step (torch.compiler.disable), or compile "
-                "fastgan.training.critic_step.critic_gradients instead. (For the value alone: torch.no_grad().)"
-            )
-        # Its operations have the dtypes of the forward pass.
-        with without_autocast(points.device.type):
-            (gradient,) = torch.autograd.grad(
-                scores,
-                points,
-                grad_outputs=torch.full_like(scores, grad_scale),
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-    if gradient is None:
-        raise RuntimeError(f"{operator}: the critic's scores do not depend on its input")
-    if create_graph and not gradient.requires_grad:
-        raise RuntimeError(
-            f"{operator}: the gradient of the critic's scores is cut off from the graph, so the penalty would train "
-            "nothing. Known causes: a critic under torch.compile (compile "
-            "fastgan.training.critic_step.critic_gradients instead), a layer whose backward is not "
-            "differentiable, or a critic without trainable parameters (for the value alone, call this under "
-            "torch.no_grad())."
-        )
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        gradient = gradient.float()
-    return gradient if grad_scale == 1.0 else gradient / grad_scale
-
-
-def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
-    if not isinstance(critic_args, (tuple, list)):  # a tensor would be taken apart into its rows
-        raise TypeError(f"{operator}: critic_args must be a tuple of arguments, got {type(critic_args).__name__}")
-
-
-class _WithoutBatchNorm(TorchFunctionMode):
-    """Refuses batch normalisation in the call of a critic that is no module, which cannot be looked into before."""
-
-    def __init__(self, operator: str) -> None:
-        super().__init__()
-        self.operator = operator
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nnf.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
-            raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
-        return func(*args, **kwargs)
-
-
-def refuse_batch_mixing(operator: str, critic: Critic) -> None:
-    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
-
-    Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
-    """
-    if not isinstance(critic, nn.Module):
-        return
-    modules = [critic]
-    for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
-        reason = _mixing(module)
-        if reason is not None:
-            name = next(name for name, other in critic.named_modules() if other is module)
-            raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}")
-        modules += [child for child in module._modules.values() if child is not None]
-
-
-def _mixing(module: nn.Module) -> str | None:
-    """How ``module`` by itself mixes samples, or None."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-        return _NORMALISES
-    # getattr alone is slow for a module without the attribute.
-    if ("mixes_samples" in module.__dict__ or hasattr(type(module), "mixes_samples")) and module.mixes_samples:
-        return _MIXES
-    return None
-
-
-def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
-    for label, value in ((name, x), (f"{name}_again", y)):
-        _check.tensor("consistency_term", label, value)
-        _check.floating("consistency_term", label, value)
-    _check.shape("consistency_term", f"{name}_again", y, x.shape, f"{name}'s shape")
-    if x.dim() == 0 or x.numel() == 0:
-        raise ValueError(f"consistency_term: {name} must be [N, ...] with at least one element, got {list(x.shape)}")
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    return (x.to(dtype) - y.to(dtype)).square().reshape(x.size(0), -1).mean(1)
 
 
 class _Forward(Fused):

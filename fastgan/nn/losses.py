@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgan import functional as F
 from fastgan.functional import _check
-from fastgan.functional.gradient_penalty import Critic
+from fastgan.functional._critic import Critic
 
 
 class CycleLoss(nn.Module):

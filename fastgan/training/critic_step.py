@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastgan import functional as F
 from fastgan.functional import _check
-from fastgan.functional.gradient_penalty import check_critic_args, refuse_batch_mixing
+from fastgan.functional._critic import check_critic_args, refuse_batch_mixing
 
 Tensors = Mapping[str, Tensor]
 

@@ -1,0 +1,150 @@
+"""The gradient of critics for their samples; refusals of those that have none, or whose would mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastgan.functional import _check, _piecewise
+from fastgan.functional._autocast import without_autocast
+from fastgan.functional._piecewise import NOTHING
+
+Critic = Callable[..., Tensor]
+_NORMALISES = (
+    "normalises over the batch, so each score depends on every sample and a per-sample gradient has no meaning. Use "
+    "layer or instance normalisation in the critic, or pass allow_batch_mixing=True."
+)
+_MIXES = (
+    "mixes the samples of a batch, so each score depends on every sample and a per-sample gradient has no meaning. "
+    "Leave it out of the critic, or pass allow_batch_mixing=True."
+)
+
+
+def input_gradient(
+    critic: Critic,
+    points: Tensor,
+    *,
+    grad_scale: float = 1.0,
+    allow_batch_mixing: bool = False,
+    critic_args: Sequence[Any] = (),
+    operator: str = "input_gradient",
+) -> Tensor:
+    """The gradient of each sample's summed scores for that sample, itself differentiable for the critic's parameters.
+
+    Args:
+        points: [N, ...]; detached.
+        operator: the name that errors begin with.
+
+    Returns:
+        [N, ...], points' shape, in at least float32. The other arguments and the errors are those of
+        :func:`gradient_penalty`.
+    """
+    if not callable(critic):
+        raise TypeError(f"{operator}: critic must be a module or a function, got {type(critic).__name__}")
+    check_critic_args(operator, critic_args)
+    _check.number(operator, "grad_scale", grad_scale)
+    if grad_scale <= 0:
+        raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
+    watch = NOTHING
+    if not allow_batch_mixing:
+        refuse_batch_mixing(operator, critic)
+        if not isinstance(critic, nn.Module):
+            watch = _WithoutBatchNorm(operator)
+    create_graph = torch.is_grad_enabled()
+    inference = torch.is_inference_mode_enabled()  # its tensors have no gradients
+    with torch.inference_mode(False) if inference else NOTHING, NOTHING if create_graph else torch.enable_grad():
+        points = _recordable(points).detach().requires_grad_()
+        with watch, _piecewise.activations():
+            scores = critic(points, *map(_recordable, critic_args))
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
+        if not scores.requires_grad:
+            raise RuntimeError(
+                f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
+                "no_grad?)"
+            )
+        if create_graph and type(scores.grad_fn).__name__ == "CompiledFunctionBackward":
+            raise RuntimeError(
+                f"{operator}: a critic under torch.compile has no double backward. Give the network that was compiled, "
+                "keep this call out of a compiled step (torch.compiler.disable), or compile "
+                "fastgan.training.critic_step.critic_gradients instead. (For the value alone: torch.no_grad().)"
+            )
+        # Its operations have the dtypes of the forward pass.
+        with without_autocast(points.device.type):
+            (gradient,) = torch.autograd.grad(
+                scores,
+                points,
+                grad_outputs=torch.full_like(scores, grad_scale),
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+    if gradient is None:
+        raise RuntimeError(f"{operator}: the critic's scores do not depend on its input")
+    if create_graph and not gradient.requires_grad:
+        raise RuntimeError(
+            f"{operator}: the gradient of the critic's scores is cut off from the graph, so the penalty would train "
+            "nothing. Known causes: a critic under torch.compile (compile "
+            "fastgan.training.critic_step.critic_gradients instead), a layer whose backward is not "
+            "differentiable, or a critic without trainable parameters (for the value alone, call this under "
+            "torch.no_grad())."
+        )
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        gradient = gradient.float()
+    return gradient if grad_scale == 1.0 else gradient / grad_scale
+
+
+def _recordable(argument: Any) -> Any:
+    """``argument``, or a copy that autograd may keep if it is a tensor of an inference mode."""
+    return argument.clone() if isinstance(argument, Tensor) and argument.is_inference() else argument
+
+
+def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
+    if not isinstance(critic_args, (tuple, list)):  # a tensor would be taken apart into its rows
+        raise TypeError(f"{operator}: critic_args must be a tuple of arguments, got {type(critic_args).__name__}")
+
+
+class _WithoutBatchNorm(TorchFunctionMode):
+    """Refuses batch normalisation in the call of a critic that is no module, which cannot be looked into before."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nnf.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
+            raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
+        return func(*args, **kwargs)
+
+
+def refuse_batch_mixing(operator: str, critic: Critic) -> None:
+    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
+
+    Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
+    """
+    if not isinstance(critic, nn.Module):
+        return
+    modules = [critic]
+    for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
+        reason = _mixing(module)
+        if reason is not None:
+            name = next(name for name, other in critic.named_modules() if other is module)
+            raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}")
+        modules += [child for child in module._modules.values() if child is not None]
+
+
+def _mixing(module: nn.Module) -> str | None:
+    """How ``module`` by itself mixes samples, or None."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+        return _NORMALISES
+    # getattr alone is slow for a module without the attribute.
+    if ("mixes_samples" in module.__dict__ or hasattr(type(module), "mixes_samples")) and module.mixes_samples:
+        return _MIXES
+    return None
