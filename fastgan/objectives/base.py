@@ -96,6 +96,8 @@ class Requirements:
     """Two passes over the same data must differ: dropout in the critic, in training mode."""
     spectral_norm: bool = False
     """Every linear map of the critic must be spectrally normalised."""
+    real: bool = False
+    """The generator's loss looks at real samples: a batch of its own is taken for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

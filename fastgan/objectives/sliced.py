@@ -24,7 +24,7 @@ class Sliced(Objective):
     here, 10,000 in the authors' code.
     """
 
-    requires: ClassVar[Requirements] = Requirements(output="none")
+    requires: ClassVar[Requirements] = Requirements(output="none", real=True)
     defaults: ClassVar[Defaults] = Defaults(
         "Deshpande et al. 2018, the authors' swg.py", lr_critic=0.0, lr_generator=1e-4, batch_size=64
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
-from torch import nn, randn
+import pytest
+from torch import Tensor, nn, randn
+from torch.nn.functional import softplus
 
 from fastgan import objectives
+from fastgan.training.gan import GanConfig, GanTask
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
@@ -49,3 +53,19 @@ def test_the_example_runs():
     exec(compile(example, str(PAGE), "exec"), names)
     assert set(names["terms"]) == {"adversarial"}
     assert names["critic"].weight.grad is not None
+
+
+def test_an_objective_of_one_s_own_trains(tmp_path, monkeypatch):
+    example = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)[1]
+    steps: list[dict[str, Tensor]] = []
+
+    def few(config: GanConfig) -> None:
+        task = GanTask(dataclasses.replace(config, batch_size=8, checkpoints_dir=tmp_path, device="cpu"))
+        steps.extend(task.step() for _ in range(2))
+        with pytest.raises(ValueError, match="accumulate must be 1: objective 'relativistic' looks at the batch as a"):
+            GanTask(dataclasses.replace(config, batch_size=8, accumulate=2))
+
+    monkeypatch.setattr(objectives, "OBJECTIVES", dict(objectives.OBJECTIVES))
+    names = {"objectives": objectives, "dataclass": dataclasses.dataclass, "softplus": softplus}
+    exec(compile(example, str(PAGE), "exec"), {**names, "GanConfig": GanConfig, "train": few})
+    assert [set(losses) for losses in steps] == [{"critic", "generator"}] * 2

@@ -247,3 +247,11 @@ def test_not_finite_can_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     run(tmp_path, poison_at=6, nan="warn", max_steps=6, print_freq=2)
     assert "loss loss is not finite, first at step 6" in capsys.readouterr().err
     assert math.isnan(losses(tmp_path)[-1][1])
+
+
+def test_the_task_of_the_documentation_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    assert read_stats(tmp_path / "runs" / "regression" / "stats.jsonl")[-1]["step"] == 100

@@ -15,7 +15,6 @@ from fastgan.models._build import choice
 from fastgan.models.gan import ARCHITECTURES, NORMS
 from fastgan.objectives import Defaults, Objective
 from fastgan.objectives.dragan import RegretAnalytic
-from fastgan.objectives.sliced import Sliced
 from fastgan.training.graph import wants_graph
 from fastgan.training.precision import Cache
 from fastgan.training.task import RunConfig
@@ -272,9 +271,8 @@ def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective
     """
     if config.accumulate > settings.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {settings.batch_size}, got {config.accumulate}")
-    whole = isinstance(objective, Sliced | RegretAnalytic) or any(
-        getattr(objective, name, False) for name in ("feature_matching", "pulling_away")
-    )
+    options = any(getattr(objective, name, False) for name in ("feature_matching", "pulling_away"))
+    whole = options or objective.requires.real or isinstance(objective, RegretAnalytic)
     for reason, holds in (
         (f"objective {config.objective!r} looks at the batch as a whole", whole),
         (f"the {' and the '.join(mixing)} mixes samples (batch norm or minibatch discrimination)", bool(mixing)),

@@ -259,7 +259,7 @@ class GanTask(Task):
     @property
     def _needs_real(self) -> bool:
         """Whether the generator's loss looks at real samples."""
-        return self.critic is None or getattr(self.objective, "feature_matching", False)
+        return self.objective.requires.real or getattr(self.objective, "feature_matching", False)
 
     @contextlib.contextmanager
     def _frozen_critic(self) -> Iterator[None]:
