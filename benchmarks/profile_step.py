@@ -82,7 +82,7 @@ def steps() -> dict[str, dict[str, Callable[[], Any]]]:
         for case in test_gan_step.CASES:
             task = test_gan_step.task_of(case, noise, cuda_graph="off")
             real = next(task.batches).to(harness.DEVICE)
-            plain = test_gan_step.Plain(test_gan_step.task_of(case, noise))
+            plain = test_gan_step.Plain(test_gan_step.task_of(case, noise, fused=False))
             found[f"WGAN-GP critic, {case}"] = {
                 "eager": lambda plain=plain, real=real: plain.step(real),
                 "fastgan": lambda task=task, real=real: task.critic_step(real),

@@ -105,13 +105,13 @@ class Compiled(Plain):
 @pytest.mark.parametrize("case", CASES)
 def test_critic_step(benchmark: Any, case: str, contestant: str, noise: str) -> None:
     names = {"operator": "wgan_gp_critic_step", "case": case, "contestant": contestant}
-    expected = Plain(task_of(case, noise))
+    expected = Plain(task_of(case, noise, fused=False))
     real = next(task_of(case, noise).batches).to(harness.DEVICE)
     if contestant == "floor":
         measure_floor(benchmark, lambda: task_of(case, noise).critic_step(real), images=len(real), **names)
         return
     reference = expected.step(real)
-    task = task_of(case, noise)
+    task = task_of(case, noise, fused=contestant == "fastgan")
     step = task.critic_step if contestant == "fastgan" else (Plain if contestant == "eager" else Compiled)(task).step
 
     def check(losses: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
+from fastgan.nn.layer_norm import use_layer_norm
 from fastgan.objectives import Defaults, Objective
 from fastgan.training import distributed
 from fastgan.training.gan.config import GanConfig, architecture_name, sample_shape
@@ -18,13 +19,16 @@ from fastgan.training.recompute import recompute_activations
 
 def make_generator(config: GanConfig) -> LatentGenerator:
     """The generator, drawn from the global random state."""
-    return build_gan_generator(
+    generator = build_gan_generator(
         architecture_name(config),
         sample_shape(config),
         latent_dim=config.latent_dim,
         width=config.width_g,
         norm=config.norm_g,
     )
+    if config.fused:
+        use_layer_norm(generator)
+    return generator
 
 
 def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
@@ -38,7 +42,7 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
     dropout = config.dropout if config.dropout is not None else 0.5 if requires.dropout else 0.0
     if requires.dropout and not dropout:
         raise ValueError(f"objective {config.objective!r} compares two dropout passes: dropout must be above 0")
-    return build_critic(
+    critic = build_critic(
         architecture_name(config),
         shape,
         width=config.width_d,
@@ -50,6 +54,9 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
         energy=requires.output == "energy",
         code_dim=min(128, max(32, math.prod(shape) // 2)) if config.code_dim is None else config.code_dim,
     )
+    if config.fused:
+        use_layer_norm(critic)
+    return critic
 
 
 def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> None:
