@@ -102,8 +102,10 @@ void solve_row(const WassersteinProblem& problem, int64_t row, Side<S>& x, Side<
   } else {
     // Over one denominator, so that integer weights are compared exactly.
     for_each(threads, 2, [&](int64_t side) {
-      const Side<S>&of = side == 0 ? x : y, &other = side == 0 ? y : x;
-      for (int64_t k = 0; k < of.n; ++k) of.cuts[k] *= other.total;
+      double* const cuts = side == 0 ? x.cuts : y.cuts;
+      const int64_t n = side == 0 ? x.n : y.n;
+      const double total = side == 0 ? y.total : x.total;
+      for (int64_t k = 0; k < n; ++k) cuts[k] *= total;
     });
     if (closely) tie(x.cuts, y.cuts, x.total * y.total);
     const double mass = 1 / (x.total * y.total);
