@@ -32,6 +32,7 @@ class Preprocess:
         load_size, crop_size: in pixels.
         flip: whether to mirror horizontally with probability ½.
         multiple: of which the networks need height and width to be: the generator's ``size_multiple``.
+        least: height and width that the networks need: the generator's ``least_size``.
 
     It has two parts: :meth:`prepare` does what is the same each time, whose result can be kept, and :meth:`finish` what
     is drawn anew: crop and mirror.
@@ -42,11 +43,12 @@ class Preprocess:
     crop_size: int = 256
     flip: bool = True
     multiple: int = 4
+    least: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in PREPROCESS:
             raise ValueError(f"preprocess must be one of {', '.join(PREPROCESS)}, got {self.mode!r}")
-        for name in ("load_size", "crop_size", "multiple"):
+        for name in ("load_size", "crop_size", "multiple", "least"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.crops and self.mode != "crop" and self.load_size < self.crop_size:
@@ -82,8 +84,13 @@ class Preprocess:
         return max(round(width / m), 1) * m, max(round(height / m), 1) * m
 
     def check(self, width: int, height: int, path: Path) -> None:
-        """Raises DataError if a picture of this size is smaller than the crop."""
+        """Raises DataError if a picture of this size is smaller than the crop, or too small for the networks."""
         width, height = self.size(width, height)
+        if not self.crops and min(width, height) < self.least:
+            raise DataError(
+                f"{path}: would be {width}×{height} pixels with preprocess {self.mode}, and the networks need "
+                f"{self.least} a side at least; scale it up, or leave it out"
+            )
         if self.crops and (width < self.crop_size or height < self.crop_size):
             raise DataError(
                 f"{path}: is {width}×{height} pixels, smaller than the crop of {self.crop_size}×{self.crop_size}; "

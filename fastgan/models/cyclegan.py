@@ -24,11 +24,13 @@ _Norm = Callable[[int], nn.Module]
 class ResnetGenerator(nn.Module):
     """Convolution 7×7, two strided convolutions, residual blocks, two transposed convolutions, convolution 7×7, tanh.
 
-    [N, in_channels, H, W] → [N, out_channels, H, W] in [−1, 1]; H and W must be multiples of ``size_multiple`` = 4,
-    otherwise the output is up to three pixels larger. Convolutions before an instance norm keep their bias.
+    [N, in_channels, H, W] → [N, out_channels, H, W] in [−1, 1]; H and W must be at least 8 and multiples of
+    ``size_multiple`` = 4, otherwise the output is up to three pixels larger. Convolutions before an
+    instance norm keep their bias.
     """
 
     size_multiple = 4
+    least_size = 8
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class UnetGenerator(nn.Module):
         super().__init__()
         if n_downs < 5:
             raise ValueError(f"UnetGenerator: n_downs must be at least 5 (images of 32 pixels), got {n_downs}")
-        self.size_multiple = 2**n_downs
+        self.size_multiple = self.least_size = 2**n_downs
         make_norm, bias = norm_layer(norm), norm == "instance"
 
         def block(outer: int, inner: int, inside: nn.Module | None, drop: bool = False) -> nn.Module:

@@ -39,9 +39,10 @@ class Translator:
         return result
 
     @property
-    def multiple(self) -> int:
-        """What height and width must be a multiple of."""
-        return int(self.generator.size_multiple)  # type: ignore[arg-type]
+    def sizes(self) -> dict[str, int]:
+        """What height and width must be a multiple of, and their least."""
+        generator: Any = self.generator
+        return {"multiple": generator.size_multiple, "least": generator.least_size}
 
 
 def load_config(path: Path) -> CycleGanConfig:
@@ -134,7 +135,7 @@ def translate(
     """
     sizes = {name: v for name, v in (("load_size", load_size), ("crop_size", crop_size)) if v is not None}
     check_sizes(preprocess, sizes)
-    rule = Preprocess(preprocess, **sizes, flip=False, multiple=translator.multiple).for_testing()
+    rule = Preprocess(preprocess, **sizes, flip=False, **translator.sizes).for_testing()
     load: Callable[[int], Tensor]
     if source.is_dir():
         folder = SingleImageFolder(source, rule, channels=translator.in_channels)

@@ -183,6 +183,13 @@ def test_batches_need_images_of_one_size(data: Path) -> None:
         cyclegan.make(one)
 
 
+def test_images_too_small_for_the_discriminators_are_named(data: Path) -> None:
+    changes = {"preprocess": "none", "batch_size": 1, "load_size": 286, "crop_size": 256}
+    with pytest.raises(DataError, match=r"trainA/0\.png: would be 24×20 pixels .* networks need 24 a side at least"):
+        cyclegan.make(settings(data, **changes, n_layers_D=3))
+    cyclegan.make(settings(data, **changes, netD="pixel", n_layers_D=3))
+
+
 def test_joined_calls_take_images_of_several_sizes_apart(data: Path) -> None:
     """Of A and B, and of the pool."""
     for i in range(4):
@@ -294,6 +301,13 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     inference.export_official(config.folder, tmp_path / "official")
     with pytest.raises(checkpoint.CheckpointError, match=r"direction BtoA is for runs.*G_A\.pth is one generator"):
         inference.load_translator(tmp_path / "official" / "latest_net_G_A.pth", "BtoA")
+    draw(data / "small" / "a.png", 5)
+    draw(data / "small" / "b.png", 5, (20, 5))
+    message = r"b\.png: would be 20×4 pixels with preprocess none, and the networks need 8 a side at least"
+    for source in ("small", "small/b.png"):
+        with pytest.raises(DataError, match=message):
+            inference.translate(translator, data / source, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
     draw(data / "odd" / "deep" / "x.png", 5)
     with pytest.raises(DataError, match=r"odd: several images are called deep/x, but for their extension"):
         inference.translate(translator, data / "odd", tmp_path / "twice")

@@ -341,7 +341,7 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
         ({"accumulate": 2, "norm": "batch"}, "accumulate changes the result of norm batch"),
         ({"gan_mode": "wgangp", "preprocess": "scale_width"}, "needs one size: .* got scale_width"),
         ({"gp_one_sided": True}, "gp_one_sided is for gan_mode wgangp, got lsgan"),
-        ({"n_layers_D": 7}, "netD n_layers of 7 layers needs images of at least 384 pixels, got 256"),
+        ({"n_layers_D": 7}, "netD n_layers needs images of at least 384 pixels, got 256"),
         ({"epoch_count": 0}, "epoch_count must be at least 1, got 0"),
         ({"lambda_A": -1.0}, "lambda_A must be at least 0, got -1"),
         ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, got 0"),

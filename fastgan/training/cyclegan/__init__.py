@@ -21,7 +21,7 @@ report    sheets, scores of held-out images, the dry run's plan
 from fastgan.training.cyclegan.config import CycleGanConfig, GanMode, PreprocessMode, check, graphs
 from fastgan.training.cyclegan.data import held_out, resident
 from fastgan.training.cyclegan.losses import gan_loss
-from fastgan.training.cyclegan.networks import build_networks, size_multiple
+from fastgan.training.cyclegan.networks import build_networks, sizes
 from fastgan.training.cyclegan.report import scores
 from fastgan.training.cyclegan.trainer import CycleGan, make, train
 
@@ -38,6 +38,6 @@ __all__ = [
     "make",
     "resident",
     "scores",
-    "size_multiple",
+    "sizes",
     "train",
 ]

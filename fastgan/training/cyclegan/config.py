@@ -118,6 +118,12 @@ class CycleGanConfig(RunConfig):
             return self.batched_calls == "on"
         return self.fused and self.norm != "batch" and self.no_dropout
 
+    @property
+    def least_judged(self) -> int:
+        """The least height and width of images that the discriminators can judge."""
+        layers = {"basic": 3, "n_layers": self.n_layers_D}
+        return 3 << layers[self.netD] if self.netD in layers else 1
+
     FREE = RunConfig.FREE | {"dataroot", "pretrained", "cache", "recompute"}
     REMARKS: ClassVar[dict[str, str]] = {"epoch_count": " (a run knows its epoch: give what it began with)"}
 
@@ -141,10 +147,9 @@ def check(config: CycleGanConfig) -> None:
         raise ValueError(f"netG must be {GENERATOR_NAMES}, got {config.netG!r}")
     _check_used(config)
     side = config.crop_size if "crop" in config.preprocess else config.load_size
-    layers = {"basic": 3, "n_layers": config.n_layers_D, "pixel": 0}[config.netD]
-    if layers and config.preprocess != "none" and side >> layers < 3:
+    if config.preprocess != "none" and side < config.least_judged:
         raise ValueError(
-            f"netD {config.netD} of {layers} layers needs images of at least {3 << layers} pixels, got {side}; "
+            f"netD {config.netD} needs images of at least {config.least_judged} pixels, got {side}; "
             "use a smaller n_layers_D with netD n_layers"
         )
     if config.lambda_identity > 0 and config.input_nc != config.output_nc:

@@ -11,7 +11,7 @@ from fastgan.data.decode import MODES, list_images
 from fastgan.data.resident import ResidentPairs, on_device
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
-from fastgan.training.cyclegan.networks import size_multiple
+from fastgan.training.cyclegan.networks import sizes
 from fastgan.training.loader import Source
 
 
@@ -27,7 +27,7 @@ def training_images(config: CycleGanConfig) -> UnpairedImageFolder:
             raise ValueError(f"{name} must be 1, 3 or 4 for image files, got {getattr(config, name)}")
     images = UnpairedImageFolder(
         config.dataroot,
-        _preprocess(config),
+        _preprocess(config, config.least_judged),
         serial_batches=config.serial_batches,
         cache=_caches(config),
         **_folders(config),
@@ -55,8 +55,10 @@ def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | None, bool]:
     return images, names[0] == names[1] and images.a.sizes == images.b.sizes
 
 
-def _preprocess(config: CycleGanConfig) -> Preprocess:
-    return Preprocess(config.preprocess, config.load_size, config.crop_size, not config.no_flip, size_multiple(config))
+def _preprocess(config: CycleGanConfig, least: int = 1) -> Preprocess:
+    multiple, of_generators = sizes(config)
+    least = max(least, of_generators)
+    return Preprocess(config.preprocess, config.load_size, config.crop_size, not config.no_flip, multiple, least)
 
 
 def _folders(config: CycleGanConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +114,8 @@ def make_optimizers(networks: Mapping[str, nn.Module], config: CycleGanConfig) -
     return generators, discriminators
 
 
-def size_multiple(config: CycleGanConfig) -> int:
-    """What the height and width of the generators' images must be a multiple of."""
+def sizes(config: CycleGanConfig) -> tuple[int, int]:
+    """What the height and width of the generators' images must be a multiple of, and their least."""
     with torch.device("meta"):
-        multiple: int = build_networks(config)["G_A"].size_multiple  # type: ignore[assignment]
-    return multiple
+        generator: Any = build_networks(config)["G_A"]
+    return generator.size_multiple, generator.least_size
