@@ -90,7 +90,9 @@ class GanTask(Task):
             self.stateful["optimizer_d"] = self.optimizer_d
         # With the penalty one graph, where neither loss scaling nor parts of a batch come between it and its gradients.
         whole = config.objective in ("wgan-gp", "wgan-gp-one-sided") and config.amp != "fp16" and config.accumulate == 1
-        self._compiled = torch.compile(critic_gradients, fullgraph=True) if config.compile and whole else None
+        # Torch 2.11 cannot differentiate a convolution of symbolic sizes twice.
+        step = torch.compile(critic_gradients, fullgraph=True, dynamic=False) if config.compile and whole else None
+        self._compiled = step
         self._schedules = []
         if self.settings.decay == "linear":
             for name, optimizer in self.optimizers().items():
