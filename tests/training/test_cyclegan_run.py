@@ -486,6 +486,8 @@ def test_help_and_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert not [text for text in texts if "\n" in text]
     assert run("train", "cycelgan") == 2
     assert "did you mean 'train cyclegan'" in capsys.readouterr().err
+    assert run("test", "--dataroot", "x") == 2
+    assert "did you mean 'translate' or 'evaluate'?" in capsys.readouterr().err
     assert run("train", "cyclegan") == 2  # no dataroot
     assert run("train", "cyclegan", "--dataroot", "x", "--lambda_C", "3") == 2
     assert run("train", "cyclegan", "--dataroot", "x", "--model", "pix2pix") == 1
