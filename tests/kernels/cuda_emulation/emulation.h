@@ -1,6 +1,7 @@
 // Runs CUDA kernels on the CPU: the blocks of a grid one after the other, the threads of a block as fibers that take
-// turns at barriers, shuffles and votes. It shows whether kernels compute the right thing (indices, bounds, reductions,
-// bookkeeping between launches, divergent or mismatched collectives), not whether they race or how fast they are.
+// turns at barriers, shuffles and votes, both in random order. It shows whether kernels compute the right thing
+// (indices, bounds, reductions, bookkeeping between launches, divergent or mismatched collectives, what a missing
+// barrier leaves to chance, reads of shared memory that the block has not written), not how fast they are.
 //
 // The parts of CUB that the kernels use are replaced by plain code with the same meaning.
 #pragma once
@@ -16,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -66,6 +68,7 @@ struct Machine {
   uint64_t progress = 0;
   std::function<void()> kernel;
   std::vector<unsigned char> shared;
+  std::mt19937 random;
 };
 
 inline Machine& machine() {
@@ -125,9 +128,15 @@ inline void launch(unsigned grid, unsigned threads, size_t shared_bytes, std::fu
   Machine& m = machine();
   if (threads % 32 != 0) fail("a block of incomplete warps");
   m.kernel = std::move(kernel);
-  m.shared.assign(shared_bytes + 64, 0xa5);  // poison
   if (m.fibers.size() < threads) m.fibers.resize(threads);
-  for (m.block_index = 0; m.block_index < grid; ++m.block_index) {
+  std::vector<unsigned> blocks(grid), order(threads);
+  std::iota(blocks.begin(), blocks.end(), 0u);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(blocks.begin(), blocks.end(), m.random);
+  for (const unsigned block : blocks) {
+    m.block_index = block;
+    m.shared.assign(shared_bytes + 64, 0xa5);  // poison
+    std::shuffle(order.begin(), order.end(), m.random);
     m.warps.assign(threads / 32, Group{});
     for (Group& warp : m.warps) warp.size = warp.alive = 32;
     m.block = Group{};
@@ -145,7 +154,8 @@ inline void launch(unsigned grid, unsigned threads, size_t shared_bytes, std::fu
     }
     for (unsigned left = threads; left > 0;) {
       const uint64_t before = m.progress;
-      for (unsigned t = 0; t < threads; ++t) {
+      std::rotate(order.begin(), order.begin() + m.random() % threads, order.end());
+      for (const unsigned t : order) {
         Fiber& fiber = m.fibers[t];
         if (fiber.finished) continue;
         m.running = &fiber;
@@ -154,10 +164,10 @@ inline void launch(unsigned grid, unsigned threads, size_t shared_bytes, std::fu
       }
       if (left > 0 && m.progress == before) fail("deadlock: threads wait for others that never come");
     }
-  }
-  const size_t end = m.shared.size();
-  for (size_t i = end - 48; i < end; ++i) {
-    if (m.shared[i] != 0xa5) fail("a write beyond the shared memory of the launch");
+    const size_t end = m.shared.size();
+    for (size_t i = end - 48; i < end; ++i) {
+      if (m.shared[i] != 0xa5) fail("a write beyond the shared memory of the launch");
+    }
   }
 }
 
