@@ -12,13 +12,11 @@ methods of that class that call the same norm get what they got before.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor, fx, nn
 from fastgan.kernels.library import allow_in_graph, apply
 from fastgan.nn._own_forward import trace_own_forward
 from fastgan.nn._pieces import called_in_pieces
+from fastgan.nn._rewritten import NormLast, accept_following, last_module, rewritten
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
 _FUSED: dict[type[nn.Module], type[_InstanceNormAct]] = {
@@ -158,31 +157,6 @@ def _fused_module(norm: nn.Module) -> _InstanceNormAct:
     return fused.train(norm.training)
 
 
-class _NormLast(nn.Sequential):
-    """An nn.Sequential that hands a residual, and what else to do, to its last module: a norm, or one of its kind."""
-
-    def forward(self, input: Tensor, residual: Tensor | None = None, **following: Any) -> Tensor:
-        if residual is None and not following:
-            output: Tensor = super().forward(input)
-            return output
-        last = _last(self)
-        for module in self._modules.values():
-            assert module is not None
-            input = module(input, residual, **following) if module is last else module(input)
-        return input
-
-    def _get_name(self) -> str:
-        return "Sequential" if type(self) is _NormLast else super()._get_name()
-
-
-_norm_last: dict[type[nn.Module], type[nn.Module]] = {nn.Sequential: _NormLast}
-
-
-def _last(sequential: nn.Module) -> nn.Module | None:
-    """The last module that does anything."""
-    return next((m for m in reversed(sequential._modules.values()) if type(m) is not nn.Identity), None)
-
-
 class _Reader:
     """Reads the calls of forwards, and lets norms take over what follows them.
 
@@ -262,7 +236,7 @@ class _Reader:
                 taken[norm].append(f"reflect_pad({width})")
                 _skip(graph, pad, node)
             if len(node.args) > 1 or node.kwargs:
-                _accept_following(called)
+                accept_following(called)
                 self.rewritten.add(module)
 
     def hand_over_padded(self, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
@@ -303,7 +277,7 @@ class _Reader:
                 module.recompile()
                 continue
             code = graph.python_code("self")
-            module.__class__ = _rewritten(type(module), code.src, code.globals)
+            module.__class__ = rewritten(type(module), code.src, code.globals)
 
     def _tail(self, module: nn.Module | None) -> _InstanceNormAct | None:
         """The fused norm that computes what ``module`` returns, if that is plain to see and nothing looks at it."""
@@ -312,7 +286,7 @@ class _Reader:
                 return module
             if not _is_sequential(module):
                 return None
-            module = _last(module)
+            module = last_module(module)
         return None
 
     def _end(self, module: nn.Module) -> _InstanceNormAct | None:
@@ -380,7 +354,7 @@ def _is_sequential(module: nn.Module) -> bool:
     own_forward = "forward" in vars(module) or cls.__call__ is not nn.Module.__call__
     return (
         isinstance(module, nn.Sequential)
-        and cls.forward in (nn.Sequential.forward, _NormLast.forward)
+        and cls.forward in (nn.Sequential.forward, NormLast.forward)
         and not own_forward
     )
 
@@ -406,53 +380,9 @@ def _is_padded(taken: list[str]) -> bool:
     return taken[-1].startswith("reflect_pad")
 
 
-def _accept_following(called: nn.Module | None) -> None:
-    """Lets an nn.Sequential hand what a norm at its end is to do more to that norm."""
-    while called is not None and not isinstance(called, _InstanceNormAct):
-        if not isinstance(called, _NormLast):
-            cls = type(called)
-            if cls not in _norm_last:
-                _norm_last[cls] = type(cls.__name__, (_NormLast, cls), {"__module__": cls.__module__})
-            called.__class__ = _norm_last[cls]
-        called = _last(called)
-
-
 def _skip(graph: fx.Graph, node: fx.Node, value: fx.Node) -> None:
     node.replace_all_uses_with(value)
     graph.erase_node(node)
-
-
-def _rewritten(cls: type[nn.Module], source: str, names: dict[str, Any]) -> type[nn.Module]:
-    """``cls`` with the forward that ``source`` defines; the same class for the same arguments."""
-    # Functions and modules are the same again after pickling; inf, nan and annotations are equal only.
-    ids = (
-        (name, str(value) if isinstance(value, (float, str)) else id(value)) for name, value in sorted(names.items())
-    )
-    key = (cls, source, *ids)
-    if key not in _classes:
-        namespace = dict(names)
-        exec(source, namespace)
-
-        def reduce(self: nn.Module, protocol: Any) -> Any:
-            reduced: Any = cls.__reduce_ex__(self, protocol)
-            # Modules cannot be pickled; their names can.
-            modules = {k: v.__name__ for k, v in names.items() if isinstance(v, ModuleType)}
-            others = {k: v for k, v in names.items() if k not in modules}
-            return _new_rewritten, (cls, source, modules, others), *reduced[2:]
-
-        body = {"forward": namespace["forward"], "__reduce_ex__": reduce, "__doc__": cls.__doc__}
-        new = type(cls.__name__, (cls,), {**body, "__module__": cls.__module__, "__qualname__": cls.__qualname__})
-        _classes[key] = new
-    return _classes[key]
-
-
-_classes: dict[tuple[Any, ...], type[nn.Module]] = {}
-
-
-def _new_rewritten(cls: type[nn.Module], source: str, modules: dict[str, str], others: dict[str, Any]) -> nn.Module:
-    """What a pickled module begins as."""
-    new = _rewritten(cls, source, {**others, **{k: importlib.import_module(v) for k, v in modules.items()}})
-    return new.__new__(new)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -609,6 +609,28 @@ def test_rewritten_modules_are_pickled_and_of_one_class() -> None:
     assert type(loaded.model[8]) is type(models[0].model[8])  # type: ignore[index]
 
 
+class Body(nn.Sequential):
+    """A residual block's body, of a class of its own."""
+
+
+class WithBody(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Body(nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def test_a_subclass_of_sequential_is_pickled() -> None:
+    model, x = WithBody(), torch.randn(1, 3, 8, 8)
+    assert report_of(model) == {"body.1": "norm + residual"}
+    loaded = pickle.loads(pickle.dumps(model))
+    assert torch.equal(loaded(x), model(x))
+    assert type(loaded.body) is type(model.body)
+    assert isinstance(loaded.body, Body)
+
+
 def test_script_modules_are_refused() -> None:
     model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
     assert ("0", "it is a ScriptModule") in fastgan.fuse(torch.jit.script(model)).left
