@@ -86,7 +86,7 @@ def save_official(net: nn.Module, path: str | os.PathLike[str]) -> None:
     data = io.BytesIO()  # of a disk that is full, torch.save says nothing that could be understood
     torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
     with written(Path(path), durable=True) as file:
-        file.write_bytes(data.getbuffer())
+        file.write_bytes(data.getvalue())  # Python 3.12 may crash collecting a getbuffer() that an error kept
 
 
 def infer_generator(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
