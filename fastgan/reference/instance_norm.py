@@ -13,13 +13,13 @@ Per plane (one sample, one channel) of M elements, with statistics in float32 (f
 .. math:: \bar x = s\,P g,\quad \bar w = \sum_n M m_2,\quad \bar b = \sum_n M m_1,\quad \overline{res} = g
 
 **Double backward.** Let u, v_w, v_b, v_res be the cotangents of these four, and :math:`\bar u, a, q` the plane's
-means of u, :math:`u \hat x` and :math:`u g`. The gradient with respect to g is
+means of u, :math:`u \hat x` and :math:`u (g - m_1)`. The gradient with respect to g is
 :math:`s P u + v_w \hat x + v_b + v_{res}`, masked by act' and padded. Since
 :math:`\partial r/\partial x = -r^2 \hat x / M`,
 
 .. math::
-    \bar{\bar x} = -s r \big[(u - \bar u) m_2 + (g - m_1) a + \hat x (q - \bar u m_1 - 3 a m_2)\big]
-        + v_w r\,P g, \qquad \bar{\bar w} = \sum_n r M (q - \bar u m_1 - a m_2)
+    \bar{\bar x} = -s r \big[(u - \bar u) m_2 + (g - m_1) a + \hat x (q - 3 a m_2)\big]
+        + v_w r\,P g, \qquad \bar{\bar w} = \sum_n r M (q - a m_2)
 
 and the gradients for bias and residual are zero (act' is piecewise constant).
 """
@@ -105,9 +105,9 @@ def double_backward(
     dtype, dims = mean.dtype, x.dim()
     r, m1, m2 = (_per_plane(t, dims) for t in (rstd, m1, m2))
     u = grad_grad_x.to(dtype)
-    mean_u, a, q = _mean(u), _mean(u * xhat), _mean(u * g)
+    mean_u, a, q = _mean(u), _mean(u * xhat), _mean(u * (g - m1))
     grad_g = s * (u - mean_u - xhat * a)
-    grad_x = -s * r * ((u - mean_u) * m2 + (g - m1) * a + xhat * (q - mean_u * m1 - 3 * a * m2))
+    grad_x = -s * r * ((u - mean_u) * m2 + (g - m1) * a + xhat * (q - 3 * a * m2))
     if grad_grad_weight is not None:
         v_w = _per_channel(grad_grad_weight.to(dtype), dims)
         grad_g = grad_g + v_w * xhat
@@ -117,7 +117,7 @@ def double_backward(
     if grad_grad_residual is not None:
         grad_g = grad_g + grad_grad_residual.to(dtype)
     plane = x[0, 0].numel() if x.size(0) and x.size(1) else 0
-    grad_weight = r * plane * (q - mean_u * m1 - a * m2)
+    grad_weight = r * plane * (q - a * m2)
     return _pad((grad_g * slope).to(grad.dtype), reflect_pad), grad_x.to(x.dtype), grad_weight.flatten(1)
 
 

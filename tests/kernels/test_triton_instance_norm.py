@@ -240,6 +240,33 @@ def test_matches_the_formulas(example: Example, monkeypatch: pytest.MonkeyPatch)
     assert all(a is None or torch.equal(a, b) for a, b in zip(before, inputs, strict=True)), "an input was written to"
 
 
+@pytest.mark.parametrize("setting", [(1, 256, 0), (1, 64, 1), (1, 64, 4)])
+def test_cotangents_far_from_zero_cost_no_more_than_in_pytorch(
+    setting: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of the weight is a difference of products of means, if they are not taken away first."""
+    _force(monkeypatch, setting)
+    torch.manual_seed(0)
+    shape = (1, 24, 15, 17)
+    x = torch.randn(shape, device=DEVICE) * 2 + 3
+    grad, u = (torch.randn(shape, device=DEVICE) + 20 for _ in range(2))
+    weight, act = torch.randn(24, device=DEVICE), ("none", 0.2, 0)
+
+    def in_pytorch(dtype: torch.dtype) -> Tensor:
+        a, b = (t.to(dtype).requires_grad_() for t in (x, weight))
+        y = torch.nn.functional.instance_norm(a, weight=b, bias=torch.zeros_like(b))
+        (first,) = torch.autograd.grad(y, a, grad.to(dtype), create_graph=True)
+        return torch.autograd.grad(first, b, u.to(dtype))[0].double()
+
+    _, mean, rstd = kernels.forward(x, weight, None, None, *act, 1e-5)
+    terms = (grad, x, weight, None, None, mean, rstd)
+    _, _, m1, m2 = kernels.backward(*terms, *act, False, True)
+    got = kernels.double_backward(u, None, None, None, *terms, m1, m2, *act)[2].flatten().double()
+    exact = in_pytorch(torch.float64)
+    theirs = (in_pytorch(torch.float32) - exact).abs().mean()
+    assert (got - exact).abs().mean() <= 1.2 * theirs
+
+
 @pytest.mark.parametrize("setting", [(1, 256, 0), (1, 64, 4)])
 def test_is_bitwise_deterministic(setting: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     _force(monkeypatch, setting)

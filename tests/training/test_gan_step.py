@@ -185,7 +185,7 @@ def test_the_step_that_compiles_computes_the_same(name, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
     plain, compiled = GanTask(tiny(objective=name)), GanTask(tiny(objective=name, compile=True))
-    assert asked == [{}, {}, {"fullgraph": True}]  # generator, critic, the critic's losses and gradients
+    assert asked == [{}, {}, {"fullgraph": True, "dynamic": False}]  # networks, the critic's gradients
     for _ in range(3):
         expected = plain.step()
         losses = compiled.step()

@@ -21,7 +21,7 @@ def _gradient_of_grad(u, xhat, cut, mean_u, a, s, v_w, v_b, v_r):
 
 @triton.jit
 def _gradient_of_x(u, xhat, g, mean_u, a, q, mean_1, mean_2, r, s, v_w):
-    curved = (u - mean_u) * mean_2 + (g - mean_1) * a + xhat * (q - mean_u * mean_1 - 3.0 * a * mean_2)
+    curved = (u - mean_u) * mean_2 + (g - mean_1) * a + xhat * (q - 3.0 * a * mean_2)
     return r * (v_w * (g - mean_1 - xhat * mean_2) - s * curved)
 
 
@@ -77,8 +77,8 @@ def double_resident(
     g = padding.load_folded(grad, p_grad, m, 0, mask, C, D, H, W, DIMS, PAD, CL) * cut
     mean_u = tl.sum(b_u, 1, keep_dims=True) / M
     a = tl.sum(b_u * xhat, 1, keep_dims=True) / M
-    q = tl.sum(b_u * g, 1, keep_dims=True) / M
-    tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
+    q = tl.sum(b_u * (g - mean_1), 1, keep_dims=True) / M
+    tl.store(grad_weight + plane[:, None], r * M * (q - a * mean_2), valid[:, None])
     b_grad_x = _gradient_of_x(b_u, xhat, g, mean_u, a, q, mean_1, mean_2, r, r * w, v_w)
     tiles.store(grad_x, base, m, b_grad_x, mask, C, CL)
     if PAD == 0:
@@ -94,10 +94,10 @@ def double_resident(
 
 
 @triton.jit
-def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, stop, rs_d, rs_h,
-                  rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
+def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, mean_1, C, M, start, stop, rs_d,
+                  rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr,
                   CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr):
-    """Sums of u, u xhat and u g over elements start to stop of each plane: [BP, 1] each."""
+    """Sums of u, u xhat and u (g - mean(g)) over elements start to stop of each plane: [BP, 1] each."""
     sum_u = tl.zeros([BP, BM], tl.float32)
     sum_a = tl.zeros([BP, BM], tl.float32)
     sum_q = tl.zeros([BP, BM], tl.float32)
@@ -109,30 +109,31 @@ def _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, 
                                    rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES)
         sum_u += b_u
         sum_a += b_u * xhat
-        sum_q += b_u * g
+        sum_q += b_u * (g - mean_1)
     return tl.sum(sum_u, 1, keep_dims=True), tl.sum(sum_a, 1, keep_dims=True), tl.sum(sum_q, 1, keep_dims=True)
 
 
 @triton.jit(do_not_specialize=tiles.SIZES)
 def double_sums(
-    u, grad, x, weight, bias, residual, mean, rstd, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h, rs_w,
-    slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
+    u, grad, x, weight, bias, residual, mean, rstd, m1, sums, planes, C, M, M_out, CHUNK, rs_n, rs_c, rs_d, rs_h,
+    rs_w, slope, D, H, W, DIMS: tl.constexpr, PAD: tl.constexpr, CL: tl.constexpr,
     ACT: tl.constexpr, RES: tl.constexpr, ALIGN: tl.constexpr, ALIGN_OUT: tl.constexpr, ALIGN_W: tl.constexpr,
     BP: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr,
 ):
-    """Sums of u, u xhat and u g over one piece of each plane: 2B + B' bytes (+ B for a residual)."""
+    """Sums of u, u xhat and u (g - mean(g)) over one piece of each plane: 2B + B' bytes (+ B for a residual)."""
     slope = tl.cast(slope, tl.float32)
     C, M, M_out, W = tiles.aligned(C, M, M_out, W, CL, ALIGN, ALIGN_OUT, ALIGN_W)
     plane, n, c, valid = tiles.planes(tl.program_id(0), planes, C, CL, BP)
     mu, r, w, b = terms.statistics(mean, rstd, weight, bias, plane, c, valid)
+    mean_1 = tl.load(m1 + plane, valid, other=0)[:, None]
     base = tiles.base(plane, n, c, C, M, CL)
     p_grad = tiles.base(plane, n, c, C, M_out, CL)
     p_residual = tiles.residual_base(base, n, c, rs_n, rs_c, RES)
     split = tl.program_id(1)
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     sum_u, sum_a, sum_q = _sum_products(
-        u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, start, tl.minimum(start + CHUNK, M),
-        rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM,
+        u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, mean_1, C, M, start,
+        tl.minimum(start + CHUNK, M), rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM,
     )
     at = sums + (plane * SPLITS + split)[:, None]
     stride = tl.cast(planes, tl.int64) * SPLITS
@@ -166,15 +167,15 @@ def double_apply(
     p_grad = tiles.base(plane, n, c, C, M_out, CL)
     p_residual = tiles.residual_base(base, n, c, rs_n, rs_c, RES)
     if SPLITS == 1:
-        mean_u, a, q = _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, C, M, 0, M,
-                                     rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM)
+        mean_u, a, q = _sum_products(u, grad, x, residual, base, p_grad, p_residual, valid, mu, r, w, b, mean_1, C, M,
+                                     0, M, rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BP, BM)
         mean_u, a, q = mean_u / M, a / M, q / M
     else:
         mean_u = terms.merge_sums(sums, plane, valid, planes, M, 0, SPLITS)
         a = terms.merge_sums(sums, plane, valid, planes, M, 1, SPLITS)
         q = terms.merge_sums(sums, plane, valid, planes, M, 2, SPLITS)
     if split == 0:
-        tl.store(grad_weight + plane[:, None], r * M * (q - mean_u * mean_1 - a * mean_2), valid[:, None])
+        tl.store(grad_weight + plane[:, None], r * M * (q - a * mean_2), valid[:, None])
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
     for at in range(start, tl.minimum(start + CHUNK, M), BM):
         m = at + tl.arange(0, BM)

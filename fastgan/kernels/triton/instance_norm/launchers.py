@@ -230,7 +230,8 @@ def double_backward(
     sums = None
     if plan.setting.splits > 1:
         sums = _pieces_of(x, plan, 3)
-        launch(double_sums, plan.grid, x.device, u, *tensors, sums, *plan.sizes, plan.chunks[0], *scalars, **plan.flags)
+        of_pieces = (u, *tensors, m1, sums, *plan.sizes, plan.chunks[0], *scalars)
+        launch(double_sums, plan.grid, x.device, *of_pieces, **plan.flags)
     launch(
         double_apply, plan.grid, x.device, u, *cotangents, *tensors, m1, m2, sums, *results, *plan.sizes,
         *plan.chunks, *scalars, **plan.flags,
