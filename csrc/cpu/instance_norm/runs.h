@@ -56,8 +56,9 @@ template <typename Op, typename T, typename G, typename Body>
 FASTGAN_INLINE void with_stores(bool streams, const Run<T, G>& run, const Strides& s, int64_t first, const Body& body) {
   if constexpr (std::is_same_v<T, acc_t<T>>) {
     const auto aligned = [&](const T* to, int64_t stride) {
+      if (to == nullptr) return true;
       const auto bits = reinterpret_cast<uintptr_t>(to + first) | static_cast<uintptr_t>(stride) * sizeof(T);
-      return to == nullptr || bits % FASTGAN_VECTOR_BYTES == 0;
+      return bits % FASTGAN_VECTOR_BYTES == 0;
     };
     if (streams && aligned(run.padded, s.padded) && aligned(run.plain, s.plain) && aligned(run.extra, s.extra)) {
       return body(std::true_type{});
