@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 OURS, THEIRS = "#2f6db3", "#d0743c"
@@ -66,7 +67,7 @@ def _speed_ups(ratios: dict[str, dict[str, dict[str, float]]]) -> Any:
     for group in groups.values():
         middles.append(place + (len(group) - 1) / 2)
         for name, each in group.items():
-            mean = math.exp(sum(map(math.log, each)) / len(each))
+            mean = geometric_mean(each)
             axes.barh(place, mean - 1, left=1, color=COLOURS[name], height=0.8, alpha=0.75)
             if len(each) > 1:
                 axes.scatter(each, [place] * len(each), s=4, color="black", linewidths=0, zorder=3)
@@ -158,11 +159,7 @@ def _log_ticks(axis: Any, values: Sequence[float], unit: str = "") -> None:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     ticks = [tick for tick in ticks if low <= tick <= high]
-    scale, limits, place = {
-        "x": (axis.axes.set_xscale, axis.axes.set_xlim, axis.axes.set_xticks),
-        "y": (axis.axes.set_yscale, axis.axes.set_ylim, axis.axes.set_yticks),
-    }[axis.axis_name]
-    scale("log")
-    limits(low, high)
-    place(ticks, [f"{tick:g}{unit}" for tick in ticks], fontsize=6)
+    name = axis.axis_name
+    axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis.set_ticks(ticks, [f"{tick:g}{unit}" for tick in ticks], fontsize=6)
     axis.set_minor_locator(NullLocator())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from benchmarks import plots
@@ -186,7 +186,7 @@ def summary(results: Results) -> list[str]:
         for other in sorted(name for name in names if not name.startswith("fastgan") and name not in ("copy", "floor")):
             values = [case[other] for case in cases.values() if other in case and "fastgan" in case]
             if values:
-                mean = math.exp(sum(map(math.log, values)) / len(values))
+                mean = geometric_mean(values)
                 spread = f"{min(values):.1f}–{max(values):.1f}×"
                 lines.append(f"| {operator} | {len(values)} | {other} | {mean:.1f}× | {spread} |")
     return lines
@@ -361,8 +361,8 @@ def _profile(profile: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _part_order(contestants: dict[str, Any]) -> Callable[[str], float]:
-    return lambda name: -contestants["eager"]["parts"].get(name, 0.0)
+def _part_order(contestants: dict[str, Any]) -> Callable[[str], tuple[float, str]]:
+    return lambda name: (-contestants["eager"]["parts"].get(name, 0.0), name)
 
 
 # --- README and docs ----------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 from unittest import mock
 
@@ -329,7 +329,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 if found is not None and found < 0.99 * score:  # less is noise
                     best, score, improved = candidate, found, True
         constants = best
-        fastest = math.exp(sum(math.log(min(times.values())) for times in workloads.values()) / len(workloads))
+        fastest = geometric_mean(min(times.values()) for times in workloads.values())
         lines.append(
             f"# {operator}: {len(workloads)} workloads, geometric mean {before:.2f} us -> {score:.2f} us; "
             f"{fastest:.2f} us with the best setting of each"
@@ -378,7 +378,7 @@ def _score(constants: Constants, workloads: dict[tuple[Any, ...], dict[Setting, 
     times = [found.get(choice(constants, key)) for key, found in workloads.items()]
     if not times or None in times:
         return None
-    return math.exp(sum(math.log(time) for time in times if time is not None) / len(times))
+    return geometric_mean(time for time in times if time is not None)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
