@@ -128,6 +128,28 @@ def test_missing_extension_is_a_reason_not_a_crash(fresh: None, monkeypatch: pyt
         dispatch._load.cache_clear()
 
 
+def test_a_machine_where_triton_launches_nothing_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from fastgan.kernels.triton import _launch
+
+    class WithoutCompiler:
+        @property
+        def active(self) -> None:
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(triton.runtime, "driver", WithoutCompiler())
+    monkeypatch.setattr(_launch, "INTERPRETED", False)
+    _launch._no_launcher.cache_clear()
+    try:
+        for operator in ("instance_norm_act", "weighted_l1", "interpolate", "gradient_norm_penalty"):
+            reason = dispatch.why_not("triton", dispatch.Call(operator, "cuda", torch.float32))
+            assert "Failed to find C compiler" in str(reason)
+        monkeypatch.setattr(torch.version, "hip", "7.1")
+        assert "ROCm" in str(dispatch.why_not("triton", dispatch.Call("weighted_l1", "cuda", torch.float32)))
+    finally:
+        _launch._no_launcher.cache_clear()
+
+
 def test_backward_runs_on_the_forward_s_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autograd's threads do not see use_backend, so the choice must travel with the graph."""
     if dispatch.why_not("native", dispatch.Call("instance_norm_act", "cpu", torch.float32, (("spatial_dims", 2),))):

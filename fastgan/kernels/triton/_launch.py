@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
 from triton.compiler import CompiledKernel
 
 from fastgan.kernels.dispatch import Call
@@ -122,11 +123,25 @@ def _cuda_multiprocessors(index: int) -> int:
 
 def unsupported_device(call: Call) -> str | None:
     """The reason why no Triton kernel serves a call on this device, or None."""
-    if call.device == "cuda" or (call.device == "cpu" and INTERPRETED):
-        return None
+    if call.device == "cuda":
+        return "Triton kernels are made for NVIDIA's GPUs, got ROCm" if torch.version.hip else _no_launcher()
     if call.device == "cpu":
+        if INTERPRETED:
+            return None
         return "Triton kernels run on CPU tensors only in its interpreter (TRITON_INTERPRET=1)"
     return f"Triton kernels need a CUDA device, got {call.device!r}"
+
+
+@cache
+def _no_launcher() -> str | None:
+    """Why Triton launches nothing on this machine, or None: it builds its launcher with the machine's C compiler."""
+    if INTERPRETED:
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"Triton needs a C compiler and Python's headers to build its launcher ({type(error).__name__}: {error})"
+    return None
 
 
 def unsupported_dtype(call: Call) -> str | None:
