@@ -93,7 +93,7 @@ class Loader:
                     batch_sampler=self._sampler,
                     num_workers=self._workers,
                     pin_memory=self._pin_memory,
-                    worker_init_fn=_ignore_interrupt,
+                    worker_init_fn=_outlive_signals,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
             )
@@ -160,6 +160,10 @@ def _mix(*numbers: int) -> int:
     return state >> 1  # a positive int64
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the main one finishes its step and then ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """A signal to a group (Ctrl-C, a closed terminal, a scheduler's SIGTERM) reaches the workers, too, which the main
+    process needs to finish its step: it ends them then, for which they heed the second SIGTERM."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

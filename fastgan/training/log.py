@@ -18,7 +18,15 @@ from fastgan._output import written
 if TYPE_CHECKING:
     from PIL import Image
 
-console = Console(stderr=True, highlight=False, markup=False)
+
+class _Patient(Console):
+    """A console that is silent once nobody reads it: a run does not end of that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+console = _Patient(stderr=True, highlight=False, markup=False)
 
 
 class Stats:

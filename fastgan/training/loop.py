@@ -8,8 +8,9 @@ A run's folder::
     sheets/step-XXXXXXXX.png             samples
     checkpoints/step-XXXXXXXX.safetensors
 
-Ctrl-C (SIGINT) or SIGTERM lets the running step finish, saves a checkpoint and ends with ``Outcome.signal`` set; the
-command line then exits with 128 + signal (130 after Ctrl-C). A second Ctrl-C interrupts at once.
+Ctrl-C (SIGINT), SIGTERM, or the SIGHUP of a terminal that is closed lets the running step finish, saves a checkpoint and
+ends with ``Outcome.signal`` set; the command line then exits with 128 + signal (130 after Ctrl-C). A second Ctrl-C
+interrupts at once. Under ``nohup`` a SIGHUP does nothing.
 """
 
 from __future__ import annotations
@@ -420,17 +421,22 @@ class _Received:
 
 @contextmanager
 def _signals() -> Iterator[_Received]:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT raises KeyboardInterrupt."""
+    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT raises KeyboardInterrupt."""
     received = _Received()
+    noted = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        noted.append(signal.SIGHUP)
 
     def note(number: int, frame: FrameType | None) -> None:
         if received.number == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.number = number
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            console.quiet = True  # the terminal is gone, and writing to it an error
         console.print(f"{signal.Signals(number).name}: finishing the step and saving", soft_wrap=True)
 
     try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, note) for number in noted}
     except ValueError:  # not in the main thread: signals are someone else's
         yield received
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import resource
 import signal
@@ -111,14 +112,39 @@ def test_killed_run_continues_exactly(tmp_path: Path, whole: Path, where: str, s
     assert_same(whole, folder)
 
 
-def test_interrupt_finishes_the_step_and_saves(tmp_path: Path, whole: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    outcome = run(tmp_path / "b", interrupt_at=5)
-    assert (outcome.step, outcome.signal) == (5, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_the_step_and_saves(
+    tmp_path: Path, whole: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    try:
+        outcome = run(tmp_path / "b", interrupt_at=5, interrupt_by=number, progress=True)
+    finally:
+        silent, log.console.quiet = log.console.quiet, False
+    assert (outcome.step, outcome.signal) == (5, number)
     assert checkpoint.Checkpoints(tmp_path / "b" / "run" / "checkpoints").steps() == [4, 5]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+    assert silent == (number == signal.SIGHUP)  # writing to a terminal that is gone is an error
+    assert ("stopped after step 5" in capsys.readouterr().err) != silent
     run(tmp_path / "b", continue_train=True)
     assert_same(whole, tmp_path / "b")
+
+
+def test_nohup_keeps_a_run_alive(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(tmp_path, interrupt_at=5, interrupt_by=signal.SIGHUP).step == STEPS
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_outlives_the_reader_of_its_messages() -> None:
+    unread, pipe = os.pipe()
+    os.close(unread)
+    console = type(log.console)(file=os.fdopen(pipe, "w"))
+    for _ in range(2):
+        console.print("a line")
+    assert console.quiet
 
 
 def test_refuses_an_existing_run(whole: Path) -> None:

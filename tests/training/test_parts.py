@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from fastgan.training import distributed, schedule, sheet
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.pool import ImagePool
+from fastgan.training.random import Generator
 from fastgan.training.watch import Meter, not_finite
 
 # --- image pool ---------------------------------------------------------------------------------------------------
@@ -184,10 +188,34 @@ def test_loader_in_order_and_without_the_rest() -> None:
     assert [[i for i, _ in batch] for batch in take(loader, 3)] == [[0, 1], [2, 3], [0, 1]]
 
 
+def test_loader_processes_outlive_signals_to_their_group() -> None:
+    others = set(multiprocessing.active_children())
+    loader = Loader(Indices(10), 4, seed=5, workers=2)
+    batches = take(loader, 2)  # one of each
+    for worker in set(multiprocessing.active_children()) - others:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(worker.pid, number)
+    batches += take(loader, 10)
+    assert batches == take(Loader(Indices(10), 4, seed=5), 12)
+    loader.close()
+    assert set(multiprocessing.active_children()) <= others
+
+
 def test_loader_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     take(Loader(Indices(5), 2, seed=0), 4)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_random_numbers_go_on_after_another_kind_of_device() -> None:
+    """A CUDA generator's state is 16 bytes, which a CPU's cannot take: it goes on with other numbers, each time others."""
+    states = [torch.arange(16, dtype=torch.uint8) + i for i in range(2)]
+    drawn = []
+    for state in (*states, states[0]):
+        generator = Generator(0)
+        generator.load_state_dict({"state": state})
+        drawn.append(torch.rand(4, generator=generator.generator).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_loader_refuses_nothing_to_load() -> None:

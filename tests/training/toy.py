@@ -27,10 +27,11 @@ class ToyConfig(RunConfig):
     batch_size: int = 2
     amp: str = "none"
     interrupt_at: int = 0
+    interrupt_by: int = signal.SIGINT
     kill_at: int = 0
     poison_at: int = 0
 
-    FREE = RunConfig.FREE | {"interrupt_at", "kill_at", "poison_at"}
+    FREE = RunConfig.FREE | {"interrupt_at", "interrupt_by", "kill_at", "poison_at"}
 
 
 class Numbers:
@@ -81,7 +82,7 @@ class Toy(Task):
         if self.epoch > epoch:
             self.schedule.step()
         if self.taken == self.config.interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.config.interrupt_by)
         if self.taken == self.config.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return {"loss": loss.detach(), "twice": 2 * loss.detach()}
