@@ -133,7 +133,7 @@ def print_report(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)  # square brackets are what they are
     for title, rows in (
         ("Versions", report.versions),
         ("Native extension", report.native),

@@ -31,6 +31,12 @@ def test_a_backend_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         assert row.reasons["native"] == "undefined symbol: omp_in_parallel"
 
 
+def test_it_prints_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {"torch_fidelity": "pip install 'fastgan[metrics]'"}
+    doctor.print_report(doctor.Report({}, {}, {}, [], commands))
+    assert commands["torch_fidelity"] in capsys.readouterr().out
+
+
 def test_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     doctor.print_report(doctor.examine())
     printed = capsys.readouterr().out
