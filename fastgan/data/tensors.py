@@ -23,7 +23,7 @@ class ImageTensor:
         top: the value of white; 255, or 16 for the digits.
         flip: whether ``sample`` mirrors with probability ½.
         dequantize: whether ``sample`` adds uniform noise of one step, (v + u) · 2/(top + 1) − 1 with u ~ U[0, 1), as
-            WGAN-GP's ResNet code does; otherwise values are v · 2/top − 1.
+            WGAN-GP's ResNet code and SN-GAN's do; otherwise values are v · 2/top − 1.
     """
 
     def __init__(self, pixels: Tensor, *, top: int = 255, flip: bool = False, dequantize: bool = False) -> None:
@@ -47,18 +47,22 @@ class ImageTensor:
         """Image ``index``; ``generator`` draws mirror and noise, without one there is neither."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        x = self.pixels[index].float()
-        if generator is None:
-            return x * (2 / self.top) - 1
-        if self.flip and torch.randint(2, (), generator=generator):
-            x = x.flip(-1)
-        if self.dequantize:
-            return (x + torch.rand(x.shape, generator=generator)) * (2 / (self.top + 1)) - 1
-        return x * (2 / self.top) - 1
+        return self.finish(self.pixels[index : index + 1], generator)[0]
 
     def all(self) -> Tensor:
         """Every image without chance, [N, C, H, W]."""
-        return self.pixels.float() * (2 / self.top) - 1
+        return self.finish(self.pixels, None)
+
+    def finish(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Some of ``pixels``, on any device, as values in [−1, 1]; ``generator``, as for :meth:`sample`, is of that
+        device."""
+        x = pixels.float()
+        if generator is not None and self.flip:
+            mirrored = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=x.device)
+            x = torch.where(mirrored.bool(), x.flip(-1), x)
+        if generator is not None and self.dequantize:
+            return (x + torch.rand(x.shape, generator=generator, device=x.device)) * (2 / (self.top + 1)) - 1
+        return x * (2 / self.top) - 1
 
 
 def digits(*, dequantize: bool = False) -> ImageTensor:

@@ -62,7 +62,8 @@ class Fresh(Batches):
 
 
 class Shuffled(Batches):
-    """Batches of images in memory, kept on ``device``; a new order each epoch, its last, short batch left out."""
+    """Batches of images in memory, kept on ``device``; a new order each epoch, its last, short batch left out. Mirrors
+    and noise are drawn for the joint batch."""
 
     epoch = 0
 
@@ -70,8 +71,9 @@ class Shuffled(Batches):
         self._joint = batch_size * distributed.size()
         if len(images) < self._joint:
             raise ValueError(too_large(batch_size, len(images)))
-        self._pixels, self._top = images.pixels.to(device), images.top
+        self._images, self._pixels = images, images.pixels.to(device)
         self._seed = seed
+        self._random = Generator(seed, device)
         self._position = 0
         self._order: Tensor | None = None
 
@@ -85,14 +87,15 @@ class Shuffled(Batches):
         self._position += self._joint
         if self._position + self._joint > len(self._pixels):
             self.epoch, self._position, self._order = self.epoch + 1, 0, None
-        pixels = self._pixels[distributed.own_rows(rows)]
-        return pixels.float() * (2 / self._top) - 1
+        return distributed.own_rows(self._images.finish(self._pixels[rows], self._random.generator))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self._position}
+        return {"epoch": self.epoch, "position": self._position, "random": self._random.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self._position, self._order = state["epoch"], state["position"], None
+        if "random" in state:  # a checkpoint of before there were mirrors and noise has none
+            self._random.load_state_dict(state["random"])
 
 
 def loaded(

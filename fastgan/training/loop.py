@@ -8,8 +8,8 @@ A run's folder::
     sheets/step-XXXXXXXX.png             samples
     checkpoints/step-XXXXXXXX.safetensors
 
-Ctrl-C (SIGINT), SIGTERM, or the SIGHUP of a terminal that is closed lets the running step finish, saves a checkpoint and
-ends with ``Outcome.signal`` set; the command line then exits with 128 + signal (130 after Ctrl-C). A second Ctrl-C
+Ctrl-C (SIGINT), SIGTERM, or the SIGHUP of a terminal that is closed lets the running step finish, saves a checkpoint
+and ends with ``Outcome.signal`` set; the command line then exits with 128 + signal (130 after Ctrl-C). A second Ctrl-C
 interrupts at once. Under ``nohup`` a SIGHUP does nothing.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from typing import Any
 
 import numpy as np
@@ -50,4 +51,8 @@ class Generator:
         return {"state": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["state"])
+        saved = state["state"]
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:  # of another kind of device, whose numbers cannot be drawn here: go on with others
+            self.generator.manual_seed(zlib.crc32(saved.numpy().data))

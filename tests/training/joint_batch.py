@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pairs of samples": {"objective": "loss-sensitive"},
     "clipping": {"objective": "wgan", "boost_first": 0, "boost_every": 0, "n_critic": 2},
     "power iteration": {"objective": "sngan", "n_critic": 2},
-    "batch norm in both": {"objective": "gan", **DIGITS},
+    "batch norm in both": {"objective": "gan", **DIGITS, "dequantize": True},
     "batch norm recomputed": {"objective": "gan", **DIGITS, "recompute": True},
     "batch norm in the generator": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "ema": 0.5},
     "compiled whole, strided weight gradients": {"objective": "wgan-gp", **DIGITS, "n_critic": 1, "compile": True},

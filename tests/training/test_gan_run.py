@@ -61,7 +61,7 @@ RESUMED = {
     "ct-gan, dropout": {"objective": "ct-gan", "n_critic": 1},
     "sliced": {"objective": "sliced", "data": "swissroll"},
     "dcgan, batch norm, digits over an epoch": {
-        "objective": "non-saturating", "data": "digits", "architecture": "dcgan", "batch_size": 512,
+        "objective": "non-saturating", "data": "digits", "architecture": "dcgan", "batch_size": 512, "dequantize": True,
     },
     "folder, fp16": {"objective": "hinge", "data": "pictures", "image_size": 8, "flip": True, "batch_size": 4,
                      "architecture": "sngan", "amp": "fp16"},
@@ -129,6 +129,7 @@ def trace(**settings: Any) -> list[float]:
         ({"objective": "ct-gan"}, {"dropout": 0.1}),
         ({}, {"data": "25gaussians"}),
         ({"data": "digits"}, {"architecture": "dcgan"}),
+        ({"data": "digits"}, {"dequantize": True}),
         ({}, {"latent_dim": 5}),
         ({}, {"width_g": 16}),
         ({}, {"width_d": 16}),
@@ -170,6 +171,23 @@ def test_without_a_critic_its_options_are_refused(name):
     settings |= {"boost_first": {"boost": 3}, "boost_every": {"boost": 3}, "boost": {"boost_first": 1}}.get(name, {})
     with pytest.raises(ValueError, match=r"(\w+) is the critic's, and objective 'sliced' has none"):
         GanTask(replace(tiny(objective="sliced"), **settings))
+
+
+def test_small_images_are_mirrored_and_get_noise(tmp_path):
+    """CIFAR-10's: each its own, whole pictures, less than one of 256 grey levels."""
+    pixels = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8)
+    records = torch.cat([torch.zeros(10, 1, dtype=torch.uint8), pixels.flatten(1)], 1).numpy()
+    for i in range(5):
+        (tmp_path / f"data_batch_{i + 1}.bin").write_bytes(records[2 * i : 2 * i + 2].tobytes())
+    base = {"objective": "gan", "data": f"cifar10:{tmp_path}", "batch_size": 10, "architecture": "mlp"}
+    plain, mirrored = (next(GanTask(tiny(**base, flip=flip)).batches) for flip in (False, True))
+    same = [torch.equal(a, b) for a, b in zip(plain, mirrored, strict=True)]
+    assert 0 < sum(same) < 10
+    assert all(torch.equal(a if s else a.flip(-1), b) for s, a, b in zip(same, plain, mirrored, strict=True))
+    noise = (next(GanTask(tiny(**base, dequantize=True)).batches) + 1) * 128 - (plain + 1) * 127.5
+    assert -1e-3 < noise.min() < 0.01
+    assert 0.99 < noise.max() < 1.001
+    torch.testing.assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
 
 
 def test_options_of_images(pictures):
@@ -229,7 +247,8 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"objective": "wgan", "beta1": 0.5}, "beta1 and beta2 are Adam's, and the optimizer is rmsprop"),
         ({"objective": "ct-gan", "dropout": 0.0}, "dropout must be above 0"),
         ({"image_size": 32}, "image_size must be 2 for data '8gaussians', or left out; got 32"),
-        ({"flip": True}, "flip is for folders of images, not for data '8gaussians'"),
+        ({"flip": True}, "flip is for folders of images and CIFAR-10, not for data '8gaussians'"),
+        ({"data": "swissroll", "dequantize": True}, "dequantize is for digits, MNIST and CIFAR-10, not for data 'swis"),
         ({"data": "digits", "batch_size": 4000}, "batch_size must be at most 1797 for 1797 items, got 4000"),
         ({"objective": "ebgan", "minibatch": 2}, "minibatch must be at least 0, and 0 for an energy"),
         ({"norm_d": "group"}, "norm_d must be one of"),

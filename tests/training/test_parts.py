@@ -208,7 +208,7 @@ def test_loader_leaves_the_global_generator_alone() -> None:
 
 
 def test_random_numbers_go_on_after_another_kind_of_device() -> None:
-    """A CUDA generator's state is 16 bytes, which a CPU's cannot take: it goes on with other numbers, each time others."""
+    """A CUDA generator's state is 16 bytes, which a CPU's cannot take: each makes it draw others."""
     states = [torch.arange(16, dtype=torch.uint8) + i for i in range(2)]
     drawn = []
     for state in (*states, states[0]):

@@ -39,7 +39,9 @@ class GanConfig(RunConfig):
     channels: Literal[1, 3, 4] = 3
     """Of the images of a folder: grey, colour, or colour and transparency."""
     flip: bool = False
-    """Mirror a folder's images with probability ½."""
+    """Mirror images of a folder or of CIFAR-10 with probability ½."""
+    dequantize: bool = False
+    """Add noise of one grey level to digits, MNIST or CIFAR-10, as WGAN-GP's and SN-GAN's codes for ResNets do."""
     cache: Cache = "auto"
     """Keep a folder's decoded images in memory (on) or on the device; auto: there below a tenth of a GPU's memory."""
     architecture: str | None = None
@@ -133,11 +135,15 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
         raise ValueError(f"data must be {DATA}, got {config.data!r}")
     if config.image_size is not None and config.image_size != shape[-1]:
         raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
-    other = config.channels not in (3, shape[0])
-    of_folders = {"flip": config.flip, "channels": other, "cache": config.cache != "auto"}
-    for name, used in of_folders.items():
-        if used and kind in fixed:
-            raise ValueError(f"{name} is for folders of images, not for data {kind!r}")
+    of_folders, in_memory = kind not in fixed, kind in ("digits", "mnist", "cifar10")
+    for name, given, used, purpose in (
+        ("flip", config.flip, of_folders or kind == "cifar10", "folders of images and CIFAR-10"),
+        ("dequantize", config.dequantize, in_memory, "digits, MNIST and CIFAR-10"),
+        ("channels", config.channels not in (3, shape[0]), of_folders, "folders of images"),
+        ("cache", config.cache != "auto", of_folders, "folders of images"),
+    ):
+        if given and not used:
+            raise ValueError(f"{name} is for {purpose}, not for data {kind!r}")
     return shape
 
 

@@ -30,11 +30,11 @@ class RealData:
         self.points = Points(kind) if kind in points.NAMES else None
         self._images: ImageTensor | SingleImageFolder | None = None
         if kind == "digits":
-            self._images = tensors.digits()
+            self._images = tensors.digits(dequantize=config.dequantize)
         elif kind == "mnist":
-            self._images = tensors.mnist(folder, size=self.shape[-1])
+            self._images = tensors.mnist(folder, size=self.shape[-1], dequantize=config.dequantize)
         elif kind == "cifar10":
-            self._images = tensors.cifar10(folder)
+            self._images = tensors.cifar10(folder, flip=config.flip, dequantize=config.dequantize)
         elif self.points is None:
             if not Path(config.data).is_dir():
                 raise DataError(f"data must be {DATA}, and there is no folder {config.data!r}")
