@@ -6,7 +6,11 @@ import os
 
 import torch
 
-if not torch.cuda.is_available():
+if "FASTGAN_PTX" in os.environ:
+    from tests.kernels import ptx_device
+
+    ptx_device.install(int(os.environ["FASTGAN_PTX"]))
+elif not torch.cuda.is_available():
     # Triton reads this when a kernel is defined, so it must be set before any kernel module is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -26,3 +30,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    if "FASTGAN_PTX" in os.environ:
+        ptx_device.forget()
