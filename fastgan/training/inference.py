@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgan._output import make_folder, written
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
-from fastgan.metrics import frechet_inception_distance, inception_weights
+from fastgan.metrics import inception_weights
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
 from fastgan.nn import fuse, use_winograd
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
@@ -212,28 +212,16 @@ def evaluate(
     if source is None:
         what = "holds no testA and testB to evaluate on" if config.dataroot.is_dir() else "no such folder"
         raise DataError(f"{config.dataroot}: {what}; name another (--dataroot)")
-    translators = {
-        "B": load_translator(file, "AtoB", device=device, fused=fused),
-        "A": load_translator(file, "BtoA", device=device, fused=fused),
-    }
-    real: dict[str, list[Tensor]] = {"A": [], "B": []}
-    fake: dict[str, list[Tensor]] = {"A": [], "B": []}
-    for i in range(len(source)):
-        item = source.sample(i, None)
-        for domain, other in (("A", "B"), ("B", "A")):
-            image = item[domain]
-            assert isinstance(image, Tensor)
-            real[domain].append(image)
-            fake[other].append(translators[other](image[None])[0])
-        if progress:
-            progress(i + 1, len(source))
-    found: dict[str, float] = {}
-    for domain in ("B", "A"):
-        scores = cyclegan.scores(real[domain], fake[domain], paired)
-        if fid:
-            batches = [[image[None] for image in images[domain]] for images in (real, fake)]
-            scores["fid"] = frechet_inception_distance(*batches, device=translators["B"].device)
-        found |= {f"{name}_{domain}": value for name, value in scores.items()}
+    to_B, to_A = (load_translator(file, way, device=device, fused=fused) for way in get_args(Direction))
+
+    def items() -> Iterator[tuple[Tensor, Tensor]]:
+        for i, images in enumerate(cyclegan.one_by_one(source)):
+            yield images
+            if progress:
+                progress(i + 1, len(source))
+
+    translate = lambda real_A, real_B: {"fake_B": to_B(real_A), "fake_A": to_A(real_B)}
+    found = cyclegan.scores_of(items(), translate, paired, fid=to_B.device if fid else None)
     if not found:
         raise DataError(
             f"{config.dataroot}: nothing to score: testA and testB are no pairs (by their files' names or sizes), and "

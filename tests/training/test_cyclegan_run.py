@@ -445,7 +445,9 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         sides: list[Any] = []
         patch.setattr(inference, "inception_weights", lambda: None)
         patch.setattr(
-            inference, "frechet_inception_distance", lambda *images, device: sides.append((*images, device)) or 1.5
+            cyclegan.report,
+            "frechet_inception_distance",
+            lambda *images, device: sides.append((*images, device)) or 1.5,
         )
         assert inference.evaluate(config.folder, device="cpu", fid=True)["fid_A"] == 1.5
     (real, fake, device), _ = sides

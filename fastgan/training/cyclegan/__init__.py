@@ -19,10 +19,10 @@ report    sheets, scores of held-out images, the dry run's plan
 """
 
 from fastgan.training.cyclegan.config import CycleGanConfig, GanMode, PreprocessMode, check, graphs
-from fastgan.training.cyclegan.data import held_out, resident
+from fastgan.training.cyclegan.data import held_out, one_by_one, resident
 from fastgan.training.cyclegan.losses import gan_loss
 from fastgan.training.cyclegan.networks import build_networks, sizes
-from fastgan.training.cyclegan.report import scores
+from fastgan.training.cyclegan.report import scores, scores_of
 from fastgan.training.cyclegan.trainer import CycleGan, make, train
 
 __all__ = [
@@ -36,8 +36,10 @@ __all__ = [
     "graphs",
     "held_out",
     "make",
+    "one_by_one",
     "resident",
     "scores",
+    "scores_of",
     "sizes",
     "train",
 ]

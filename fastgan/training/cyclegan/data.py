@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgan.data import DataError, Preprocess, UnpairedImageFolder
 from fastgan.data.decode import MODES, list_images
@@ -53,6 +55,13 @@ def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | None, bool]:
     images = UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config))
     names = [[folder.name(i) for i in range(len(folder))] for folder in (images.a, images.b)]
     return images, names[0] == names[1] and images.a.sizes == images.b.sizes
+
+
+def one_by_one(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+    """A and B of each item, without chance, as batches of one."""
+    for index in range(len(source)):
+        item = source.sample(index, None)
+        yield item["A"][None], item["B"][None]
 
 
 def _preprocess(config: CycleGanConfig, least: int = 1) -> Preprocess:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.metrics import PairedScores, sliced_wasserstein_patches
+from fastgan.metrics import PairedScores, frechet_inception_distance, sliced_wasserstein_patches
 from fastgan.nn import fuse
 from fastgan.training import distributed, sheet
 from fastgan.training.cyclegan.config import CycleGanConfig
@@ -43,16 +44,32 @@ def sheet_of(task: CycleGan, rows: int) -> Image.Image | None:
     return sheet.table(lines, titles) if lines else None
 
 
-def evaluate(task: CycleGan) -> dict[str, float]:
-    """:func:`scores` of held-out images: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A."""
+def scores_of(
+    items: Iterable[tuple[Tensor, Tensor]],
+    translate: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    paired: bool,
+    *,
+    fid: torch.device | None = None,
+) -> dict[str, float]:
+    """:func:`scores` of batches (A, B) of one image: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A.
+
+    ``translate`` gives fake_B and fake_A; ``fid`` says where to compute the Fréchet inception distance, None: not.
+    """
     real: dict[str, list[Tensor]] = {"B": [], "A": []}
     fake: dict[str, list[Tensor]] = {"B": [], "A": []}
-    for real_A, real_B in task.held_out():
-        made = task.translate(real_A, real_B, cycle=False)
+    for real_A, real_B in items:
+        made = translate(real_A, real_B)
         for domain, image in (("A", real_A), ("B", real_B)):
             real[domain].append(image[0])
             fake[domain].append(made[f"fake_{domain}"][0].cpu())
-    return {f"{k}_{d}": v for d in real for k, v in scores(real[d], fake[d], task.paired).items()}
+    found: dict[str, float] = {}
+    for domain in real:
+        of_domain = scores(real[domain], fake[domain], paired)
+        if fid is not None:
+            batches = ([image[None] for image in images[domain]] for images in (real, fake))
+            of_domain["fid"] = frechet_inception_distance(*batches, device=fid)
+        found |= {f"{name}_{domain}": value for name, value in of_domain.items()}
+    return found
 
 
 def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, float]:

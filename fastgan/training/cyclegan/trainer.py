@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.training import distributed, random, schedule
 from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
-from fastgan.training.cyclegan.data import held_out, resident, training_images
+from fastgan.training.cyclegan.data import held_out, one_by_one, resident, training_images
 from fastgan.training.cyclegan.losses import Computed, Losses, discriminator_loss, generators_loss, weighted
 from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
@@ -260,18 +261,15 @@ class CycleGan(Task):
 
     def held_out(self, limit: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
         """Items of ``test`` (else of ``train``) one by one, without chance, as batches of one."""
-        source = self.train if self.test is None else self.test
-        for index in range(min(len(source), limit or len(source))):
-            item = source.sample(index, None)
-            yield item["A"][None], item["B"][None]
+        return islice(one_by_one(self.train if self.test is None else self.test), limit)
 
     def sheet(self, rows: int = 4) -> Image.Image | None:
         """Real, translated and reconstructed images of both domains."""
         return report.sheet_of(self, rows)
 
     def evaluate(self) -> dict[str, float]:
-        """:func:`scores` of held-out images: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A."""
-        return report.evaluate(self)
+        """:func:`fastgan.training.cyclegan.report.scores_of` held-out images."""
+        return report.scores_of(self.held_out(), partial(self.translate, cycle=False), self.paired)
 
     def plan(self) -> dict[str, str]:
         return report.plan(self)
