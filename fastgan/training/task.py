@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan._ranges import check_range
+from fastgan.models._build import choice
 from fastgan.training.precision import Amp, Switch
 
 if TYPE_CHECKING:
@@ -90,6 +94,11 @@ class RunConfig:
     # What to say beside a setting with which a run cannot continue.
     REMARKS: ClassVar[dict[str, str]] = {}
 
+    def __post_init__(self) -> None:
+        for name, kind in _types(type(self)).items():
+            if get_origin(kind) is not ClassVar:
+                object.__setattr__(self, name, _as(kind, name, getattr(self, name)))
+
     def defaults(self) -> dict[str, Any]:
         """The settings that have a default, as JSON has them."""
         return {f.name: _plain(f.default) for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
@@ -111,14 +120,7 @@ class RunConfig:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
         """The settings that :meth:`to_dict` gave; those that are not known any more are left out."""
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            value = saved.get(field.name)
-            if isinstance(value, str) and str(field.type).startswith("Path"):
-                value = Path(value)
-            if field.name in saved:
-                values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls) if field.name in saved})
 
     def check(self) -> None:
         """Raises ValueError if a setting that all trainers share is out of its range."""
@@ -135,6 +137,44 @@ class RunConfig:
             for name in names:
                 if getattr(self, name) is not None:
                     check_range(name, getattr(self, name), least=least)
+
+
+def _types(config: type[Any]) -> dict[str, Any]:
+    """The types of a configuration's settings; not those of a subclass that has one which only a type checker sees."""
+    try:
+        return get_type_hints(config)
+    except NameError:
+        return _types(config.__mro__[1])
+
+
+def _as(kind: Any, name: str, value: Any) -> Any:
+    """``value`` as the type of setting ``name``: a path of a string, a float of an int, a tuple of a list.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        choice(name, value, get_args(kind))
+        return value
+    of: dict[Any, tuple[Any, str]] = {
+        bool: (bool, "True or False"),
+        int: (Integral, "a whole number"),
+        float: (Real, "a number"),
+        str: (str, "a string"),
+        Path: (str | os.PathLike, "a path"),
+        tuple: (list | tuple, "a tuple"),
+    }
+    kind = get_origin(kind) or kind
+    if kind not in of:
+        return value
+    types, meaning = of[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {meaning}, got {value!r}")
+    return kind(value)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +278,11 @@ def test_channels_last_changes_the_format_and_not_the_result():
         ({"lr_g": float("nan")}, "lr_g must be positive and finite, got nan"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
         ({"seed": 2**70}, "seed must be in"),
+        ({"optimizer": "sgd"}, "optimizer must be one of 'adam', 'rmsprop', got 'sgd'"),
+        ({"steps": 1e3}, "steps must be a whole number, got 1000.0"),
+        ({"lr_g": True}, "lr_g must be a number, got True"),
+        ({"fused": "no"}, "fused must be True or False, got 'no'"),
+        ({"hyper": "weight=3"}, "hyper must be a tuple, got 'weight=3'"),
         ({"compile": True, "recompute": True}, "recompute is for networks that are not compiled"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
@@ -286,6 +291,18 @@ def test_errors_come_before_anything_is_written(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "runs", **settings)
     assert not (tmp_path / "runs").exists()
+
+
+def test_settings_are_as_flags_make_them():
+    @dataclass(frozen=True)
+    class Own(GanConfig):
+        other: Unseen = "anything"  # noqa: F821 -- as if imported for type checkers alone
+
+    config = Own(checkpoints_dir="runs", hyper=["weight=3"], beta1=0, steps=np.int64(5))
+    assert config == Own(checkpoints_dir=Path("runs"), hyper=("weight=3",), beta1=0.0, steps=5)
+    assert isinstance(config.checkpoints_dir, Path)
+    assert isinstance(config.beta1, float)
+    assert Own.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_missing_data(tmp_path):
