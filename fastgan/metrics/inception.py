@@ -165,6 +165,11 @@ def _network(
 
     @torch.no_grad()
     def call(batch: Tensor) -> Tensor:
+        if batch.dim() != 4 or not batch.is_floating_point():
+            raise ValueError(
+                "inception: images must come in batches [N, C, H, W] with values in [−1, 1], got "
+                f"{batch.dtype} {list(batch.shape)}"
+            )
         x = batch.to(device)
         x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
         result = network(x if own else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))

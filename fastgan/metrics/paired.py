@@ -89,3 +89,6 @@ def _check(what: str, x: Tensor, y: Tensor, data_range: float) -> None:
         raise ValueError(f"{what}: x and y must be [N, C, H, W] of one shape, got {list(x.shape)} and {list(y.shape)}")
     if not data_range > 0:
         raise ValueError(f"{what}: data_range must be positive, got {data_range}")
+    for image in (x, y):
+        if data_range == 2 and not image.is_floating_point():
+            raise TypeError(f"{what}: {image.dtype} images need their data_range (255 for bytes), got that of [−1, 1]")

@@ -130,6 +130,14 @@ def test_too_few_images():
         inception_score(two, features=_Logits())
 
 
+def test_images_that_are_no_batches_of_values_around_0():
+    """A tensor in the place of batches, and bytes, which torchmetrics takes: neither has a distance without an error."""
+    images = torch.rand(5, 3, 6, 6)
+    for wrong, got in ((images, r"torch.float32 \[3, 6, 6\]"), ([images.byte()], r"torch.uint8 \[5, 3, 6, 6\]")):
+        with pytest.raises(ValueError, match=r"batches \[N, C, H, W\] with values in \[−1, 1\], got " + got):
+            frechet_inception_distance([images], wrong, features=_Features())
+
+
 def test_missing_libraries_and_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     for score in (lambda: frechet_inception_distance([], []), lambda: inception_score([])):

@@ -72,5 +72,7 @@ def test_errors(images):
         ssim(x[:, :, :10], y[:, :, :10])
     with pytest.raises(ValueError, match=r"data_range must be positive, got 0"):
         psnr(x, y, data_range=0)
+    with pytest.raises(TypeError, match=r"torch.uint8 images need their data_range \(255 for bytes\)"):
+        psnr(x.byte(), y.byte())
     with pytest.raises(ValueError, match="no image has been counted"):
         PairedScores().compute()
