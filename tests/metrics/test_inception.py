@@ -131,7 +131,7 @@ def test_too_few_images():
 
 
 def test_images_that_are_no_batches_of_values_around_0():
-    """A tensor in the place of batches, and bytes, which torchmetrics takes: neither has a distance without an error."""
+    """A tensor in the place of batches, and bytes, which torchmetrics takes."""
     images = torch.rand(5, 3, 6, 6)
     for wrong, got in ((images, r"torch.float32 \[3, 6, 6\]"), ([images.byte()], r"torch.uint8 \[5, 3, 6, 6\]")):
         with pytest.raises(ValueError, match=r"batches \[N, C, H, W\] with values in \[−1, 1\], got " + got):
