@@ -1,7 +1,9 @@
-// fastgan._C: the C++ kernels, as functions of addresses and sizes. Every entry releases the GIL.
+// fastgan._C: the C++ kernels, as functions of addresses and sizes, or of tensors (dlpack.h). Every entry releases the
+// GIL.
 // Callers (fastgan/kernels/native) have checked shapes, dtypes and layouts; NumPy users come through fastgan.numpy.
 #include <pybind11/pybind11.h>
 
+#include "bindings/dlpack.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -28,6 +30,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
     return info;
   });
+  m.def("use_dlpack", &fastgan::dlpack::use);
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
   bind_gradient_penalty(m);
   bind_instance_norm(m);

@@ -169,12 +169,18 @@ def test_backward_runs_on_the_forward_s_backend(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_tensor_that_has_left_its_transform_is_what_it_wraps() -> None:
-    left = []
+    left: list[torch.Tensor] = []
     x, other = torch.randn(2, 3), torch.randn(2, 3)
     torch.func.grad(lambda t: left.append(t) or t.sum())(x)
-    with torch.no_grad():
-        assert torch.equal(F.wasserstein_1d(left[0], other), F.wasserstein_1d(x, other))
-    assert torch.equal(F.gradient_norm_penalty(left[0]), F.gradient_norm_penalty(x))
+    calls: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda t: F.instance_norm_act(t[None]), lambda t: F.weighted_l1([(t, other, 2.0)]),
+        lambda t: F.interpolate(t, other, torch.ones(2)), F.gradient_norm_penalty,
+        lambda t: F.wasserstein_1d(t, other),
+    ]  # fmt: skip
+    for recording in (False, True):
+        with torch.set_grad_enabled(recording):
+            for call in calls:
+                assert torch.equal(call(left[0]), call(x))
 
 
 def test_fake_tensors_pass_no_kernel() -> None:

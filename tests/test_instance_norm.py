@@ -339,7 +339,11 @@ def test_raw_operators_pass_opcheck() -> None:
     weight, setting = torch.randn(3), ("leaky_relu", 0.2, 1)
     ops = torch.ops.fastgan
     calls = [
-        (ops.instance_norm_act_forward, (x, weight, None, x, *setting, 1e-5, "native")),
+        *(
+            (ops.instance_norm_act_forward, (x, weight, None, x, *setting, 1e-5, need, "native"))
+            for need in (True, False)
+        ),
+        *((ops.instance_norm_act_over_samples, (plane, 20, dtype, "native")) for dtype in (fp32, bf16)),
         *(
             (ops.instance_norm_act_backward, (padded, x, weight, None, z, plane, plane, *setting, *need, "native"))
             for z, need in ((x, (True, True)), (None, (False, False)))

@@ -1,9 +1,15 @@
-// fastgan._C.instance_norm_{forward,backward,double_backward}: called by fastgan/kernels/native/instance_norm.py.
+// fastgan._C.instance_norm_{forward,backward,double_backward,over_samples}: called by
+// fastgan/kernels/native/instance_norm.py.
+//
+// Absent tensors are None. A call returns False, and has done nothing, where an input's strides or dtype are none that
+// the kernels read.
 #include "cpu/instance_norm.h"
 
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+
+#include "bindings/dlpack.h"
 
 namespace py = pybind11;
 
@@ -12,88 +18,152 @@ namespace {
 using fastgan::DType;
 using fastgan::InstanceNorm;
 using fastgan::Strided;
+using fastgan::dlpack::Tensor;
+using fastgan::dlpack::view;
 
-int64_t integer(const py::tuple& t, size_t i) {
-  return PyLong_AsLongLong(PyTuple_GET_ITEM(t.ptr(), static_cast<Py_ssize_t>(i)));
+// A strided row shorter than this costs more than a dense copy.
+constexpr int64_t kShortestRow = 8;
+
+// [N, C, *spatial]: whether the innermost elements lie next to each other.
+bool reads(const Tensor& t, bool channels_last) {
+  if (channels_last) return t.strides[1] == 1;
+  const int last = t.dims - 1;
+  int64_t packed = 1;
+  for (int i = last; i >= 2; packed *= t.shape[i--]) {
+    if (t.shape[i] != 1 && t.strides[i] != packed) return i < last && t.shape[last] >= kShortestRow;
+  }
+  return true;
 }
 
-// None, or (address, strides [N, C, *spatial]); missing spatial dimensions come first and have stride 0.
-Strided strided(const py::object& tensor) {
-  Strided s;
-  if (tensor.is_none()) return s;
-  const py::tuple pair = tensor.cast<py::tuple>(), strides = pair[1].cast<py::tuple>();
-  const size_t dims = strides.size();
-  s.data = reinterpret_cast<void*>(integer(pair, 0));
-  s.n = integer(strides, 0);
-  s.c = integer(strides, 1);
-  s.w = integer(strides, dims - 1);
-  if (dims > 3) s.h = integer(strides, dims - 2);
-  if (dims > 4) s.d = integer(strides, dims - 3);
-  return s;
+// [C] or [N, C]
+bool is_dense(const Tensor& t) {
+  const int last = t.dims - 1;
+  return (t.shape[last] == 1 || t.strides[last] == 1) &&
+         (last == 0 || t.shape[0] == 1 || t.strides[0] == t.shape[last]);
 }
 
-void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+// The tensors of a call, each checked against x.
+class Call {
+ public:
+  Call(const py::handle& x, bool channels_last, int64_t pad, double slope, int threads) : x_(view(x)) {
+    if (x_.dims < 3 || x_.dims > 5) throw std::invalid_argument("x must have 1, 2 or 3 spatial dimensions");
+    problem.dtype = x_.dtype();
+    problem.channels_last = channels_last;
+    problem.threads = threads;
+    problem.slope = slope;
+    const int64_t* shape = x_.shape + x_.dims;
+    problem.N = x_.shape[0], problem.C = x_.shape[1];
+    problem.W = shape[-1], problem.pad_w = pad;
+    if (x_.dims > 3) problem.H = shape[-2], problem.pad_h = pad;
+    if (x_.dims > 4) problem.D = shape[-3], problem.pad_d = pad;
+  }
 
-// problem: (dtype, channels_last, threads, shape of x, reflect_pad, slope, address of weight, of bias)
-InstanceNorm unpack(const py::tuple& problem) {
-  const py::tuple shape = problem[3].cast<py::tuple>();
-  const size_t dims = shape.size();
-  if (dims < 3 || dims > 5) throw std::invalid_argument("x must have 1, 2 or 3 spatial dimensions");
-  const int64_t pad = integer(problem, 4);
-  InstanceNorm p;
-  p.dtype = static_cast<DType>(integer(problem, 0));
-  p.channels_last = integer(problem, 1) != 0;
-  p.threads = static_cast<int>(integer(problem, 2));
-  p.N = integer(shape, 0);
-  p.C = integer(shape, 1);
-  p.W = integer(shape, dims - 1);
-  p.pad_w = pad;
-  if (dims > 3) p.H = integer(shape, dims - 2), p.pad_h = pad;
-  if (dims > 4) p.D = integer(shape, dims - 3), p.pad_d = pad;
-  p.slope = problem[5].cast<double>();
-  p.weight = pointer(static_cast<uintptr_t>(integer(problem, 6)));
-  p.bias = pointer(static_cast<uintptr_t>(integer(problem, 7)));
-  return p;
-}
+  // [N, C, *spatial] of x's dtype, each spatial dimension `pad` larger on both sides.
+  Strided written(const py::handle& tensor, int64_t pad = 0) const { return strided(tensor, pad).first; }
+  Strided read(const py::handle& tensor, int64_t pad = 0) {
+    const auto [s, t] = strided(tensor, pad);
+    if (s.data != nullptr) readable_ = readable_ && reads(t, problem.channels_last);
+    return s;
+  }
 
-template <typename T>
-void run(const InstanceNorm& problem, const T& tensors) {
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  const py::gil_scoped_release release;
-  FASTGAN_CALL(instance_norm, problem, tensors);
-}
+  // [C] or [N, C], dense, of the statistics' dtype.
+  void* per_channel(const py::handle& tensor) { return vector(tensor, 1); }
+  void* per_plane(const py::handle& tensor) { return vector(tensor, 2); }
+
+  template <typename T>
+  bool run(const T& tensors) const {
+    if (!readable_) return false;
+    const py::gil_scoped_release release;
+    FASTGAN_CALL(instance_norm, problem, tensors);
+    return true;
+  }
+
+  InstanceNorm problem;
+
+ private:
+  // Missing spatial dimensions have stride 0.
+  std::pair<Strided, Tensor> strided(const py::handle& tensor, int64_t pad) const {
+    if (tensor.is_none()) return {};
+    const Tensor t = view(tensor);
+    bool fits = t.dims == x_.dims && t.dtype() == problem.dtype;
+    for (int i = 0; fits && i < t.dims; ++i) fits = t.shape[i] == x_.shape[i] + (i < 2 ? 0 : 2 * pad);
+    if (!fits) throw std::invalid_argument("a tensor has not the shape and dtype that x asks for");
+    const int64_t* strides = t.strides + t.dims;
+    Strided s{t.address(), t.strides[0], t.strides[1], 0, 0, t.shape[t.dims - 1] == 1 ? 1 : strides[-1]};
+    if (t.dims > 3) s.h = strides[-2];
+    if (t.dims > 4) s.d = strides[-3];
+    return {s, t};
+  }
+
+  void* vector(const py::handle& tensor, int dims) {
+    if (tensor.is_none()) return nullptr;
+    const Tensor t = view(tensor);
+    if (t.dims != dims || t.shape[dims - 1] != problem.C || (dims == 2 && t.shape[0] != problem.N)) {
+      throw std::invalid_argument("a tensor has not the channels, or samples and channels, of x");
+    }
+    readable_ = readable_ && is_dense(t) && t.dtype() == (problem.dtype == DType::f64 ? DType::f64 : DType::f32);
+    return t.address();
+  }
+
+  const Tensor x_;
+  bool readable_ = true;
+};
 
 }  // namespace
 
 void bind_instance_norm(py::module_& m) {
-  m.def("instance_norm_forward", [](const py::tuple& problem, const py::object& x, const py::object& residual,
-                                    const py::object& y, double eps, uintptr_t mean, uintptr_t rstd) {
-    fastgan::InstanceNormForward t;
-    t.x = strided(x), t.residual = strided(residual), t.y = strided(y);
-    t.eps = eps, t.mean = pointer(mean), t.rstd = pointer(rstd);
-    run(unpack(problem), t);
+  m.def("instance_norm_reads",
+        [](const py::handle& tensor, bool channels_last) { return reads(view(tensor), channels_last); });
+  m.def("instance_norm_over_samples", [](const py::handle& mean, double elements, const py::handle& total) {
+    const Tensor from = view(mean), to = view(total);
+    if (from.dims != 2 || to.dims != 1 || from.shape[1] != to.shape[0] || from.dtype() != to.dtype() ||
+        !is_dense(from)) {
+      throw std::invalid_argument("dense means [N, C] add up to [C]");
+    }
+    const py::gil_scoped_release release;
+    FASTGAN_CALL(sum_over_samples, from.dtype(), from.shape[0], from.shape[1], from.address(), elements, to.address());
   });
-  m.def("instance_norm_backward", [](const py::tuple& problem, const py::object& grad, const py::object& x,
-                                     const py::object& residual, uintptr_t mean, uintptr_t rstd,
-                                     const py::object& grad_x, const py::object& grad_z, uintptr_t m1, uintptr_t m2) {
-    fastgan::InstanceNormBackward t;
-    t.grad = strided(grad), t.x = strided(x), t.residual = strided(residual);
-    t.mean = pointer(mean), t.rstd = pointer(rstd);
-    t.grad_x = strided(grad_x), t.grad_z = strided(grad_z);
-    t.m1 = pointer(m1), t.m2 = pointer(m2);
-    run(unpack(problem), t);
-  });
+  m.def("instance_norm_forward",
+        [](const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& residual,
+           const py::handle& y, const py::handle& mean, const py::handle& rstd, bool channels_last, int64_t pad,
+           double slope, int threads, double eps) {
+          Call call(x, channels_last, pad, slope, threads);
+          call.problem.weight = call.per_channel(weight), call.problem.bias = call.per_channel(bias);
+          fastgan::InstanceNormForward t;
+          t.x = call.read(x), t.residual = call.read(residual), t.y = call.written(y, pad);
+          t.eps = eps, t.mean = call.per_plane(mean), t.rstd = call.per_plane(rstd);
+          return call.run(t);
+        });
+  m.def("instance_norm_backward",
+        [](const py::handle& grad, const py::handle& x, const py::handle& weight, const py::handle& bias,
+           const py::handle& residual, const py::handle& mean, const py::handle& rstd, const py::handle& grad_x,
+           const py::handle& grad_z, const py::handle& m1, const py::handle& m2, bool channels_last, int64_t pad,
+           double slope, int threads) {
+          Call call(x, channels_last, pad, slope, threads);
+          call.problem.weight = call.per_channel(weight), call.problem.bias = call.per_channel(bias);
+          fastgan::InstanceNormBackward t;
+          t.grad = call.read(grad, pad), t.x = call.read(x), t.residual = call.read(residual);
+          t.mean = call.per_plane(mean), t.rstd = call.per_plane(rstd);
+          t.grad_x = call.written(grad_x), t.grad_z = call.written(grad_z);
+          t.m1 = call.per_plane(m1), t.m2 = call.per_plane(m2);
+          return call.run(t);
+        });
   m.def("instance_norm_double_backward",
-        [](const py::tuple& problem, const py::object& u, const py::object& v_residual, uintptr_t v_weight,
-           uintptr_t v_bias, const py::object& grad, const py::object& x, const py::object& residual, uintptr_t mean,
-           uintptr_t rstd, uintptr_t m1, uintptr_t m2, const py::object& grad_grad, const py::object& grad_x,
-           uintptr_t grad_weight) {
+        [](const py::handle& u, const py::handle& v_residual, const py::handle& v_weight, const py::handle& v_bias,
+           const py::handle& grad, const py::handle& x, const py::handle& weight, const py::handle& bias,
+           const py::handle& residual, const py::handle& mean, const py::handle& rstd, const py::handle& m1,
+           const py::handle& m2, const py::handle& grad_grad, const py::handle& grad_x, const py::handle& grad_weight,
+           bool channels_last, int64_t pad, double slope, int threads) {
+          Call call(x, channels_last, pad, slope, threads);
+          call.problem.weight = call.per_channel(weight), call.problem.bias = call.per_channel(bias);
           fastgan::InstanceNormDoubleBackward t;
-          t.u = strided(u), t.v_residual = strided(v_residual);
-          t.v_weight = pointer(v_weight), t.v_bias = pointer(v_bias);
-          t.grad = strided(grad), t.x = strided(x), t.residual = strided(residual);
-          t.mean = pointer(mean), t.rstd = pointer(rstd), t.m1 = pointer(m1), t.m2 = pointer(m2);
-          t.grad_grad = strided(grad_grad), t.grad_x = strided(grad_x), t.grad_weight = pointer(grad_weight);
-          run(unpack(problem), t);
+          t.u = call.read(u), t.v_residual = call.read(v_residual);
+          t.v_weight = call.per_channel(v_weight), t.v_bias = call.per_channel(v_bias);
+          t.grad = call.read(grad, pad), t.x = call.read(x), t.residual = call.read(residual);
+          t.mean = call.per_plane(mean), t.rstd = call.per_plane(rstd);
+          t.m1 = call.per_plane(m1), t.m2 = call.per_plane(m2);
+          t.grad_grad = call.written(grad_grad, pad), t.grad_x = call.written(grad_x);
+          t.grad_weight = call.per_plane(grad_weight);
+          return call.run(t);
         });
 }

@@ -96,4 +96,21 @@ void instance_norm(const InstanceNorm& p, const InstanceNormDoubleBackward& t) {
   });
 }
 
+void sum_over_samples(DType dtype, int64_t N, int64_t C, const void* mean, double elements, void* total) {
+  for_dtype(dtype, [&](auto* type) {
+    using A = acc_t<std::remove_pointer_t<decltype(type)>>;
+    constexpr int64_t kBlock = 64;
+    double sums[kBlock];
+    for (int64_t c0 = 0; c0 < C; c0 += kBlock) {
+      const int64_t width = least(kBlock, C - c0);
+      for (int64_t c = 0; c < width; ++c) sums[c] = 0;
+      for (int64_t n = 0; n < N; ++n) {
+        const A* row = static_cast<const A*>(mean) + n * C + c0;
+        for (int64_t c = 0; c < width; ++c) sums[c] += static_cast<double>(row[c]);
+      }
+      for (int64_t c = 0; c < width; ++c) static_cast<A*>(total)[c0 + c] = static_cast<A>(elements * sums[c]);
+    }
+  });
+}
+
 }  // namespace fastgan::FASTGAN_ISA

@@ -32,7 +32,7 @@ struct InstanceNormForward {
   Strided x, residual;
   Strided y;  // [N, C, D + 2 pad_d, H + 2 pad_h, W + 2 pad_w]
   double eps = 0;
-  void *mean = nullptr, *rstd = nullptr;  // [N, C], written
+  void *mean = nullptr, *rstd = nullptr;  // [N, C], written; both are optional
 };
 
 struct InstanceNormBackward {
@@ -58,6 +58,8 @@ FASTGAN_PER_ISA(
   void instance_norm(const InstanceNorm& problem, const InstanceNormForward& tensors);
   void instance_norm(const InstanceNorm& problem, const InstanceNormBackward& tensors);
   void instance_norm(const InstanceNorm& problem, const InstanceNormDoubleBackward& tensors);
+  // total[c] = elements * the sum of mean[n, c] over n: a parameter's gradient, of a mean over planes
+  void sum_over_samples(DType dtype, int64_t N, int64_t C, const void* mean, double elements, void* total);
 )
 // clang-format on
 

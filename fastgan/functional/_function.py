@@ -16,9 +16,14 @@ class Fused(torch.autograd.Function):
 
     Where a pass has no rule of its own, vmap runs it for each of the batch in turn, and a derivative of it is refused
     by the operator's name.
+
+    keeps: whether ``forward`` has results that only the backward pass needs, of each of which autograd takes a
+    microsecond as an output. Its last argument ``kept`` then says where they go: into this list, for ``setup_context``
+    to find; among the outputs (True), where a transform or a mode must see them; nowhere (False): nothing is recorded.
     """
 
     operator: str
+    keeps = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -34,6 +39,24 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keeps nothing, for a derivative that is refused."""
+
+
+def keep(results: tuple[Any, ...], outputs: int, kept: list[Any] | bool) -> tuple[Any, ...]:
+    """What a ``forward`` that ``keeps`` returns of ``results``, of which ``outputs`` are for its caller."""
+    if kept is True:
+        return results
+    if kept is not False:
+        kept += results[outputs:]
+    return results[:outputs]
+
+
+def kept_of(ctx: Any, output: tuple[Any, ...], outputs: int, kept: list[Any] | bool) -> Sequence[Any]:
+    """In ``setup_context``: what :func:`keep` was told to keep."""
+    if kept is not True:
+        return kept  # type: ignore[return-value]
+    rest = output[outputs:]
+    ctx.mark_non_differentiable(*[t for t in rest if t is not None])
+    return rest
 
 
 def _refusing(operator: str, what: str) -> Callable[..., NoReturn]:

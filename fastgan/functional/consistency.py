@@ -52,7 +52,6 @@ def consistency_term(
 
 def _squared_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
     for label, value in ((name, x), (f"{name}_again", y)):
-        _check.tensor(_NAME, label, value)
         _check.floating(_NAME, label, value)
     _check.shape(_NAME, f"{name}_again", y, x.shape, f"{name}'s shape")
     if x.dim() == 0 or x.numel() == 0:

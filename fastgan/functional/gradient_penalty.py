@@ -16,7 +16,7 @@ from torch import Tensor
 from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional._critic import Critic, input_gradient
-from fastgan.functional._function import Fused
+from fastgan.functional._function import Fused, keep, kept_of
 from fastgan.functional._piecewise import NOTHING
 from fastgan.functional.interpolate import interpolate_checked
 from fastgan.kernels import dispatch, layout
@@ -65,7 +65,6 @@ def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool
 @allow_in_graph
 def _norm_penalty(grads: Tensor, target: float, one_sided: bool, expected: float) -> Tensor:
     """:func:`gradient_norm_penalty`, told which incoming gradient its backward pass will probably get."""
-    _check.tensor(_NAME, "grads", grads)
     _check.floating(_NAME, "grads", grads)
     if grads.dim() < 2 or grads.numel() == 0:
         raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
@@ -212,7 +211,6 @@ def dragan_penalty(
 
 
 def _check_penalty(operator: str, real: Tensor, weight: float, target: float) -> None:
-    _check.tensor(operator, "real", real)
     _check.floating(operator, "real", real)
     if real.dim() < 2 or real.numel() == 0:
         raise ValueError(f"{operator}: real must be [N, ...] with at least one element, got shape {list(real.shape)}")
@@ -255,24 +253,24 @@ class _Forward(Fused):
     if that is what comes in; for any other incoming gradient, and for ``create_graph``, it is computed as usual.
     """
 
-    operator = _NAME
+    operator, keeps = _NAME, True
 
     @staticmethod
-    def forward(grads: Tensor, target: float, one_sided: bool, early: float | None, backend: str) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...]
+    def forward(
+        grads: Tensor, target: float, one_sided: bool, early: float | None, backend: str, kept: list[Tensor] | bool
+    ) -> tuple[Tensor, ...]:
         if early is None:
-            result = _forward(grads, target, one_sided, backend)
+            results = _forward(grads, target, one_sided, backend)
         else:
             kernel = dispatch.kernels(backend, "gradient_penalty").forward_with_gradient
-            result = kernel(grads, target, one_sided, early)
-        return result
+            results = kernel(grads, target, one_sided, early)
+        return keep(results, 1, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        grads, target, one_sided, early, backend = inputs
-        _, norms, *gradient = output
+        grads, target, one_sided, early, backend, kept = inputs
+        norms, *gradient = kept_of(ctx, output, 1, kept)
         ctx.setting = target, one_sided, backend
-        ctx.mark_non_differentiable(norms, *gradient)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grads, norms)
         ctx.early = (early, gradient[0]) if gradient else None
@@ -282,13 +280,13 @@ class _Forward(Fused):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 5
+            return (None,) * 6
         early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of it
         if early is not None and may_be_read(grad):
             expected, gradient = early
             if float(grad) == expected:
-                return gradient, None, None, None, None
-        return apply(_Backward, grad, *ctx.saved_tensors, *ctx.setting), None, None, None, None
+                return gradient, *(None,) * 5
+        return apply(_Backward, grad, *ctx.saved_tensors, *ctx.setting), *(None,) * 5
 
     @staticmethod
     def jvp(ctx: Any, grads_t: Tensor, *rest: None) -> tuple[Tensor, None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
-from fastgan.functional._function import Fused, one_by_one
+from fastgan.functional._function import Fused, keep, kept_of, one_by_one
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import (
     RawOperator,
@@ -23,7 +23,6 @@ from fastgan.kernels.library import (
     apply,
     kernel_of,
     may_need_tangents,
-    may_record,
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
@@ -101,7 +100,6 @@ def _check_arguments(
     reflect_pad: int,
     eps: float,
 ) -> Tensor | None:
-    _check.tensor(_NAME, "x", x)
     _check.floating(_NAME, "x", x)
     if not 3 <= x.dim() <= 5:
         raise ValueError(
@@ -135,7 +133,6 @@ def _check_arguments(
 
 
 def _check_parameter(name: str, parameter: Tensor, x: Tensor) -> None:
-    _check.tensor(_NAME, name, parameter)
     _check.floating(_NAME, name, parameter)
     _check.same_device(_NAME, name, parameter, "x", x)
     _check.shape(_NAME, name, parameter, [x.size(1)], "one per channel")
@@ -171,7 +168,7 @@ def _as_samples(
 
 
 class _Forward(Fused):
-    operator = _NAME
+    operator, keeps = _NAME, True
 
     @staticmethod
     def forward(
@@ -181,24 +178,23 @@ class _Forward(Fused):
         residual: Tensor | None,
         setting: _Setting,
         eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept: list[Tensor] | bool,
+    ) -> tuple[Tensor, ...]:
         activation, slope, pad, backend = setting
-        result: tuple[Tensor, Tensor, Tensor] = _forward(
-            x, weight, bias, residual, activation, slope, pad, eps, backend
+        results: tuple[Tensor, ...] = _forward(
+            x, weight, bias, residual, activation, slope, pad, eps, kept is not False, backend
         )
-        return result
+        return keep(results, 1, kept)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, weight, bias, residual, ctx.setting, _ = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, bias, residual, ctx.setting, _, kept = inputs
         ctx.set_materialize_grads(False)
         # The residual is needed again only to know where the activation cuts.
-        kept = residual if ctx.setting[0] != "none" else None
-        ctx.save_for_backward(x, weight, bias, kept, mean, rstd)
+        saved = (x, weight, bias, residual if ctx.setting[0] != "none" else None, *kept_of(ctx, output, 1, kept))
+        ctx.save_for_backward(*saved)
         if may_need_tangents():
-            ctx.save_for_forward(x, weight, bias, kept, mean, rstd)
+            ctx.save_for_forward(*saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -207,12 +203,9 @@ class _Forward(Fused):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
-        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
-        # Sums over planes are the gradients of weight and bias, and what a second derivative begins with.
-        need = (*ctx.needs_input_grad[1:4], may_record())
-        grads = apply(_Backward, grad, x, weight, bias, residual, mean, rstd, ctx.setting, need)
-        return *grads[:4], None, None
+            return (None,) * 7
+        grads = apply(_Backward, grad, *ctx.saved_tensors, ctx.setting, ctx.needs_input_grad[1:4])
+        return *grads[:4], None, None, None
 
     @staticmethod
     def jvp(
@@ -237,9 +230,9 @@ class _Forward(Fused):
 
 
 class _Backward(Fused):
-    """need: whether weight, bias and residual want a gradient, and whether a second derivative may follow."""
+    """need: whether weight, bias and residual want a gradient."""
 
-    operator = _NAME
+    operator, keeps = _NAME, True
 
     @staticmethod
     def forward(
@@ -251,10 +244,13 @@ class _Backward(Fused):
         mean: Tensor,
         rstd: Tensor,
         setting: _Setting,
-        need: tuple[bool, bool, bool, bool],
+        need: tuple[bool, bool, bool],
+        kept: list[Tensor] | bool,
     ) -> tuple[Tensor | None, ...]:
         activation, slope, pad, backend = setting
-        need_weight, need_bias, need_residual, recorded = need
+        need_weight, need_bias, need_residual = need
+        recorded = kept is not False
+        # Sums over planes are the gradients of weight and bias, and what a second derivative begins with.
         need_sums = recorded or need_weight or need_bias
         # With neither activation nor padding, the residual's gradient is grad itself; a Function's result is a new one.
         same = activation == "none" and pad == 0
@@ -262,30 +258,30 @@ class _Backward(Fused):
             grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
             need_residual and not same, need_sums, backend,
         )  # fmt: skip
-        elements = math.prod(x.shape[2:]) if need_sums else 0
-        return (
+        elements = math.prod(x.shape[2:]) if need_weight or need_bias else 0
+        results = (
             grad_x,
-            (m2.sum(0) * elements).to(weight.dtype) if need_weight and weight is not None else None,
-            (m1.sum(0) * elements).to(bias.dtype) if need_bias and bias is not None else None,
+            _over_samples(m2, elements, weight.dtype, backend) if weight is not None and need_weight else None,
+            _over_samples(m1, elements, bias.dtype, backend) if bias is not None and need_bias else None,
             ((grad.clone() if recorded else grad) if same else grad_z) if need_residual else None,
             m1,
             m2,
         )
+        return keep(results, 4, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        grad, x, weight, bias, residual, mean, rstd, ctx.setting, _ = inputs
-        m1, m2 = output[4:]
-        ctx.mark_non_differentiable(m1, m2)
+        grad, x, weight, bias, residual, mean, rstd, ctx.setting, need, kept = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
+        saved = (grad, x, weight, bias, residual, mean, rstd, *kept_of(ctx, output, 4, kept))
+        ctx.save_for_backward(*saved)
         if may_need_tangents():
-            ctx.need = inputs[-1]
-            ctx.save_for_forward(grad, x, weight, bias, residual, mean, rstd, m1, m2)
+            ctx.need = need
+            ctx.save_for_forward(*saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        need_weight, need_bias, *_ = args[-1]
+        need_weight, need_bias, _ = args[-2]
         return _as_samples(_Backward, in_dims[2:4] != (None, None) or need_weight or need_bias, info, in_dims, *args)
 
     @staticmethod
@@ -293,13 +289,13 @@ class _Backward(Fused):
         ctx: Any, u: Tensor | None, v_w: Tensor | None, v_b: Tensor | None, v_r: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         if u is None and v_w is None and v_b is None and v_r is None:
-            return (None,) * 9
+            return (None,) * 10
         grad, x, weight, bias, residual, mean, rstd, m1, m2 = ctx.saved_tensors
         u = torch.zeros_like(x) if u is None else u
         grad_grad, grad_x, grad_weight = apply(
             _DoubleBackward, u, v_r, v_w, v_b, grad, x, weight, bias, residual, mean, rstd, m1, m2, ctx.setting
         )
-        return grad_grad, grad_x, grad_weight, None, None, None, None, None, None
+        return grad_grad, grad_x, grad_weight, *(None,) * 7
 
     @staticmethod
     def jvp(
@@ -374,8 +370,10 @@ def _fake_plane(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
 
 
-def _forward_fake(x: Tensor, w: Any, b: Any, residual: Any, act: str, slope: float, pad: int, *_: Any) -> Any:
-    return _empty(x, _padded(x, pad)), _fake_plane(x), _fake_plane(x)
+def _forward_fake(x: Tensor, w: Any, b: Any, residual: Any, *args: Any) -> Any:
+    _, _, pad, _, need_statistics, _ = args
+    y = _empty(x, _padded(x, pad))
+    return (y, _fake_plane(x), _fake_plane(x)) if need_statistics else (y, None, None)
 
 
 def _backward_fake(grad: Tensor, x: Tensor, *args: Any) -> Any:
@@ -391,7 +389,7 @@ def _double_backward_fake(u: Tensor, v_r: Any, v_w: Any, v_b: Any, grad: Tensor,
 
 _forward = RawOperator(
     "instance_norm_act_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, str activation, "
-    "float negative_slope, int reflect_pad, float eps, str backend) -> (Tensor, Tensor, Tensor)",
+    "float negative_slope, int reflect_pad, float eps, bool need_statistics, str backend) -> (Tensor, Tensor, Tensor)",
     kernel_of("instance_norm", "forward"),
     _forward_fake,
 )
@@ -401,6 +399,11 @@ _backward = RawOperator(
     "bool need_sums, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel_of("instance_norm", "backward"),
     _backward_fake,
+)
+_over_samples = RawOperator(
+    "instance_norm_act_over_samples(Tensor mean, SymInt elements, ScalarType dtype, str backend) -> Tensor",
+    kernel_of("instance_norm", "over_samples"),
+    lambda mean, elements, dtype, backend: mean.new_empty(mean.size(1), dtype=dtype),
 )
 _double_backward = RawOperator(
     "instance_norm_act_double_backward(Tensor grad_grad_x, Tensor? grad_grad_residual, Tensor? grad_grad_weight, "

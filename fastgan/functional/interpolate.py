@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
-from fastgan.functional._function import Fused
+from fastgan.functional._function import Fused, keep, kept_of
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_need_tangents
 from fastgan.reference.instance_norm import statistics_dtype
@@ -86,14 +86,12 @@ def _check_arguments(
     operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     for name, value in (("real", real), ("fake", fake)):
-        _check.tensor(operator, name, value)
         _check.floating(operator, name, value)
     if real.dim() == 0:
         raise ValueError(f"{operator}: real must be [N, ...], got a scalar")
     _check.same_device(operator, "fake", fake, "real", real)
     _check.shape(operator, "fake", fake, real.shape, "real's shape")
     if alpha is not None:
-        _check.tensor(operator, "alpha", alpha)
         _check.floating(operator, "alpha", alpha)
         _check.same_device(operator, "alpha", alpha, "real", real)
         if alpha.dim() == real.dim() and alpha.dim() > 1:  # as one writes it to broadcast
@@ -112,31 +110,36 @@ def _check_arguments(
 class _Forward(Fused):
     """One of alpha and seed is None."""
 
-    operator = _NAME
+    operator, keeps = _NAME, True
 
     @staticmethod
     def forward(
-        real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | None, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = _forward(real, fake, alpha, seed, backend)
-        return result
+        real: Tensor,
+        fake: Tensor,
+        alpha: Tensor | None,
+        seed: Tensor | None,
+        backend: str,
+        kept: list[Tensor] | bool,
+    ) -> tuple[Tensor, ...]:
+        return keep(_forward(real, fake, alpha, seed, backend), 1, kept)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        real, fake, alpha, _, ctx.backend = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        real, fake, given, _, ctx.backend, kept = inputs
         ctx.channels_last = layout.is_channels_last(real)
-        ctx.mark_non_differentiable(output[1])
+        (drawn,) = kept_of(ctx, output, 1, kept)
+        alpha = drawn if given is None else given
         ctx.set_materialize_grads(False)
         # real and fake are needed again only for alpha's gradient.
-        kept = (real, fake) if alpha is not None and alpha.requires_grad else (None, None)
-        ctx.save_for_backward(*kept, output[1] if alpha is None else alpha)
+        images = (real, fake) if given is not None and given.requires_grad else (None, None)
+        ctx.save_for_backward(*images, alpha)
         if may_need_tangents():
-            ctx.save_for_forward(real, fake, output[1] if alpha is None else alpha)
+            ctx.save_for_forward(real, fake, alpha)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 5
+            return (None,) * 6
         grads = apply(
             _Backward,
             layout.dense(grad, ctx.channels_last),
@@ -144,7 +147,7 @@ class _Forward(Fused):
             ctx.needs_input_grad[:3],
             ctx.backend,
         )
-        return *grads, None, None
+        return *grads, None, None, None
 
     @staticmethod
     def jvp(
@@ -175,7 +178,7 @@ class _Backward(Fused):
         need: tuple[bool, bool, bool],
         backend: str,
     ) -> tuple[Tensor | None, ...]:
-        grads = _backward(grad, real, fake, alpha, *need, backend)
+        grads: tuple[Tensor | None, ...] = _backward(grad, real, fake, alpha, *need, backend)
         return tuple([g if wanted else None for g, wanted in zip(grads, need, strict=True)])
 
     @staticmethod
@@ -215,7 +218,7 @@ class _Backward(Fused):
 
 
 def _forward_fake(real: Tensor, fake: Tensor, alpha: Any, seed: Any, *_: Any) -> Any:
-    drawn = real.new_empty(0 if seed is None else real.size(0), dtype=statistics_dtype(real.dtype))
+    drawn = None if seed is None else real.new_empty(real.size(0), dtype=statistics_dtype(real.dtype))
     return torch.empty_like(real), drawn
 
 
@@ -223,7 +226,7 @@ def _backward_fake(
     grad: Tensor, r: Any, f: Any, alpha: Tensor, need_real: bool, need_fake: bool, need_alpha: bool, *_: Any
 ) -> Any:
     needs = ((grad, need_real), (grad, need_fake), (alpha, need_alpha))
-    return tuple(torch.empty_like(like) if need else like.new_empty(0) for like, need in needs)
+    return tuple(torch.empty_like(like) if need else None for like, need in needs)
 
 
 _forward = RawOperator(

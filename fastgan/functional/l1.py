@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
-from fastgan.functional._function import Fused
+from fastgan.functional._function import Fused, keep, kept_of
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import (
     RawOperator,
@@ -131,7 +131,6 @@ def _check_arguments(operator: str, pairs: Sequence[tuple[Tensor, Tensor, float]
         a, b, weight = pair
         name_a, name_b, name_weight = _names(operator, k)
         for name, value in ((name_a, a), (name_b, b)):
-            _check.tensor(operator, name, value)
             _check.floating(operator, name, value)
             _check.same_device(operator, name, value, _names(operator, 0)[0], pairs[0][0])
         if a.shape != b.shape:
@@ -168,26 +167,27 @@ class _Forward(Fused):
     pass takes them; for any other incoming gradient, and for ``create_graph``, the signs serve.
     """
 
-    operator = _NAME
+    operator, keeps = _NAME, True
 
     @staticmethod
-    def forward(setting: _Setting, early: list[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(setting: _Setting, early: list[bool], *tensors_and_kept: Any) -> tuple[Tensor, ...]:
+        *tensors, kept = tensors_and_kept
         _, weights, sign_bytes, dtype, backend = setting
         if any(early):
             kernel = dispatch.kernels(backend, "l1").forward_with_gradients
-            return tuple(kernel(tensors, weights, sign_bytes, dtype, early))
-        result: tuple[Tensor, ...] = _forward(list(tensors), weights, sign_bytes, dtype, backend)
-        return result
+            results = kernel(tensors, weights, sign_bytes, dtype, early)
+        else:
+            results = _forward(tensors, weights, sign_bytes, dtype, backend)
+        return keep(results, 1, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.setting, early, *tensors = inputs
-        _, signs, *gradients = output
+        ctx.setting, early, *tensors, kept = inputs
+        signs, *gradients = kept_of(ctx, output, 1, kept)
         ctx.layouts = []
         for a, b in zip(tensors[::2], tensors[1::2], strict=True):
             shape, channels_last = a.shape, layout.is_channels_last(a)  # and b's
             ctx.layouts += [(shape, channels_last, a.dtype), (shape, channels_last, b.dtype)]
-        ctx.mark_non_differentiable(signs, *gradients)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(signs)
         waiting = iter(gradients)
@@ -198,15 +198,16 @@ class _Forward(Fused):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * (2 + len(ctx.layouts))
-        need = ctx.needs_input_grad[2:]
+            return (None,) * (3 + len(ctx.layouts))
+        need = ctx.needs_input_grad[2:-1]
         early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of them
         if early is not None and may_be_read(grad) and float(grad) == 1.0:
-            return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)]
-        return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting)
+            return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)], None
+        return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting), None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, __: None, *tangents: Tensor | None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, _: None, __: None, *tangents_and_kept: Tensor | None) -> tuple[Tensor, None]:
+        tangents = tangents_and_kept[:-1]
         _, weights, _, dtype, _ = ctx.setting
         tensors = ctx.saved_tensors
         pairs = list(zip(tensors[::2], tensors[1::2], weights, strict=True))

@@ -189,7 +189,6 @@ def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_projections(name: str, projections: Tensor, x: Tensor) -> None:
-    _check.tensor(name, "projections", projections)
     _check.floating(name, "projections", projections)
     _check.same_device(name, "projections", projections, "x", x)
     if projections.dim() != 2 or projections.size(0) == 0 or projections.size(1) != x.size(-1):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# By the number of dimensions; PyTorch has no name for [N, C, L] with channels last.
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x`` [N, C, *spatial] is to be treated as channels last: its channels lie next to each other.
@@ -29,8 +32,9 @@ def is_dense(x: Tensor, channels_last: bool) -> bool:
     """Whether ``x`` is dense in the given layout."""
     if not channels_last:
         return x.is_contiguous()
-    if x.dim() == 4:  # the same, in half the time
-        return x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = _CHANNELS_LAST.get(x.dim())
+    if memory_format is not None:  # the same, in half the time
+        return x.is_contiguous(memory_format=memory_format)
     return x.movedim(1, -1).is_contiguous()
 
 

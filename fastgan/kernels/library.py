@@ -30,14 +30,14 @@ is_batch = torch._C._functorch.is_legacy_batchedtensor
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 # isinstance(…, torch.Tensor) is slow, so the common types are looked up.
 _TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
-_NO_TENSORS = frozenset((type(None), bool, int, float, str, torch.dtype))
+_NO_TENSORS = frozenset((type(None), bool, int, float, str, torch.dtype, tuple, list))
 
 
 class RawOperator:
     """A kernel under the name ``torch.ops.fastgan.<name>``.
 
     Args:
-        schema: name, arguments and results, in the syntax of ``torch.library``.
+        schema: name, arguments (those with tensors first) and results, in the syntax of ``torch.library``.
         kernel: computes the results from plain tensors.
         fake: gives empty results of the right shapes, dtypes and strides.
 
@@ -51,15 +51,18 @@ class RawOperator:
         _library.impl(self.name, _complete(kernel), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastgan::{self.name}", _complete(fake), lib=_library)
         self.overload = getattr(torch.ops.fastgan, self.name).default
+        # Of the arguments, as many as may hold tensors.
+        self._tensors = 1 + max(k for k, a in enumerate(self.overload._schema.arguments) if "Tensor" in str(a.type))
 
     def __call__(self, *args: Any) -> Any:
-        if not _runs_plain(args):
+        if not _runs_plain(args[: self._tensors]):
             return self.overload(*args)
         try:
             return self.kernel(*args)
         except RuntimeError:
-            # Asked only now, for it takes as long as all else. The dispatcher calls the kernel for each of a batch.
-            if not any(isinstance(a, _Tensor) and is_batch(a) for a in args):
+            # Asked only now, for it takes as long as all else. The dispatcher calls the kernel for each of a batch, and
+            # on what a tensor is that has left its transform.
+            if not _wrapped(args):
                 raise
         return self.overload(*args)
 
@@ -83,10 +86,10 @@ def kernel_of(stem: str, function: str) -> Callable[..., Any]:
     found: dict[str, Callable[..., Any]] = {}
 
     def run(*args: Any) -> Any:
-        backend = args[-1]
-        if backend not in found:
-            found[backend] = getattr(dispatch.kernels(backend, stem), function)
-        return found[backend](*args[:-1])
+        kernel = found.get(args[-1])
+        if kernel is None:
+            kernel = found[args[-1]] = getattr(dispatch.kernels(args[-1], stem), function)
+        return kernel(*args[:-1])
 
     return run
 
@@ -108,8 +111,6 @@ def _runs_plain(args: Iterable[Any]) -> bool:
     forward_mode = forward_ad._current_level >= 0
     for argument in args:
         kind = type(argument)
-        if kind in _NO_TENSORS:
-            continue
         if kind in _TENSORS:
             # A view can be the negative of its memory, as the imaginary part of a conjugate is.
             if argument.is_neg() or (forward_mode and argument._is_zerotensor()):
@@ -117,9 +118,17 @@ def _runs_plain(args: Iterable[Any]) -> bool:
         elif kind is list:
             if not _runs_plain(argument):
                 return False
-        elif isinstance(argument, torch.Tensor):
+        elif argument is not None and isinstance(argument, _Tensor):
             return False
     return True
+
+
+def _wrapped(args: Iterable[Any]) -> bool:
+    """Whether any of these is a batch, or a tensor that has left its transform."""
+    return any(
+        _wrapped(a) if isinstance(a, list) else isinstance(a, _Tensor) and (is_batch(a) or unwrapped(a) is not a)
+        for a in args
+    )
 
 
 def may_record() -> bool:
@@ -136,19 +145,23 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)`` without its inspection of the signature, which takes longer than a small kernel.
 
     Where nothing is to be differentiated, as in a backward pass without ``create_graph``, only ``function.forward``.
+    A function that ``keeps`` gets one argument more, see :class:`fastgan.functional._function.Fused`.
     """
+    keeps = getattr(function, "keeps", False)
     if _transforms_active():
-        return function.apply(*args)
-    recording = forward_ad._current_level >= 0
-    wanted = not recording and _grad_enabled()
-    plain = []
-    for argument in args:
-        if type(argument) is _Tensor:
-            argument = unwrapped(argument)
-        plain.append(argument)
-        if wanted and getattr(argument, "requires_grad", False):
-            recording, wanted = True, False
-    return record(function, *plain) if recording else function.forward(*plain)
+        return function.apply(*args, True) if keeps else function.apply(*args)
+    forward_mode = forward_ad._current_level >= 0
+    recording = forward_mode
+    if recording or _grad_enabled():
+        for argument in args:
+            kind = type(argument)
+            if kind is _Tensor and unwrapped(argument) is not argument:
+                return apply(function, *[unwrapped(a) if type(a) is _Tensor else a for a in args])
+            if kind not in _NO_TENSORS and getattr(argument, "requires_grad", False):
+                recording = True
+    if keeps:
+        args = (*args, (True if forward_mode or _dispatch_modes() else []) if recording else False)
+    return record(function, *args) if recording else function.forward(*args)
 
 
 def record(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -152,6 +152,43 @@ def test_every_instruction_set(isa: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_tensor_that_does_not_fit_is_refused() -> None:
+    """Before a kernel follows its address, as any caller of torch.ops.fastgan may get it wrong."""
+    x, plane = torch.randn(2, 3, 4, 5), torch.ones(2, 3)
+    good = {"grad": x, "weight": torch.ones(3), "mean": plane}
+    for name, wrong in (
+        ("grad", x[:, :, 1:]), ("grad", x.double()), ("grad", x[0]),
+        ("weight", torch.ones(2)), ("mean", torch.ones(3, 2)),
+    ):  # fmt: skip
+        grad, weight, mean = (good | {name: wrong}).values()
+        with pytest.raises(ValueError, match="a tensor has not"):
+            torch.ops.fastgan.instance_norm_act_backward(
+                grad, x, weight, None, None, mean, plane, "relu", 0.0, 0, False, True, "native"
+            )
+
+
+def test_tensors_are_taken_in_any_dense_or_strided_form() -> None:
+    """What the kernels do not read is copied: expanded, transposed and 16-bit tensors, and rows of one element."""
+    x = torch.randn(3, 4, 5, 6)
+    forms = [x, x.mT.contiguous().mT, x.to(memory_format=torch.channels_last), torch.stack((x, x), -1)[..., 0]]
+    forms.append(torch.cat((x, x), 3)[..., :6])
+    weight = torch.randn(8)[::2]
+    parameters = (weight, weight.contiguous(), weight.bfloat16().float().bfloat16())
+    want = [kernels.forward(x, w.float().contiguous(), None, x, "relu", 0.0, 1, 1e-5)[0] for w in parameters]
+    for form in forms:
+        for w, y in zip(parameters, want, strict=True):
+            torch.testing.assert_close(kernels.forward(form, w, None, form, "relu", 0.0, 1, 1e-5)[0], y)
+    column = torch.randn(2, 3, 7, 2)[..., :1]
+    y = kernels.forward(column, None, None, None, "none", 1.0, 0, 1e-5)[0]
+    torch.testing.assert_close(y, kernels.forward(column.contiguous(), None, None, None, "none", 1.0, 0, 1e-5)[0])
+    ones = torch.ones(()).expand(2, 3, 7, 1)
+    got = kernels.backward(ones, column, None, None, None, *(torch.ones(2, 3),) * 2, "none", 1.0, 0, False)
+    dense = kernels.backward(
+        ones.contiguous(), column, None, None, None, *(torch.ones(2, 3),) * 2, "none", 1.0, 0, False
+    )
+    assert torch.equal(got[0], dense[0])
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("far", ["n", "c", "h"])
 def test_indices_are_64_bit(monkeypatch: pytest.MonkeyPatch, channels_last: bool, far: str) -> None:

@@ -73,7 +73,7 @@ struct Forward {
     coef[kMean * step] = mean_nc;
     coef[kScale * step] = rstd_nc * at<A>(p.weight, c, 1);
     coef[kShift * step] = at<A>(p.bias, c, 0);
-    if (write) {
+    if (write && mean != nullptr) {
       mean[n * p.C + c] = mean_nc;
       rstd[n * p.C + c] = rstd_nc;
     }

@@ -14,6 +14,9 @@ from fastgan import _C
 CPU = torch.device("cpu")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
+# For the kernels that take tensors as they are.
+_C.use_dlpack(torch.Tensor.__dlpack_c_exchange_api__)
+
 _LARGEST = torch.finfo(torch.float32).max
 
 __all__ = ["CPU", "DTYPES", "_C", "address", "empty", "scalar", "threads"]

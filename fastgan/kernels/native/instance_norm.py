@@ -6,24 +6,18 @@ each other; others are copied first. Formulas: :mod:`fastgan.reference.instance_
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
-_MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
-
-# A strided row shorter than this costs more than a dense copy.
-_SHORTEST_ROW = 8
 # What a negative z is multiplied by; leaky_relu has its own.
 _SLOPES = {"none": 1.0, "relu": 0.0}
-# By the number of dimensions; PyTorch has no name for [N, C, L] with channels last.
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def supports(call: Call) -> str | None:
@@ -40,23 +34,21 @@ def forward(
     negative_slope: float,
     reflect_pad: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [N, C, *(spatial + 2 reflect_pad)], and mean and rstd [N, C]."""
+    need_statistics: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y [N, C, *(spatial + 2 reflect_pad)], and mean and rstd [N, C] or None."""
     channels_last = layout.is_channels_last(x)
-    x = _readable(x, channels_last)
-    if residual is not None:
-        residual = _readable(residual, channels_last)
     y = _padded(x, reflect_pad, channels_last)
-    dtype = statistics_dtype(x.dtype)
-    samples, channels, *_ = x.shape
-    mean = torch.empty(samples, channels, dtype=dtype, device=CPU)
-    rstd = torch.empty_like(mean)
-    if weight is not None or bias is not None:
-        weight, bias = _vector(weight, dtype), _vector(bias, dtype)
-    problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
-    _C.instance_norm_forward(
-        problem, _strided(x), _strided(residual), _strided(y), eps, mean.data_ptr(), rstd.data_ptr()
-    )
+    mean = rstd = None
+    if need_statistics:
+        samples, channels, *_ = x.shape
+        mean = torch.empty(samples, channels, dtype=statistics_dtype(x.dtype), device=CPU)
+        rstd = torch.empty_like(mean)
+    call = (
+        x, weight, bias, residual, y, mean, rstd,
+        channels_last, reflect_pad, _SLOPES.get(activation, negative_slope), threads(), eps,
+    )  # fmt: skip
+    _C.instance_norm_forward(*call) or _C.instance_norm_forward(*_copied(call, x.dtype, channels_last))
     return y, mean, rstd
 
 
@@ -79,18 +71,11 @@ def backward(
     grad_x = _padded(x, 0, channels_last)
     grad_z = _padded(x, 0, channels_last) if need_grad_z else None
     m1, m2 = (torch.empty_like(mean), torch.empty_like(mean)) if need_sums else (None, None)
-    x, grad = _readable(x, channels_last), _readable(grad, channels_last)
-    if residual is not None:
-        residual = _readable(residual, channels_last)
-    if weight is not None or bias is not None:
-        weight, bias = _vector(weight, mean.dtype), _vector(bias, mean.dtype)
-    if not (mean.is_contiguous() and rstd.is_contiguous()):
-        mean, rstd = mean.contiguous(), rstd.contiguous()
-    problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
-    _C.instance_norm_backward(
-        problem, _strided(grad), _strided(x), _strided(residual), mean.data_ptr(), rstd.data_ptr(),
-        _strided(grad_x), _strided(grad_z), address(m1), address(m2),
+    call = (
+        grad, x, weight, bias, residual, mean, rstd, grad_x, grad_z, m1, m2,
+        channels_last, reflect_pad, _SLOPES.get(activation, negative_slope), threads(),
     )  # fmt: skip
+    _C.instance_norm_backward(*call) or _C.instance_norm_backward(*_copied(call, x.dtype, channels_last))
     return grad_x, grad_z, m1, m2
 
 
@@ -119,74 +104,38 @@ def double_backward(
     channels_last = layout.is_channels_last(x)
     grad_grad, grad_x = _padded(x, reflect_pad, channels_last), _padded(x, 0, channels_last)
     grad_weight = torch.empty_like(mean)
-    u, grad, x = _readable(u, channels_last), _readable(grad, channels_last), _readable(x, channels_last)
-    v_residual, residual = _readable(v_residual, channels_last), _readable(residual, channels_last)
-    v_weight, v_bias, weight, bias = (_vector(t, mean.dtype) for t in (v_weight, v_bias, weight, bias))
-    mean, rstd, m1, m2 = (t.contiguous() for t in (mean, rstd, m1, m2))
-    problem = _problem(x, weight, bias, activation, negative_slope, reflect_pad, channels_last)
-    _C.instance_norm_double_backward(
-        problem, _strided(u), _strided(v_residual), address(v_weight), address(v_bias),
-        _strided(grad), _strided(x), _strided(residual),
-        mean.data_ptr(), rstd.data_ptr(), m1.data_ptr(), m2.data_ptr(),
-        _strided(grad_grad), _strided(grad_x), grad_weight.data_ptr(),
+    call = (
+        u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2,
+        grad_grad, grad_x, grad_weight,
+        channels_last, reflect_pad, _SLOPES.get(activation, negative_slope), threads(),
     )  # fmt: skip
+    _C.instance_norm_double_backward(*call) or _C.instance_norm_double_backward(*_copied(call, x.dtype, channels_last))
     return grad_grad, grad_x, grad_weight
 
 
-def _problem(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    reflect_pad: int,
-    channels_last: bool,
-) -> tuple[object, ...]:
-    slope = _SLOPES.get(activation, negative_slope)
-    return (
-        DTYPES[x.dtype], channels_last, threads(), x.shape, reflect_pad, slope, address(weight), address(bias)
-    )  # fmt: skip
+def over_samples(mean: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
+    """``elements`` times the sum over samples of a mean over planes [N, C]: a parameter's gradient [C]."""
+    total = torch.empty(mean.size(1), dtype=mean.dtype, device=CPU)
+    _C.instance_norm_over_samples(mean, elements, total)
+    return total if dtype == mean.dtype else total.to(dtype)
 
 
-def _strided(t: Tensor | None) -> tuple[int, tuple[int, ...]] | None:
-    return None if t is None else (t.data_ptr(), t.stride())
+def _copied(call: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> list[Any]:
+    """The arguments of a call whose kernel does not read some tensor's strides or dtype, with copies of those."""
 
-
-def _readable(t: _MaybeTensor, channels_last: bool) -> _MaybeTensor:
-    """``t`` itself if the kernels read its strides, else a dense copy."""
-    if t is None or (not channels_last and t.is_contiguous()):
-        return t
-    if channels_last:
-        return t if t.stride(1) == 1 else layout.dense(t, True)
-    if t.stride(-1) == 1:
-        if t.size(-1) >= _SHORTEST_ROW:
+    def readable(t: Any) -> Any:
+        if not isinstance(t, Tensor):
             return t
-        packed = 1
-        for size, stride in zip(reversed(t.shape[2:]), reversed(t.stride()[2:]), strict=True):
-            if stride != packed:
-                return t.contiguous()
-            packed *= size
-        return t
-    return t.contiguous()
+        if t.dim() <= 2:  # [C] and [N, C]
+            return t.to(statistics_dtype(dtype)).contiguous()
+        return t if _C.instance_norm_reads(t, channels_last) else layout.dense(t, channels_last)
 
-
-def _vector(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A per-channel parameter [C], dense and in the statistics' dtype."""
-    if t is None or (t.dtype == dtype and t.is_contiguous()):
-        return t
-    return t.to(dtype).contiguous()
-
-
-def _is_dense(x: Tensor, channels_last: bool) -> bool:
-    if not channels_last:
-        return x.is_contiguous()
-    memory_format = _CHANNELS_LAST.get(x.dim())
-    return memory_format is not None and x.is_contiguous(memory_format=memory_format)
+    return [readable(argument) for argument in call]
 
 
 def _padded(x: Tensor, pad: int, channels_last: bool) -> Tensor:
     """An uninitialised tensor of x's shape and layout, ``pad`` elements larger on every spatial side."""
-    if not pad and _is_dense(x, channels_last):
+    if not pad and layout.is_dense(x, channels_last):
         return torch.empty_like(x)
-    shape = [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])] if pad else x.shape
+    shape = [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])]
     return layout.empty(shape, channels_last, dtype=x.dtype, device=x.device)

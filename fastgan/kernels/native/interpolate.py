@@ -14,13 +14,13 @@ def supports(call: Call) -> str | None:
     return None if call.device == "cpu" else f"the C++ kernels serve the CPU, got {call.device!r}"
 
 
-def forward(real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The points, and the alpha [N] that was drawn from ``seed`` (empty if alpha is given).
+def forward(real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The points, and the alpha [N] that was drawn from ``seed`` (None if alpha is given).
 
     real, fake: [N, ...], dense in one layout.
     """
     samples, out = real.size(0), torch.empty_like(real)
-    drawn = torch.empty(samples if seed is not None else 0, dtype=statistics_dtype(real.dtype), device=CPU)
+    drawn = None if seed is None else torch.empty(samples, dtype=statistics_dtype(real.dtype), device=CPU)
     _C.interpolate_forward(
         DTYPES[real.dtype], real.data_ptr(), fake.data_ptr(), address(drawn if alpha is None else alpha),
         seed is not None, 0 if seed is None else int(seed), out.data_ptr(), samples, real.numel() // samples, threads(),
@@ -36,12 +36,12 @@ def backward(
     need_real: bool,
     need_fake: bool,
     need_alpha: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of real, fake and alpha; an empty tensor for one that is not needed."""
+) -> tuple[Tensor | None, ...]:
+    """The gradients of real, fake and alpha; None for one that is not needed."""
     samples = grad.size(0)
-    grad_real = torch.empty_like(grad) if need_real else grad.new_empty(0)
-    grad_fake = torch.empty_like(grad) if need_fake else grad.new_empty(0)
-    grad_alpha = torch.empty_like(alpha) if need_alpha else alpha.new_empty(0)
+    grad_real = torch.empty_like(grad) if need_real else None
+    grad_fake = torch.empty_like(grad) if need_fake else None
+    grad_alpha = torch.empty_like(alpha) if need_alpha else None
     _C.interpolate_backward(
         DTYPES[grad.dtype], grad.data_ptr(), address(real), address(fake), alpha.data_ptr(),
         address(grad_real), address(grad_fake), address(grad_alpha), samples, grad.numel() // samples, threads(),

@@ -32,7 +32,7 @@ def forward_with_gradients(
     sign_bytes: Sequence[int],
     dtype: torch.dtype,
     wanted: Sequence[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     """What :func:`forward` gives and, from the same pass, the sum's gradients for those tensors that are wanted."""
     signs = torch.empty(sum(sign_bytes), dtype=torch.uint8, device=CPU)
     grads = [torch.empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)]
@@ -48,7 +48,7 @@ def forward_with_gradients(
         )  # fmt: skip
         at += size
     value = scalar(_C.l1_forward(pairs, threads()), dtype)
-    return [value, signs, *[grad for grad in grads if grad is not None]]
+    return value, signs, *[grad for grad in grads if grad is not None]
 
 
 def backward(

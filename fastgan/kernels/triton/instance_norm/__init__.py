@@ -44,7 +44,7 @@ from fastgan.kernels.dispatch import Call
 from fastgan.kernels.triton._launch import unsupported_device, unsupported_dtype
 from fastgan.kernels.triton.instance_norm.cases import aot_cases, example
 from fastgan.kernels.triton.instance_norm.launch_table import Setting, setting, traffic
-from fastgan.kernels.triton.instance_norm.launchers import backward, double_backward, forward
+from fastgan.kernels.triton.instance_norm.launchers import backward, double_backward, forward, over_samples
 
 __all__ = [
     "Setting",
@@ -53,6 +53,7 @@ __all__ = [
     "double_backward",
     "example",
     "forward",
+    "over_samples",
     "setting",
     "supports",
     "traffic",

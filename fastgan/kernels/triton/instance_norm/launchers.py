@@ -133,8 +133,12 @@ def forward(
     negative_slope: float,
     reflect_pad: int,
     eps: float,
+    need_statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`fastgan.reference.instance_norm.forward`."""
+    """See :func:`fastgan.reference.instance_norm.forward`.
+
+    Statistics that nobody needs are computed all the same: no reason to compile another kernel.
+    """
     if x.numel() == 0:
         return _empty(x, reflect_pad), _per_plane(x), _per_plane(x)
     x, last, plan = _prepare("forward", x, residual, activation, reflect_pad)
@@ -189,6 +193,11 @@ def backward(
             launch(backward_sums, plan.grid, x.device, *tensors, sums, *shared, **plan.flags)
         launch(backward_apply, plan.grid, x.device, *tensors, sums, *results, *shared, **plan.flags)
     return results
+
+
+def over_samples(mean: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
+    """``elements`` times the sum over samples of a mean over planes [N, C]: a parameter's gradient [C]."""
+    return (mean.sum(0) * elements).to(dtype)
 
 
 def double_backward(
