@@ -7,6 +7,7 @@ the process dies. Reading never unpickles. The rule of what is kept: the newest 
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -185,12 +186,13 @@ class Checkpoints:
             remove_partial(self.folder)
 
 
-def locate(path: Path, which: str = "latest") -> Path:
+def locate(path: str | os.PathLike[str], which: str = "latest") -> Path:
     """The checkpoint file that ``path`` means: itself, or the ``latest`` or ``best`` of a run's folder.
 
     Raises:
         CheckpointError: there is none.
     """
+    path = Path(path)
     if path.is_file():
         if which != "latest":
             raise CheckpointError(f"which {which} is for a run's folder, and {path} is one checkpoint")

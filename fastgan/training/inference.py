@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,12 @@ def load_config(path: Path) -> CycleGanConfig:
 
 
 def load_translator(
-    path: Path, direction: Direction = "AtoB", *, which: str = "latest", device: str = "auto", fused: bool = True
+    path: str | os.PathLike[str],
+    direction: Direction = "AtoB",
+    *,
+    which: str = "latest",
+    device: str = "auto",
+    fused: bool = True,
 ) -> Translator:
     """The generator of a run, a checkpoint, or an official ``latest_net_G_A.pth``.
 
@@ -68,7 +74,7 @@ def load_translator(
     Raises:
         CheckpointError: no such checkpoint, or of something else.
     """
-    place = distributed.resolve_device(device)
+    path, place = Path(path), distributed.resolve_device(device)
     name = "G_A" if direction == "AtoB" else "G_B"
     if which == "latest" and (path / _official_name(name)).is_file():
         path, direction = path / _official_name(name), "AtoB"
@@ -107,8 +113,8 @@ def _official_name(network: str) -> str:
 
 def translate(
     translator: Translator,
-    source: Path,
-    out: Path,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     preprocess: PreprocessMode = "none",
     load_size: int | None = None,
@@ -133,6 +139,7 @@ def translate(
     Raises:
         DataError: nothing to translate, an unreadable image, or files that would be overwritten.
     """
+    source, out = Path(source), Path(out)
     sizes = {name: v for name, v in (("load_size", load_size), ("crop_size", crop_size)) if v is not None}
     check_sizes(preprocess, sizes)
     rule = Preprocess(preprocess, **sizes, flip=False, **translator.sizes).for_testing()
@@ -176,8 +183,8 @@ def _pixels(image: Tensor) -> Any:
 
 
 def evaluate(
-    path: Path,
-    dataroot: Path | None = None,
+    path: str | os.PathLike[str],
+    dataroot: str | os.PathLike[str] | None = None,
     *,
     which: str = "latest",
     device: str = "auto",
@@ -207,7 +214,7 @@ def evaluate(
     file = checkpoint.locate(path, which)
     config = load_config(file)
     if dataroot is not None:
-        config = dataclasses.replace(config, dataroot=dataroot)
+        config = dataclasses.replace(config, dataroot=Path(dataroot))
     source, paired = cyclegan.held_out(config)
     if source is None:
         what = "holds no testA and testB to evaluate on" if config.dataroot.is_dir() else "no such folder"
@@ -230,14 +237,16 @@ def evaluate(
     return found
 
 
-def export_official(path: Path, out: Path, which: str = "latest", *, overwrite: bool = False) -> list[Path]:
+def export_official(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], which: str = "latest", *, overwrite: bool = False
+) -> list[Path]:
     """Writes a run's networks as ``latest_net_G_A.pth`` … for the official code; averaged generators if there are.
 
     Raises:
         CheckpointError: no such checkpoint, or of something else.
         FileExistsError: such a file is in ``out`` and is not to be overwritten.
     """
-    file = checkpoint.locate(path, which)
+    file, out = checkpoint.locate(path, which), Path(out)
     config = load_config(file)
     networks = cyclegan.build_networks(config)
     files = [out / _official_name(name) for name in networks]

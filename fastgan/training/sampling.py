@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,9 @@ class Trained:
         return torch.cat([gan.sample(self.generator, part).float().cpu() for part in z.split(batch_size)])
 
 
-def load(checkpoint: Path, *, which: str = "latest", average: bool = True, device: str = "auto") -> Trained:
+def load(
+    checkpoint: str | os.PathLike[str], *, which: str = "latest", average: bool = True, device: str = "auto"
+) -> Trained:
     """The generator of a run of ``fastgan train gan``; its data are not needed.
 
     Args:
@@ -56,7 +59,7 @@ def load(checkpoint: Path, *, which: str = "latest", average: bool = True, devic
     return Trained(generator, config, read(path, only="step"))
 
 
-def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bool = False) -> None:
+def write(trained: Trained, out: str | os.PathLike[str], n: int = 64, seed: int = 0, overwrite: bool = False) -> None:
     """Writes n samples to ``out``: a sheet (or, of points, a scatter plot) as .png, or an array as .npz.
 
     The array is called ``samples``, float32 [n, *sample_shape], images in [−1, 1].
@@ -65,6 +68,7 @@ def write(trained: Trained, out: Path, n: int = 64, seed: int = 0, overwrite: bo
         ValueError: another suffix.
         FileExistsError: ``out`` is there and is not to be overwritten.
     """
+    out = Path(out)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if out.suffix not in (".png", ".npz"):

@@ -37,9 +37,17 @@ class Meter:
 
     @torch.no_grad()
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Takes the losses (scalars) of a step, in the order in which they were computed."""
+        """Takes the losses of a step, in the order in which they were computed.
+
+        Raises:
+            TypeError: one is no tensor of one number.
+        """
         if not losses:
             return
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.dim() > 0:
+                got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(f"step() must return scalar tensors, got {got} as loss {name!r}")
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         names = tuple(losses)
         group = self._groups.get(names)

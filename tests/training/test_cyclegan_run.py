@@ -284,7 +284,7 @@ def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> N
 def test_translate(data: Path, tmp_path: Path) -> None:
     config = settings(data, max_steps=1)
     cyclegan.train(config)
-    translator = inference.load_translator(config.folder, "BtoA", device="cpu")
+    translator = inference.load_translator(str(config.folder), "BtoA", device="cpu")
     draw(data / "odd" / "deep" / "x.jpg", 4, (30, 21))
     out = tmp_path / "out"
     made = inference.translate(translator, data / "odd", out)
@@ -292,13 +292,13 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     assert Image.open(made[0]).size == (32, 20)  # rounded to multiples of 4
     with pytest.raises(DataError, match=r"x\.png: there already.*--overwrite"):
         inference.translate(translator, data / "odd", out)
-    inference.translate(translator, data / "odd", out, overwrite=True)
+    inference.translate(translator, str(data / "odd"), str(out), overwrite=True)
     with pytest.raises(ValueError, match="crop_size is not looked at with preprocess none: leave it out"):
         inference.translate(translator, data / "odd", tmp_path / "none", crop_size=256)
     file = checkpoint.locate(config.folder)
     with pytest.raises(checkpoint.CheckpointError, match=r"which best is for a run's folder, and .* is one checkpoint"):
         inference.load_translator(file, which="best")
-    inference.export_official(config.folder, tmp_path / "official")
+    inference.export_official(str(config.folder), str(tmp_path / "official"))
     with pytest.raises(checkpoint.CheckpointError, match=r"direction BtoA is for runs.*G_A\.pth is one generator"):
         inference.load_translator(tmp_path / "official" / "latest_net_G_A.pth", "BtoA")
     draw(data / "small" / "a.png", 5)
@@ -449,7 +449,7 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
             "frechet_inception_distance",
             lambda *images, device: sides.append((*images, device)) or 1.5,
         )
-        assert inference.evaluate(config.folder, device="cpu", fid=True)["fid_A"] == 1.5
+        assert inference.evaluate(str(config.folder), str(data), device="cpu", fid=True)["fid_A"] == 1.5
     (real, fake, device), _ = sides
     assert device == torch.device("cpu")
     assert len(real) == len(fake) == len(list((data / "testA").iterdir()))

@@ -370,7 +370,7 @@ def test_sheets_samples_and_scores_of_images(tmp_path, pictures):
         sampling.write(averaged, out)
     with pytest.raises(ValueError, match=r"must end in \.png or \.npz, got 'samples\.jpg'"):
         sampling.write(averaged, out.with_suffix(".jpg"))
-    sampling.write(averaged, out.with_suffix(".png"), n=4)
+    sampling.write(averaged, str(out.with_suffix(".png")), n=4)
     with Image.open(out.with_suffix(".png")) as image:
         assert image.size == (22, 22)  # 2 × 2 images of 8 pixels, gaps of 2
 
@@ -437,7 +437,7 @@ def test_fid_of_images(tmp_path, pictures, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(sampling, "inception_weights", lambda: None)
     monkeypatch.setattr(sampling, "frechet_inception_distance", lambda *sides, device: seen.extend(sides) or 1.5)
-    trained = sampling.load(folder, device="cpu")
+    trained = sampling.load(str(folder), device="cpu")
     assert sampling.evaluate(trained, 70, fid=True)["fid"] == 1.5
     real, fake = (torch.cat(list(batches)) for batches in seen)
     assert torch.equal(fake, trained.sample(70, 0))

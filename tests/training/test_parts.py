@@ -264,6 +264,12 @@ def test_meter_names_the_first_bad_loss() -> None:
     assert meter.flush() == ({"a": 1.0, "b": 2.0}, None)
 
 
+@pytest.mark.parametrize(("loss", "got"), [(0.5, "float"), (torch.zeros(2), r"\[2\]")], ids=str)
+def test_meter_refuses_what_is_no_scalar_tensor(loss: object, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"step\(\) must return scalar tensors, got {got} as loss 'b'"):
+        Meter().add(1, {"a": torch.zeros(()), "b": loss})
+
+
 def test_not_finite_names_parameters_gradients_and_buffers() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     assert not_finite({"D": net}) == []
