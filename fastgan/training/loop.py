@@ -256,11 +256,10 @@ def load_state(task: Task, saved: dict[str, Any], path: Path, keep_settings: boo
     """
     parts: dict[str, dict[str, Any]] = {"networks": dict(task.networks), "stateful": dict(task.stateful)}
     for kind, named in parts.items():
-        missing, extra = named.keys() - saved[kind].keys(), saved[kind].keys() - named.keys()
-        if missing or extra:
-            raise CheckpointError(
-                f"{path} does not fit: of {kind}, it lacks {sorted(missing)} and has {sorted(extra)} too many"
-            )
+        missing, extra = sorted(named.keys() - saved[kind].keys()), sorted(saved[kind].keys() - named.keys())
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} too many"] * bool(extra)
+        if wrong:
+            raise CheckpointError(f"{path} does not fit: of {kind}, it {' and '.join(wrong)}")
     for kind, named in parts.items():
         for name, part in named.items():
             _load(part, saved[kind][name], keep_settings, f"{path} does not fit {name}")
@@ -271,6 +270,10 @@ def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:
     settings = [dict(group, params=None) for group in part.param_groups] if isinstance(part, Optimizer) else []
     base = getattr(part, "base_lrs", None) if isinstance(part, LRScheduler) else None
     try:
+        for own, group in zip(settings, saved["param_groups"] if settings else [], strict=False):
+            # Versions of PyTorch add settings, or know fewer: another kind of optimizer does both.
+            if own.keys() - group.keys() and group.keys() - own.keys():
+                raise ValueError(f"it holds another kind of optimizer than {type(part).__name__}")
         part.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first, *rest = [line.strip().rstrip(".") for line in str(error).splitlines()]

@@ -21,6 +21,7 @@ from fastgan.data import DataError
 from fastgan.data.resident import ResidentImages
 from fastgan.models.gan import MinibatchDiscrimination
 from fastgan.training import checkpoint, gan, sampling
+from fastgan.training.checkpoint import CheckpointError
 from fastgan.training.gan import GanConfig, GanTask
 from fastgan.training.log import read_stats
 from fastgan.training.loop import RunError
@@ -98,6 +99,19 @@ def test_a_changed_objective_is_refused_with_a_diff(tmp_path):
     run(tmp_path, max_steps=1)
     with pytest.raises(RunError, match=r"hyper: \[\] -> \['weight=3'\]"):
         run(tmp_path, continue_train=True, hyper=("weight=3",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "rmsprop"}, "does not fit optimizer_g: it holds another kind of optimizer than RMSprop"),
+        ({"ema": 0.5}, "does not fit: of networks, it lacks average$"),
+    ],
+)
+def test_a_changed_run_that_cannot_go_on_says_so(change, message, tmp_path):
+    run(tmp_path, max_steps=1)
+    with pytest.raises(CheckpointError, match=message):
+        run(tmp_path, continue_train=True, allow_config_change=True, **change)
 
 
 # --- options ------------------------------------------------------------------------------------------------------
