@@ -66,7 +66,7 @@ def demo(
         scores = {"identity map": _identity(task), "untrained": _scores(task)}
         outcome = fit(task)
         if outcome.signal:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + outcome.signal)
         scores["trained"] = _scores(task)
     _picture(task, rows).save(out / "picture.png")
     _curve(read_stats(config.folder / "stats.jsonl"), out / "losses.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from fastgan.demo import demo
 from fastgan.training import inference
 from fastgan.training.log import read_stats
+from fastgan.training.loop import Outcome
 
 
 def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +41,15 @@ def test_demo_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixt
     again = inference.evaluate(out / "run", device="cpu", fused=False)
     assert again["l1_B"] == pytest.approx(scores["trained"]["line art to colour"], rel=1e-3)
     assert "held-out L1" in capsys.readouterr().err
+
+
+def test_demo_ends_by_the_signal_that_ended_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[demo.__module__]
+    monkeypatch.setattr(module, "fit", lambda task: Outcome(1, tmp_path, signal=15))
+    monkeypatch.setattr(module, "_speed", lambda config, rounds: {"eager": 1.0, "fused": 1.0})
+    with pytest.raises(SystemExit) as end:
+        demo(tmp_path / "demo", steps=4, size=32, count=12)
+    assert end.value.code == 143
 
 
 def test_demo_refuses_no_steps(tmp_path: Path) -> None:
