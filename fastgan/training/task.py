@@ -95,9 +95,10 @@ class RunConfig:
     REMARKS: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
-        for name, kind in _types(type(self)).items():
-            if get_origin(kind) is not ClassVar:
-                object.__setattr__(self, name, _as(kind, name, getattr(self, name)))
+        types = _types(type(self))
+        for field in dataclasses.fields(self):
+            value = _as(types.get(field.name, Any), field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     def defaults(self) -> dict[str, Any]:
         """The settings that have a default, as JSON has them."""
@@ -156,7 +157,7 @@ def _as(kind: Any, name: str, value: Any) -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if value is None and NoneType in kinds:
         return None
-    kind = kinds[0]
+    kind, *others = (each for each in kinds if each is not NoneType)
     if get_origin(kind) is Literal:
         choice(name, value, get_args(kind))
         return value
@@ -169,7 +170,7 @@ def _as(kind: Any, name: str, value: Any) -> Any:
         tuple: (list | tuple, "a tuple"),
     }
     kind = get_origin(kind) or kind
-    if kind not in of:
+    if kind not in of or others:
         return value
     types, meaning = of[kind]
     if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,7 @@ def test_errors_come_before_anything_is_written(settings, message, tmp_path):
 def test_settings_are_as_flags_make_them():
     @dataclass(frozen=True)
     class Own(GanConfig):
+        _: KW_ONLY
         other: Unseen = "anything"  # noqa: F821 -- as if imported for type checkers alone
 
     config = Own(checkpoints_dir="runs", hyper=["weight=3"], beta1=0, steps=np.int64(5))
