@@ -7,7 +7,7 @@ Needs torch, Triton, NumPy, pytest, nvcc, CMake, Ninja and pybind11; no network,
 Each part runs in a process group of its own, within its own limit and what is left of ``--seconds``; the whole ends in
 that time whatever its parts do. After each part, and every 30 seconds during one, OUT/results.tar.gz is written anew:
 how every part ended, what it printed (the last 512 KiB) and what it found, in one archive far under 16 MiB. A part
-whose time is up is interrupted, so that it writes what it has, and ended eight seconds later. Parts:
+whose time is up is interrupted, so that it writes what it has, and ended twenty seconds later. Parts:
 
     build      the extension in place, with FASTGAN_CUDA=1, for the machine's own architecture
     test       the tests marked gpu                              -> test.xml
@@ -52,6 +52,7 @@ LIMITS = {  # seconds
 }  # fmt: skip
 LOG_TAIL = 512 * 1024
 PACK_EVERY = 30.0  # seconds
+GRACE = 20.0  # from a part's interruption to its end
 MEMCHECK = "(test_real_sizes and (7x7 or 4x4 or 250x254)) or test_device_weighted or test_device_double_backward"
 RACECHECK = "(test_real_sizes and 4x4) or test_device_double_backward"
 
@@ -75,7 +76,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for part in parts:
-            left = min(LIMITS[part], end - time.monotonic() - 15)
+            left = min(LIMITS[part], end - time.monotonic() - GRACE - 5)
             command = _command(part, work, left, args.dry_run)
             if left < 10:
                 summary[part] = {"skipped": "no time left"}
@@ -97,7 +98,8 @@ def _command(part: str, work: Path, limit: float, dry: bool) -> list[str] | str:
     marked = sorted(
         str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()
     )
-    tests = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *marked]
+    # Verbose: a log that ends anywhere names the tests that have ended.
+    tests = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider", *marked]
     report = [sys.executable, "-m", "benchmarks.report", "--out", str(work / "bench.json"), "--parts", part]
     if part == "build":
         return [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
@@ -162,7 +164,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Interrupts the part, as Ctrl-C does: pytest then writes what it has. Ends it and whatever it started."""
     os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(8)
+        process.wait(GRACE)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

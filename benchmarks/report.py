@@ -86,7 +86,7 @@ def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
             try:
                 code = process.wait()
             except KeyboardInterrupt:
-                code = process.wait(10)  # interrupted with us, it writes what it has
+                code = process.wait()  # interrupted with us, it writes what it has
             if not raw.exists() or not raw.read_text().strip():
                 raise SystemExit(f"{part} left no results (exit status {code})")
             found = json.loads(raw.read_text())

@@ -18,6 +18,11 @@ import pytest
 from benchmarks import gpu_run
 
 
+@pytest.fixture(autouse=True)
+def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "GRACE", 5.0)
+
+
 def packed(archive: Path) -> dict[str, bytes]:
     with tarfile.open(archive) as opened:
         files = {member.name: opened.extractfile(member) for member in opened.getmembers()}
@@ -114,23 +119,33 @@ def test_a_run_that_is_killed_leaves_what_its_part_had_found(tmp_path: Path) -> 
     assert json.loads(files["summary.json"])["sweep"] == {"ended": "was still running"}
 
 
-def test_an_interrupted_test_part_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_interrupted_test_part_leaves_what_it_has(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In test.xml; if it hangs, in a kernel say, then in what it had printed."""
     begun = tmp_path / "begun"
     (tmp_path / "test_slow.py").write_text(
-        "import time\ndef test_first(): pass\n"
-        f"def test_second():\n    open({str(begun)!r}, 'w').close()\n    time.sleep(600)\n"
+        "import pytest, signal, time\npytestmark = pytest.mark.gpu\ndef test_first(): pass\n"
+        f"def test_second():\n    if {hangs}:\n        signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"    open({str(begun)!r}, 'w').close()\n    time.sleep(600)\n"
     )
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(tmp_path)]
-    words.append(f"--junitxml={tmp_path / 'test.xml'}")
+    command = gpu_run._command("test", tmp_path, 60, False)
+    assert isinstance(command, list)
+    words = [word for word in command if not word.startswith("tests/") and word not in ("-n", "6")]
     monkeypatch.setattr(gpu_run, "PACK_EVERY", 0.2)
+    monkeypatch.setattr(gpu_run, "GRACE", 1.0 if hangs else 60.0)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def pack() -> None:
         if begun.exists():
             raise KeyboardInterrupt
 
+    words += ["-c", "/dev/null", str(tmp_path)]
     assert gpu_run._run("test", words, tmp_path, 300.0, "abc", pack) == {"ended": "interrupted"}
-    assert "test_first" in (tmp_path / "test.xml").read_text()
+    assert "test_slow.py::test_first PASSED" in (tmp_path / "test.log").read_text()
+    assert (tmp_path / "test.xml").exists() != hangs
+    assert hangs or "test_first" in (tmp_path / "test.xml").read_text()
 
 
 def test_an_interrupted_run_leaves_what_it_had(
