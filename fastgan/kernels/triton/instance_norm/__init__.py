@@ -13,9 +13,9 @@ the padded tensor (:func:`traffic` has them as numbers):
 resident           a plane's elements fit in one program's       B + B'                   2B + B'; 3B + 2B'
                    registers: read once, written once
 resident, grouped  many small planes share a program             the same                 the same
-looped             many large planes: a program reads each       B + B' and the second    the same, and the second
-                   twice, the second time from the cache if      read where the cache     reads
-                   the planes in flight fit there                does not hold it
+looped             many large planes: a program reads each       B + B' and what the      the same, and the second
+                   twice, the second time (but for the double    L2 does not hold at      reads
+                   backward) from its end, which the L2 holds    the second read
 split              a plane is cut in `splits` pieces: one        2B + B'                  3B + 2B'; 5B + 3B'
                    launch reduces each, a second merges the
                    pieces' sums and reads the plane again, from

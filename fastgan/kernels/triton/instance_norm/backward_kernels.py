@@ -116,7 +116,8 @@ def backward_apply(
             tl.store(m1 + plane[:, None], mean_1, valid[:, None])
             tl.store(m2 + plane[:, None], mean_2, valid[:, None])
     start = (split.to(tl.int64) * CHUNK).to(M.dtype)
-    for at in range(start, tl.minimum(start + CHUNK, M), BM):
+    for step in range(start, tl.minimum(start + CHUNK, M), BM):
+        at = tiles.mirrored(step, M, BM) if SPLITS == 1 else step
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
         xhat, g = terms.load_terms(grad, x, residual, base, p_grad, p_residual, m, at, mask, mu, r, w, b, C,

@@ -55,6 +55,7 @@ def aot_cases() -> Iterator[Case]:
                 yield _case(operator, "split", (8, 64, 256, 256), dtype, channels_last, full, archs)
         yield _case(operator, "resident, odd", (16, 127, 43, 47), wide, False, True)
         yield _case(operator, "looped", (16, 64, 256, 256), wide, False, False)
+        yield _case(operator, "looped", (16, 64, 256, 256), half, False, False)
         yield _case(operator, "looped", (16, 64, 256, 256), half, False, True)
         yield _case(operator, "split", (1, 1, 192, 192), wide, False, False)  # arguments of 1 are compiled in
         yield _case(operator, "resident, grouped", (64, 512, 8, 8), wide, True, True)

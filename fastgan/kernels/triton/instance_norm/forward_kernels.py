@@ -35,9 +35,10 @@ def _rstd(variance, eps):
 def _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start, stop,
                       rs_d, rs_h, rs_w, slope, D, H, W, DIMS: tl.constexpr,
                       PAD: tl.constexpr, CL: tl.constexpr, ACT: tl.constexpr, RES: tl.constexpr,
-                      BM: tl.constexpr):
-    """Elements start to stop of the (padded) result, from x in memory."""
-    for at in range(start, stop, BM):
+                      BM: tl.constexpr, WHOLE: tl.constexpr):
+    """Elements start to stop of the (padded) result, from x in memory. WHOLE: all of them, the last ones first."""
+    for step in range(start, stop, BM):
+        at = tiles.mirrored(step, stop, BM) if WHOLE else step
         j = at + tl.arange(0, BM)
         mask = valid[:, None] & (j < M_out)[None, :]
         m = padding.source(j, D, H, W, DIMS, PAD)
@@ -78,7 +79,7 @@ def forward_resident(
         BO: tl.constexpr = BM if BP * BM <= 4096 else 4096 // BP
         p_y = tiles.base(plane, n, c, C, M_out, CL)
         _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, 0, M_out,
-                          rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BO)
+                          rs_d, rs_h, rs_w, slope, D, H, W, DIMS, PAD, CL, ACT, RES, BO, False)
 
 
 @triton.jit
@@ -91,7 +92,8 @@ def _moments(x, base, valid, C, M, start, stop, CL: tl.constexpr, BP: tl.constex
     lane_mean = tl.zeros([BP, BM], tl.float32)
     lane_square = tl.zeros([BP, BM], tl.float32)
     seen = 0.0
-    for at in range(start, stop, BM):
+    unroll: tl.constexpr = 1 if CL else 2  # twice the loads in flight; a tile of channels_last has no registers left
+    for at in tl.range(start, stop, BM, loop_unroll_factor=unroll):
         m = at + tl.arange(0, BM)
         mask = valid[:, None] & (m < M)[None, :]
         b_x = tl.load(x + base + tiles.within(m, C, CL), mask, other=0).to(tl.float32) - origin
@@ -168,5 +170,5 @@ def forward_apply(
     start = (split.to(tl.int64) * CHUNK_OUT).to(M_out.dtype)
     _write_normalised(x, residual, y, base, p_residual, p_y, valid, mu, scale, b, C, M_out, start,
                       tl.minimum(start + CHUNK_OUT, M_out), rs_d, rs_h, rs_w, slope,
-                      D, H, W, DIMS, PAD, CL, ACT, RES, BM)
+                      D, H, W, DIMS, PAD, CL, ACT, RES, BM, SPLITS == 1)
 # fmt: on

@@ -102,7 +102,9 @@ def setting(
     while splits * 2 <= most and splits * blocks < 4 * processors:
         splits *= 2
     if splits == 1 and not channels_last:
-        return Setting(1, min(triton.next_power_of_2(elements), 1024 * LOOPED[operator][single]), 1, 32)
+        tile = min(triton.next_power_of_2(elements), 1024 * LOOPED[operator][single])
+        # Of 16 bits, 8 elements of a thread are too few bytes in flight; two programs' planes fit where one's of 32 do.
+        return Setting(1, tile, 1, 16 if operator == "forward" and itemsize == 2 and not single else 32)
     return Setting(group, width, splits, _warps(group * width, per_thread))
 
 

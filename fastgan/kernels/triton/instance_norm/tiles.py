@@ -64,6 +64,12 @@ def within(m, C, CL: tl.constexpr):
 
 
 @triton.jit
+def mirrored(at, stop, BM: tl.constexpr):
+    """Where a loop from 0 to stop is instead if it runs from the end, which was read last and may still be cached."""
+    return (stop - 1) // BM * BM - at
+
+
+@triton.jit
 def divide(i, by):
     """i // by and i % by, for i >= 0: without signs a division takes half as long."""
     unsigned: tl.constexpr = tl.uint64 if i.dtype == tl.int64 else tl.uint32
