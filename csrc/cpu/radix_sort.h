@@ -76,13 +76,13 @@ struct Output {
   FASTGAN_INLINE Sorted<acc_t<S>> sorted() const { return {values, order}; }
 };
 
-// Calls use(item, i) for every value; keys are made by vectors.
+// Calls use(item, i) for values [begin, end); keys are made by vectors.
 template <typename S, bool kIndexed, typename Use>
-FASTGAN_INLINE void for_each_item(const S* from, int64_t n, const Use& use) {
+FASTGAN_INLINE void for_each_item(const S* from, int64_t begin, int64_t end, const Use& use) {
   constexpr int64_t kBlock = 512;
   key_t<S> keys[kBlock];
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t count = n - begin < kBlock ? n - begin : kBlock;
+  for (; begin < end; begin += kBlock) {
+    const int64_t count = end - begin < kBlock ? end - begin : kBlock;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) keys[i] = sort_key(load(from[begin + i]));
     for (int64_t i = 0; i < count; ++i)
@@ -102,7 +102,7 @@ Sorted<acc_t<S>> sort(const S* from, int64_t n, Item<key_t<S>, kIndexed>* a, Ite
     return static_cast<uint32_t>(item.key() >> (pass * kDigit)) & kMask;
   };
 
-  for_each_item<S, kIndexed>(from, n, [&](const I& item, int64_t i) {
+  for_each_item<S, kIndexed>(from, 0, n, [&](const I& item, int64_t i) {
     a[i] = item;
     for (int pass = 0; pass < kPasses; ++pass) ++counts[pass][digit(item, pass)];
   });
@@ -151,69 +151,87 @@ FASTGAN_INLINE void fetch(T* to, int64_t count) {
 }
 
 // Rows that caches do not hold: values are dealt to buckets by the upper bits of their keys, then each bucket is sorted
-// by the lower ones while it is in cache, so that three passes reach memory instead of ten. A bucket in the making lies
-// where nothing is yet or any more: in what was dealt to the buckets before it, or beyond its own place in the results.
+// by the lower ones, two digits, while it is in cache, so that three passes reach memory instead of ten.
+template <int kDigit>
+inline constexpr int64_t kBuckets = int64_t{1} << (32 - 2 * kDigit);
+
+// The bucket of a key; `least` is a multiple of 4^kDigit, and shift 2 kDigit at most.
+struct BucketOf {
+  uint32_t least;
+  int shift;
+  FASTGAN_INLINE uint32_t operator()(uint32_t key) const { return (key - least) >> shift; }
+};
+
+template <int kDigit, typename S>
+void count_buckets(const S* from, int64_t begin, int64_t end, BucketOf bucket, uint32_t* counts) {
+  std::memset(counts, 0, kBuckets<kDigit> * sizeof(uint32_t));
+  for_each_item<S, false>(from, begin, end, [&](Item<uint32_t, false> item, int64_t) { ++counts[bucket(item.key())]; });
+}
+
+// Stable. next: where each bucket's next item goes.
+template <typename S, bool kIndexed>
+void deal(const S* from, int64_t begin, int64_t end, BucketOf bucket, uint32_t* next, Item<uint32_t, kIndexed>* to) {
+  using I = Item<uint32_t, kIndexed>;
+  constexpr int64_t kAhead = 128 / sizeof(I);
+  for_each_item<S, kIndexed>(from, begin, end, [&](I item, int64_t) {
+    I* const place = to + next[bucket(item.key())]++;
+    __builtin_prefetch(place + kAhead, 1);  // buckets are more than hardware follows
+    *place = item;
+  });
+}
+
+// Sorts a bucket from `items` into `to`, which may be the same.
+template <int kDigit, typename I>
+FASTGAN_INLINE void sort_bucket(const I* items, int64_t count, I* scratch, I* to) {
+  if (count <= kInsertion) {
+    for (int64_t k = 0; k < count; ++k) insert(to, k, items[k]);
+    return;
+  }
+  constexpr uint32_t kMask = (1u << kDigit) - 1;
+  uint32_t low[kMask + 1] = {}, high[kMask + 1] = {}, lows = 0, highs = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    ++low[items[i].key() & kMask];
+    ++high[items[i].key() >> kDigit & kMask];
+  }
+  for (uint32_t k = 0; k <= kMask; ++k) {
+    const uint32_t in_low = low[k], in_high = high[k];
+    low[k] = lows;
+    high[k] = highs;
+    lows += in_low;
+    highs += in_high;
+  }
+  for (int64_t i = 0; i < count; ++i) scratch[low[items[i].key() & kMask]++] = items[i];
+  for (int64_t i = 0; i < count; ++i) to[high[scratch[i].key() >> kDigit & kMask]++] = scratch[i];
+}
+
+// A bucket in the making lies where nothing is yet or any more: in what was dealt to the buckets before it, or beyond
+// its own place in the results.
 template <typename S, bool kIndexed>
 Sorted<acc_t<S>> bucket_sort(const S* from, int64_t n, Item<uint32_t, kIndexed>* a, Item<uint32_t, kIndexed>* b) {
-  using I = Item<uint32_t, kIndexed>;
-  constexpr int kDigit = 10, kShift = 2 * kDigit;
-  constexpr int64_t kAhead = 128 / sizeof(I);
-  constexpr uint32_t kBuckets = 1u << (32 - kShift), kMask = (1u << kDigit) - 1;
-  uint32_t next[kBuckets];
-  std::memset(next, 0, sizeof next);
-  for_each_item<S, kIndexed>(from, n, [&](I item, int64_t) { ++next[item.key() >> kShift]; });
-  uint32_t largest = 0, sum = 0;
-  for (uint32_t d = 0; d < kBuckets; ++d) {
-    const uint32_t count = next[d];
+  constexpr int kDigit = 10;
+  uint32_t next[kBuckets<kDigit>], largest = 0, sum = 0;
+  const BucketOf bucket = {0, 2 * kDigit};
+  count_buckets<kDigit>(from, 0, n, bucket, next);
+  for (uint32_t& place : next) {
+    const uint32_t count = place;
     largest = count > largest ? count : largest;
-    next[d] = sum;
+    place = sum;
     sum += count;
   }
   if (largest >= n / 4) return sort<8, S, kIndexed>(from, n, a, b);
-  for_each_item<S, kIndexed>(from, n, [&](I item, int64_t) {
-    const uint32_t to = next[item.key() >> kShift]++;
-    __builtin_prefetch(a + to + kAhead, 1);  // buckets are more than hardware follows
-    a[to] = item;
-  });
+  deal<S, kIndexed>(from, 0, n, bucket, next, a);
 
   const Output<S, kIndexed> out(b, n);
   int64_t first = 0;
-  for (uint32_t d = 0; d < kBuckets; ++d) {
-    const int64_t last = next[d], count = last - first;
+  for (const int64_t last : next) {
+    const int64_t count = last - first;
     if (count == 0) continue;
     fetch(out.values + first, count);
     if constexpr (kIndexed) fetch(out.order + first, count);
-    if (count <= kInsertion) {
-      for (int64_t k = 1; k < count; ++k) insert(a + first, k, a[first + k]);
-      out.put(first, count, a + first);
-      first = last;
-      continue;
-    }
-    uint32_t counts[2][kMask + 1];
-    std::memset(counts, 0, sizeof counts);
-    for (int64_t i = first; i < last; ++i) {
-      ++counts[0][a[i].key() & kMask];
-      ++counts[1][a[i].key() >> kDigit & kMask];
-    }
-    uint32_t low = 0, high = 0;
-    const bool low_alike = counts[0][a[first].key() & kMask] == count;
-    for (uint32_t k = 0; k <= kMask; ++k) {
-      const uint32_t in_low = counts[0][k], in_high = counts[1][k];
-      counts[0][k] = low;
-      counts[1][k] = high;
-      low += in_low;
-      high += in_high;
-    }
     // last < n / 2 if it is not before `first`, so that there is room behind.
-    I *items = a + first, *made = first >= count ? a : reinterpret_cast<I*>(out.values + (last + 1) / 2 * 2);
-    if (!low_alike) {
-      for (int64_t i = 0; i < count; ++i) made[counts[0][items[i].key() & kMask]++] = items[i];
-      I* const other = items;
-      items = made;
-      made = other;
-    }
-    for (int64_t i = 0; i < count; ++i) made[counts[1][items[i].key() >> kDigit & kMask]++] = items[i];
-    out.put(first, count, made);
+    auto* const scratch = first >= count ? a : reinterpret_cast<decltype(a)>(out.values + (last + 1) / 2 * 2);
+    sort_bucket<kDigit>(a + first, count, scratch, a + first);
+    out.put(first, count, a + first);
     first = last;
   }
   return out.sorted();

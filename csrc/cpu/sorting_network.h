@@ -255,15 +255,23 @@ FASTGAN_INLINE Signs permuted(Signs v, const Decision* from) {
 #endif
 }
 
-template <typename Network, size_t... L>
-FASTGAN_INLINE Signs undo_layers(const UndoSigns& step, Signs v, std::index_sequence<L...>) {
+// Takes the exchanges of W blocks back, each of which went through the network; layer by layer, so that none waits.
+// decisions(w) are block w's.
+template <typename Network, int W, typename Decisions, size_t... L>
+FASTGAN_INLINE void undo_layers(const Decisions& decisions, Signs* v, std::index_sequence<L...>) {
   const Layers<Network>& net = kLayersOf<Network>;
-  const auto undo = [&](int l) {
-    const Signs exchanged = permuted(step.exchanges(net.first[l]), net.comparator[l]);
-    v = (v & ~exchanged) | (permuted(v, net.partner[l]) & exchanged);
+  const auto undo = [&](int l) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int w = 0; w < W; ++w) {
+      const Signs exchanged = permuted(UndoSigns{decisions(w)}.exchanges(net.first[l]), net.comparator[l]);
+      v[w] = (v[w] & ~exchanged) | (permuted(v[w], net.partner[l]) & exchanged);
+    }
   };
   (undo(sizeof...(L) - 1 - L), ...);
-  return v;
+}
+template <typename Network, int W, typename Decisions>
+FASTGAN_INLINE void undo_layers(const Decisions& decisions, Signs* v) {
+  undo_layers<Network, W>(decisions, v, std::make_index_sequence<Network().layers>());
 }
 
 // A network on one block of wires, from and to memory.
@@ -281,7 +289,7 @@ FASTGAN_INLINE void apply_to_block(Step& step, V* block) {
 template <typename Network>
 FASTGAN_INLINE void apply_to_block(UndoSigns& step, Signs* block) {
   step.advance(kCount<Network>);
-  *block = undo_layers<Network>(step, *block, std::make_index_sequence<Network().layers>());
+  undo_layers<Network, 1>([&](int) { return step.end; }, block);
 }
 
 FASTGAN_INLINE Keys above_all(Keys) { return broadcast<int32_t>(INT32_MAX); }
@@ -585,9 +593,54 @@ void sort_columns_into(Step& step, const Ends& ends, V* a, int64_t first, int64_
   merge_into(step, a, half, n, out);
 }
 
+// Decisions of a sort of W blocks, W a power of two; and where among them those of its part-th sort of N blocks begin.
+constexpr int decisions_of(int w) {
+  if (w == 1) return kCount<OddEven<kBlock>>;
+  int steps = 1;
+  while (1 << steps < w) ++steps;
+  return 2 * decisions_of(w / 2) + w / 2 * steps * kBlock + w * kCount<Bitonic<kBlock, false>>;
+}
+constexpr int decisions_before(int part, int n, int w) {
+  return n == w ? 0 : decisions_before(part / 2, 2 * n, w) + part % 2 * decisions_of(n);
+}
+
+// Takes signs of W blocks back through the sort that noted these decisions: all merges of N blocks at a time, and none
+// leaves the registers.
+template <int W, int N = W>
+FASTGAN_INLINE void undo_blocks(const Decision* decisions, Signs* v) {
+  if constexpr (N == 1) {
+    undo_layers<OddEven<kBlock>, W>([&](int w) { return decisions + decisions_before(w, 1, W); }, v);
+  } else {
+    using Across = Bitonic<N, true>;
+    const auto merge = [&](int part) { return decisions + decisions_before(part, N, W) + 2 * decisions_of(N / 2); };
+    undo_layers<Bitonic<kBlock, false>, W>(
+        [&](int w) { return merge(w / N) + kCount<Across> * kBlock + w % N * kCount<Bitonic<kBlock, false>>; }, v);
+#pragma GCC unroll 16
+    for (int part = 0; part < W / N; ++part) {
+      mirror<N>(v + part * N + N / 2, 1, N / 2);
+      apply<Across, kBlock>(UndoSigns{merge(part)}, v + part * N);
+      mirror<N>(v + part * N + N / 2, 1, N / 2);
+    }
+    undo_blocks<W, N / 2>(decisions, v);
+  }
+}
+template <int W, typename Ends>
+__attribute__((noinline)) void undo_blocks(UndoSigns& step, const Ends& ends, const Signs* a, int64_t first) {
+  Signs v[W];
+#pragma GCC unroll 16
+  for (int w = 0; w < W; ++w) v[w] = a[w];
+  step.advance(decisions_of(W));
+  undo_blocks<W>(step.end, v);
+#pragma GCC unroll 16
+  for (int w = W - 1; w >= 0; --w) ends.store(first + w * kBlock, v[w]);
+}
+
 // Sorts n vectors into `a`; or, backwards, brings them from there to where they came from, and `ends` stores them.
 template <typename Step, typename Ends, typename V>
 void sort_columns(Step& step, const Ends& ends, V* a, int64_t first, int64_t n) {
+  if constexpr (Step::kPacked) {
+    if (n == 4 * kBlock) return undo_blocks<4>(step, ends, vector_of<Step>(a, first), first);
+  }
   if constexpr (Step::kReverse) {
     if (n <= kBlock) return sort_block(step, ends, vector_of<Step>(a, first), first);
     const int64_t half = half_of(n);
@@ -799,7 +852,10 @@ struct SignWords {
   FASTGAN_INLINE void store(int64_t first, Signs v) const {
     uint32_t* const word = to + first / 16;
 #if defined(FASTGAN_ISA_avx512)
-    for (int64_t l = 0; l < rows; ++l) word[l * words] = _mm512_test_epi16_mask((__m512i)v, _mm512_set1_epi16(1 << l));
+#pragma GCC unroll 16
+    for (int l = kRows - 1; l >= 0; --l, v += v) {  // the lane's bit on top
+      if (l < rows) word[l * words] = _mm512_movepi16_mask((__m512i)v);
+    }
 #else
     const bool second = first % 16 != 0, whole = second || first / kBlock + 1 == blocks;
     for (int64_t l = 0; l < rows; ++l) {

@@ -3,12 +3,13 @@
 //
 // Both sides are sorted, then coupled by quantiles. Many short rows (groups.h) go through a sorting network, a row a
 // lane; others (rows.h) through a radix sort each, and then through the coupling that fits: atom by atom (equal.h),
-// by integer masses (unequal.h) or by cumulative weights (weighted.h).
+// by integer masses (unequal.h) or by cumulative weights (weighted.h). The longest (long.h) are coupled bucket by bucket.
 #include "cpu/wasserstein.h"
 
 #include <type_traits>
 
 #include "cpu/wasserstein/groups.h"
+#include "cpu/wasserstein/long.h"
 #include "cpu/wasserstein/rows.h"
 #include "cpu/wasserstein/signs.h"
 
@@ -30,11 +31,15 @@ void run(const WassersteinProblem& problem, int most) {
       return;
     }
   }
-  if (problem.rows >= threads) {
-    run_rows<S>(problem, threads, 1);
-  } else {
-    run_rows<S>(problem, 1, threads);
+  const int outer = problem.rows >= threads ? threads : 1, inner = problem.rows >= threads ? 1 : threads;
+  if constexpr (!std::is_same_v<S, double>) {
+    if (is_long(problem)) {
+      with_bool(problem.x.signs != nullptr || problem.y.signs != nullptr,
+                [&](auto signs) { run_long<S, signs.value>(problem, outer, inner); });
+      return;
+    }
   }
+  run_rows<S>(problem, outer, inner);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace fastgan {
 // Workspace for each thread that works on rows of its own, in bytes for each sample of its row: 8, with gradients or
 // weights 16 (twice that for float64), and 32 more where there are weights. For rows sorted together, R at a time (16,
 // 8 or 4): 4 R, with gradients or weights 20 R, and R / 8 for each of (log2 n)^2 / 4 comparators that a sample passes.
+// For a row of 2^19 or more that is_long(): 4, with gradients 8, and at most 1 more for each thread that shares it.
 FASTGAN_PER_ISA(void wasserstein(const WassersteinProblem& problem, int threads);)
 
 // Gradients [rows, n] of one side's samples or of both's: signs [rows, sign_words(n)], null for a side that wants none,

@@ -224,7 +224,7 @@ def test_shares_of_threads_change_no_bit(rows: int, n: int, m: int, weighted: bo
         assert all(map(torch.equal, other, found[0]))
 
 
-@pytest.mark.parametrize(("n", "m"), [(140_000, 140_000), (70_000, 70_000), (20_000, 16_384)])
+@pytest.mark.parametrize(("n", "m"), [(530_000, 530_000), (140_000, 140_000), (70_000, 70_000), (20_000, 16_384)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_threads_share_one_row(n: int, m: int, dtype: torch.dtype) -> None:
     """What they compute together waits in sorted order; ties keep the order of their indices on the way back."""
@@ -281,6 +281,8 @@ def row_pair(kind: str, n: int) -> tuple[Tensor, Tensor]:
         case "zeros and infinities":
             x[:6] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.inf, -0.0])
             y[:6] = torch.tensor([-0.0, math.inf, -math.inf, 0.0, -math.inf, -0.0])
+        case "far from zero":
+            x, y = x - 300, y - 300.1
         case "outlier":
             x, y = 1 + 1e-3 * x, 1 + 1e-3 * y
             x[5], x[9], y[7] = -1e30, 1e30, -1e30
@@ -300,15 +302,17 @@ def row_pair(kind: str, n: int) -> tuple[Tensor, Tensor]:
 
 
 KINDS = [
-    "like", "shifted", "fine grid", "coarse grid", "equal", "one value", "zeros and infinities", "outlier",
-    "near each other", "alternating", "alternating above", "grid above",
+    "like", "shifted", "fine grid", "coarse grid", "equal", "one value", "zeros and infinities", "far from zero",
+    "outlier", "near each other", "alternating", "alternating above", "grid above",
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [1 << 17, 1 << 19])
 @pytest.mark.parametrize("kind", KINDS)
-def test_signs_of_long_rows(kind: str) -> None:
-    """Around the size from which samples are dealt to buckets: what a stable argsort gives, to the last bit."""
-    n = (1 << 17) + KINDS.index(kind) % 3 - 1
+def test_signs_of_long_rows(kind: str, size: int) -> None:
+    """Around the sizes from which samples are dealt to buckets, and buckets of both sides are coupled as they are
+    sorted: what a stable argsort gives, to the last bit."""
+    n = size + KINDS.index(kind) % 3 - 1
     x, y = row_pair(kind, n)
     expected = signs(x, y)
     found = []
@@ -322,17 +326,20 @@ def test_signs_of_long_rows(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_signs_of_long_rows_of_16_bits(dtype: torch.dtype) -> None:
-    n = (1 << 17) + 5
+@pytest.mark.parametrize("size", [1 << 17, 1 << 19])
+def test_signs_of_long_rows_of_16_bits(dtype: torch.dtype, size: int) -> None:
+    n = size + 5
     x, y = torch.randn(3, n).to(dtype), (torch.randn(3, n) + torch.tensor([[0.0], [0.1], [9.0]])).to(dtype)
     _, _, units = native.forward(x, y, None, None, 1.0, 3)
     for unit, right in zip(units, signs(x, y), strict=True):
         assert torch.equal(native.scale_signs(unit, torch.ones(3, dtype=torch.float64), n, dtype), right)
 
 
-def test_nan_in_a_long_row() -> None:
-    x, y = torch.randn(2, 1 << 17), torch.randn(2, 1 << 17)
+@pytest.mark.parametrize("n", [1 << 17, 1 << 19])
+def test_nan_in_a_long_row(n: int) -> None:
+    x, y = torch.randn(2, n), torch.randn(2, n)
     y[1, 7] = math.nan
+    assert native.forward(x, y, None, None, 1.0, 0)[0].isnan().tolist() == [False, True]
     cost, scale, units = native.forward(x, y, None, None, 1.0, 3)
     assert cost.isnan().tolist() == scale.isnan().tolist() == [False, True]
     assert all((unit[1] == 0).all() and (unit[0] != 0).any() for unit in units)
