@@ -3,7 +3,8 @@
 //
 // Both sides are sorted, then coupled by quantiles. Many short rows (groups.h) go through a sorting network, a row a
 // lane; others (rows.h) through a radix sort each, and then through the coupling that fits: atom by atom (equal.h),
-// by integer masses (unequal.h) or by cumulative weights (weighted.h). The longest (long.h) are coupled bucket by bucket.
+// by integer masses (unequal.h) or by cumulative weights (weighted.h). The longest (long.h) are coupled bucket by
+// bucket.
 #include "cpu/wasserstein.h"
 
 #include <type_traits>
