@@ -110,6 +110,8 @@ def _runs_plain(args: Iterable[Any]) -> bool:
         return False
     forward_mode = forward_ad._current_level >= 0
     for argument in args:
+        if argument is None:
+            continue
         kind = type(argument)
         if kind in _TENSORS:
             # A view can be the negative of its memory, as the imaginary part of a conjugate is.
@@ -118,7 +120,7 @@ def _runs_plain(args: Iterable[Any]) -> bool:
         elif kind is list:
             if not _runs_plain(argument):
                 return False
-        elif argument is not None and isinstance(argument, _Tensor):
+        elif isinstance(argument, _Tensor):
             return False
     return True
 
@@ -155,10 +157,11 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if recording or _grad_enabled():
         for argument in args:
             kind = type(argument)
+            if kind in _NO_TENSORS:
+                continue
             if kind is _Tensor and unwrapped(argument) is not argument:
                 return apply(function, *[unwrapped(a) if type(a) is _Tensor else a for a in args])
-            if kind not in _NO_TENSORS and getattr(argument, "requires_grad", False):
-                recording = True
+            recording = recording or getattr(argument, "requires_grad", False)
     if keeps:
         args = (*args, (True if forward_mode or _dispatch_modes() else []) if recording else False)
     return record(function, *args) if recording else function.forward(*args)

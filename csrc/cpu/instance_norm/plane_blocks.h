@@ -36,7 +36,7 @@ class PlaneBlocks {
         folds_(Op::kReadsGrad && plan.padded()),
         stages_(Op::kWritesPadded && stages_rows<T>(plan, tensors.padded) &&
                 (plan.D == 1 || tensors.padded.d == tensors.padded.h * (plan.H + 2 * plan.pad_h))),
-        streams_(!(Op::kWritesPadded && plan.padded()) && streams<T>(nullptr, plan.elements(), kL)),
+        streams_((stages_ || !(Op::kWritesPadded && plan.padded())) && streams<T>(nullptr, plan.elements(), kL)),
         folded_stride_(ceil_div(size_, kL) * kL),
         folded_per_thread_(block_ * folded_stride_ + kPageBytes / static_cast<int64_t>(sizeof(A))),
         folded_(folds_ ? plan.threads * folded_per_thread_ : 0),
@@ -251,12 +251,13 @@ class PlaneBlocks {
         }
         for_rows<kDense>(run, [&](const Run<T, G>& row) FASTGAN_HERE {
           const int64_t head = width < kAlignedRow ? 0 : to_line(Op::kWritesPlain ? row.plain : row.padded);
-          with_stores<Op>(streams_ && width >= kAlignedRow, row, Strides{}, head, [&](auto stream) FASTGAN_HERE {
+          const bool streams = streams_ && (width >= kAlignedRow || (staged != nullptr && width % kL == 0));
+          with_stores<Op>(streams, staged != nullptr, row, Strides{}, head, [&](auto stores) FASTGAN_HERE {
             for_vectors_backwards<kL>(width - head, [&](int64_t e, auto lanes) FASTGAN_HERE {
-              write_to<stream.value>(op, coef, act, row, Strides{}, 0, head + e, lanes);
+              write_to<stores.value>(op, coef, act, row, Strides{}, 0, head + e, lanes);
             });
           });
-          if (head > 0) write_to<false>(op, coef, act, row, Strides{}, 0, 0, head);
+          if (head > 0) write_to<kUsual>(op, coef, act, row, Strides{}, 0, 0, head);
         });
         if (Op::kWritesPadded && plan_.padded()) {
           T* to = address<T>(t_.padded, n, c + i, 0, 0, 0);

@@ -38,33 +38,42 @@ FASTGAN_INLINE Inputs<Vec<acc_t<T>>> read(const Run<T, G>& run, const Strides& s
   return in;
 }
 
-template <bool kStream, typename Op, typename Act, typename T, typename G, typename Lanes>
+// How results are stored: as usual, past the caches, or past the caches but for a padded one, which goes to scratch.
+enum Stores { kUsual, kStreamed, kStreamedButPadded };
+
+template <Stores kStores, typename Op, typename Act, typename T, typename G, typename Lanes>
 FASTGAN_INLINE void write_to(const Op& op, const Vec<acc_t<T>>* coef, const Act& act, const Run<T, G>& run,
                              const Strides& s, int64_t pixel, int64_t i, Lanes lanes) {
   Outputs<Vec<acc_t<T>>> out;
   op.write(coef, act, read<Op>(run, s, pixel, i, lanes, true), out);
-  if constexpr (Op::kWritesPadded) put_vector<kStream>(run.padded + pixel * s.padded + i, out.padded, lanes);
+  constexpr bool kStream = kStores != kUsual;
+  if constexpr (Op::kWritesPadded)
+    put_vector<kStores == kStreamed>(run.padded + pixel * s.padded + i, out.padded, lanes);
   if constexpr (Op::kWritesPlain) put_vector<kStream>(run.plain + pixel * s.plain + i, out.plain, lanes);
   if constexpr (Op::kWritesPlain && !Op::kWritesPadded) {
     if (run.extra != nullptr) put_vector<kStream>(run.extra + pixel * s.extra + i, out.extra, lanes);
   }
 }
 
-// Calls body(std::true_type) where a run's results, from pixel 0's element `first` on, are written past the caches,
-// else body(std::false_type). `streams`: whether they are many enough.
+// Calls body with the way, as a type, to store a run's results from pixel 0's element `first` on. `streams`: whether
+// they are many enough to be written past the caches; `staged`: whether the padded one goes to scratch.
 template <typename Op, typename T, typename G, typename Body>
-FASTGAN_INLINE void with_stores(bool streams, const Run<T, G>& run, const Strides& s, int64_t first, const Body& body) {
+FASTGAN_INLINE void with_stores(bool streams, bool staged, const Run<T, G>& run, const Strides& s, int64_t first,
+                                const Body& body) {
   if constexpr (std::is_same_v<T, acc_t<T>>) {
     const auto aligned = [&](const T* to, int64_t stride) {
       if (to == nullptr) return true;
       const auto bits = reinterpret_cast<uintptr_t>(to + first) | static_cast<uintptr_t>(stride) * sizeof(T);
       return bits % FASTGAN_VECTOR_BYTES == 0;
     };
-    if (streams && aligned(run.padded, s.padded) && aligned(run.plain, s.plain) && aligned(run.extra, s.extra)) {
-      return body(std::true_type{});
+    if (streams && aligned(run.plain, s.plain) && aligned(run.extra, s.extra)) {
+      if (!staged && aligned(run.padded, s.padded)) return body(std::integral_constant<Stores, kStreamed>{});
+      if constexpr (Op::kWritesPadded && Op::kWritesPlain) {
+        if (staged) return body(std::integral_constant<Stores, kStreamedButPadded>{});
+      }
     }
   }
-  body(std::false_type{});
+  body(std::integral_constant<Stores, kUsual>{});
 }
 
 }  // namespace

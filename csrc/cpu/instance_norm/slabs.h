@@ -38,7 +38,7 @@ class Slabs {
         folds_to_dense_(folds_to_dense()),
         folds_once_(folds_ && !plan.channels_last && plan.slabs == 1),
         stages_(Op::kWritesPadded && stages_rows<T>(plan, tensors.padded)),
-        streams_(!(Op::kWritesPadded && plan.padded() && !plan.channels_last) &&
+        streams_((stages_ || !(Op::kWritesPadded && plan.padded() && !plan.channels_last)) &&
                  streams<T>(nullptr, plan.elements(), kL)),
         tile_(most(kBlockPixels, kTileBytes / (unit_ * static_cast<int64_t>(sizeof(T))))),
         sums_((plan.together ? 2 : plan.threads) * sums_per_group()),
@@ -355,9 +355,9 @@ class Slabs {
     const Run<T, G> run = run_;
     V coef[Op::kCoefs];
     load_coefs(arrays, coef);
-    with_stores<Op>(streams_, run, Strides{}, 0, [&](auto stream) FASTGAN_HERE {
+    with_stores<Op>(streams_, stages_, run, Strides{}, 0, [&](auto stores) FASTGAN_HERE {
       for_vectors_backwards<kL>(run.pixels, [&](int64_t i, auto lanes) FASTGAN_HERE {
-        write_to<stream.value>(op_, coef, act, run, Strides{}, 0, i, lanes);
+        write_to<stores.value>(op_, coef, act, run, Strides{}, 0, i, lanes);
       });
     });
   }
@@ -471,14 +471,14 @@ class Slabs {
     const Act act = act_;
     const Run<T, G> run = run_;
     const Strides strides = strides_;
-    with_stores<Op>(streams_, run, strides, 0, [&](auto stream) {
+    with_stores<Op>(streams_, false, run, strides, 0, [&](auto stores) {
       for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
         V coef[n][Op::kCoefs];
         for (int v = 0; v < n; ++v) load_coefs(arrays, c + v * kL, coef[v]);
         for (int64_t pixel = begin; pixel < end; ++pixel) {
           for (int v = 0; v < n; ++v) {
-            write_to<stream.value>(op_, coef[v], act, run, strides, pixel, c + v * kL, lanes);
+            write_to<stores.value>(op_, coef[v], act, run, strides, pixel, c + v * kL, lanes);
           }
         }
       });

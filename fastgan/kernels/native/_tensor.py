@@ -1,4 +1,4 @@
-"""The one place where tensors become addresses for ``fastgan._C``."""
+"""How tensors reach ``fastgan._C``: as addresses, or, through DLPack, as they are."""
 
 from __future__ import annotations
 
