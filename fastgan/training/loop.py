@@ -425,7 +425,7 @@ class _Received:
 @contextmanager
 def _signals() -> Iterator[_Received]:
     """Notes SIGINT, SIGTERM and SIGHUP instead of dying of them; a second SIGINT raises KeyboardInterrupt."""
-    received = _Received()
+    received, terminal = _Received(), console.is_terminal
     noted = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
         noted.append(signal.SIGHUP)
@@ -435,7 +435,7 @@ def _signals() -> Iterator[_Received]:
             raise KeyboardInterrupt
         received.number = number
         if number not in (signal.SIGINT, signal.SIGTERM):
-            console.quiet = True  # the terminal is gone, and writing to it an error
+            console.quiet = terminal  # which is gone, and writing to it an error
         console.print(f"{signal.Signals(number).name}: finishing the step and saving", soft_wrap=True)
 
     try:

@@ -117,17 +117,22 @@ def test_a_signal_finishes_the_step_and_saves(
     tmp_path: Path, whole: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(number)
-    try:
-        outcome = run(tmp_path / "b", interrupt_at=5, interrupt_by=number, progress=True)
-    finally:
-        silent, log.console.quiet = log.console.quiet, False
+    outcome = run(tmp_path / "b", interrupt_at=5, interrupt_by=number, progress=True)
     assert (outcome.step, outcome.signal) == (5, number)
     assert checkpoint.Checkpoints(tmp_path / "b" / "run" / "checkpoints").steps() == [4, 5]
     assert signal.getsignal(number) is before
-    assert silent == (number == signal.SIGHUP)  # writing to a terminal that is gone is an error
-    assert ("stopped after step 5" in capsys.readouterr().err) != silent
+    assert f"{number.name}: finishing the step and saving" in capsys.readouterr().err
     run(tmp_path / "b", continue_train=True)
     assert_same(whole, tmp_path / "b")
+
+
+def test_a_closed_terminal_is_written_to_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    monkeypatch.setattr(loop, "console", Console(file=os.fdopen(theirs, "w")))
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda process, number: (os.close(ours), kill(process, number)))
+    assert run(tmp_path, interrupt_at=5, interrupt_by=signal.SIGHUP, progress=True).signal == signal.SIGHUP
+    assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4, 5]
 
 
 def test_nohup_keeps_a_run_alive(tmp_path: Path) -> None:
