@@ -70,7 +70,8 @@ def main() -> int:
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background SIGINT is ignored, by the parts too
+        signal.signal(number, _interrupt)
     end = time.monotonic() + args.seconds
     summary: dict[str, object] = {"commit": args.commit or _commit(), "python": sys.version.split()[0]}
     with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,12 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gpu_run.py", *words])
-    return gpu_run.main()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return gpu_run.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_every_part_is_packed_and_a_failure_is_told(
@@ -160,6 +165,18 @@ def test_an_interrupted_run_leaves_what_it_had(
     assert summary["test"] == {"ended": "interrupted"}
     assert files["build.log"] == b"built\n"
     assert "sweep" not in summary
+
+
+def test_parts_of_a_run_in_the_background_can_be_interrupted(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        parts["build"] = "import signal; print(signal.getsignal(signal.SIGINT).__name__)"
+        assert run(monkeypatch, str(tmp_path), "--parts", "build") == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert packed(tmp_path / "results.tar.gz")["build.log"] == b"default_int_handler\n"
 
 
 def test_parts_end_within_the_whole_time(
