@@ -48,8 +48,7 @@ def generator(operator: str, value: object) -> None:
 
 def floating(operator: str, name: str, value: Tensor) -> None:
     """A dense tensor of a floating dtype."""
-    if type(value) is not Tensor or value.layout is not _strided or value.is_nested:
-        tensor(operator, name, value)
+    tensor(operator, name, value)
     if value.dtype not in FLOATING:
         expected = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
         raise TypeError(f"{operator}: {name} must have a floating dtype ({expected}), got {value.dtype}")

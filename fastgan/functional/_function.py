@@ -52,8 +52,8 @@ def keep(results: tuple[Any, ...], outputs: int, kept: list[Any] | bool) -> tupl
 
 def kept_of(ctx: Any, output: tuple[Any, ...], outputs: int, kept: list[Any] | bool) -> Sequence[Any]:
     """In ``setup_context``: what :func:`keep` was told to keep."""
-    if kept is not True:
-        return kept  # type: ignore[return-value]
+    if isinstance(kept, list):
+        return kept
     rest = output[outputs:]
     ctx.mark_non_differentiable(*[t for t in rest if t is not None])
     return rest

@@ -92,7 +92,9 @@ def parse(text: str) -> Program:
         elif located := re.match(r"\.loc (\d+) (\d+)", statement):
             source = f"({files.get(located[1])}:{located[2]})"
         elif statement and statement[0] != ".":
-            guard, op, operands = re.fullmatch(r"(?:@(!?%?\w+)\s+)?(\S+)\s*(.*)", statement, re.DOTALL).groups()  # type: ignore[union-attr]
+            parts = re.fullmatch(r"(?:@(!?%?\w+)\s+)?(\S+)\s*(.*)", statement, re.DOTALL)
+            assert parts is not None
+            guard, op, operands = parts.groups()
             closed = operands.count("{") - operands.count("}")  # strip() took the last one's brace
             listed = re.findall(r"\s*(\{[^}]*\}|\[[^\]]*\]|[^,\s]+)", operands + "}" * closed)
             code.append(Instruction(guard or "", tuple(op.split(".")), tuple(listed), source))

@@ -26,7 +26,7 @@ from tests.kernels.test_triton_instance_norm import Example, bf16, fp16
 
 
 @triton.jit
-def _copy(x, y, n, stride, MISTAKE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _copy(x, y, n, stride, MISTAKE: tl.constexpr):
     """y = x, of n elements, 128 to a program, x strided; then the sum of a program's, too."""
     i = tl.program_id(0) * 128 + tl.arange(0, 128)
     mask = i < (n + 1 if MISTAKE == "mask" else n)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def signed(a: int) -> int:
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
-def test_arithmetic(code: str, expected: object) -> None:
+def test_arithmetic(code: str, expected: Callable[[int, int], int | None] | None) -> None:
     a, b = (np.array(side, np.uint32) for side in zip(*[(a, b) for a in WORDS for b in WORDS], strict=True))
     a, b, out = (np.resize(side, 192) for side in (a, b, np.zeros(1, np.uint32)))
     other = OWN.replace("%a0", "%a1").replace("%d1", "%d2") + OWN.replace("%a0", "%a2").replace("%d1", "%d3")
@@ -112,7 +113,7 @@ def test_arithmetic(code: str, expected: object) -> None:
         assert torch.equal(halves.isnan(), found.isnan())
         return
     for x, y, got in zip(a.tolist(), b.tolist(), out.tolist(), strict=True):
-        right = expected(x, y)  # type: ignore[operator]
+        right = expected(x, y)
         assert right is None or got == right % 2**32, (hex(x), hex(y))
 
 
