@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -29,6 +32,18 @@ def test_a_backend_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     for row in doctor.examine().operators:
         assert row.serves == "reference"
         assert row.reasons["native"] == "undefined symbol: omp_in_parallel"
+
+
+def test_a_native_module_of_older_sources_is_named() -> None:
+    code = (
+        "import sys, types\n"
+        "sys.modules['fastgan._C'] = types.ModuleType('fastgan._C')\n"  # lacks what today's kernels call
+        "from fastgan import doctor\n"
+        "print({(row.serves, row.reasons['native']) for row in doctor._operators() if row.device == 'cpu'})\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    reason = "ImportError: fastgan._C was built from older sources: install the package again"
+    assert printed.strip() == str({("reference", reason)})
 
 
 def test_it_prints_commands_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
