@@ -191,9 +191,10 @@ def _inception(weights: Path, layer: str) -> nn.Module:
         raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
     try:
         extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-        network: nn.Module = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [layer], str(weights))
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that was built for another torch raises any
         raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
+    try:
+        network: nn.Module = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [layer], str(weights))
     except RuntimeError as error:
         raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
     return network.eval()

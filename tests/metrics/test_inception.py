@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 import types
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -92,6 +94,48 @@ def test_inception_is_torch_fidelitys_own(tmp_path, monkeypatch):
     assert value > 1
 
 
+@pytest.fixture
+def extractors(monkeypatch):
+    """torch-fidelity's own module of Inception. Its package imports torchvision, which Inception does not use and which
+    may be built for another torch than is here."""
+    if find_spec("torch_fidelity") is None:
+        pytest.skip("torch-fidelity is not installed")
+    for name in ("torchvision.datasets", "torchvision.transforms.functional", "torchvision.transforms", "torchvision"):
+        part = types.ModuleType(name)
+        part.__dict__.update(dict.fromkeys(("CIFAR10", "CIFAR100", "STL10"), object))
+        monkeypatch.setitem(sys.modules, name, part)
+    yield importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch_fidelity"]:
+        del sys.modules[name]  # what was made of the stand-ins
+
+
+def test_weights_are_read_from_their_place(extractors, tmp_path, monkeypatch):
+    """A file of random weights, as torch-fidelity's release has them, through the network itself."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / extractors.URL_INCEPTION_V3.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save({}, path)
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(extractors.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        inception = extractors.FeatureExtractorInceptionV3("random", ["logits_unbiased"], str(path))
+    for name, value in inception.state_dict().items():
+        if value.dim() == 4:
+            nn.init.kaiming_normal_(inception.get_parameter(name))  # else nothing of the image arrives
+    state = inception.state_dict()
+    torch.save(state, path)
+    images = torch.rand(3, 3, 20, 24) * 2 - 1
+    logits = nn.Module()
+    logits.forward = lambda x: inception(((x + 1) * 127.5).round().byte())[0]
+    expected, _ = inception_score([images], splits=1, features=logits)
+    assert expected > 1 + 1e-6
+    assert math.isclose(inception_score([images], splits=1)[0], expected, rel_tol=1e-6)
+    state.pop("fc.bias")
+    torch.save(state, path)
+    with pytest.raises(MetricUnavailableError, match=rf"{path.name}: holds other weights; expected http"):
+        frechet_inception_distance([images], [images])
+
+
 class _Logits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 50 * nn.functional.one_hot((x[:, 0, 0, 0] > 0).long(), 2).float()
@@ -108,7 +152,11 @@ def test_inception_score_of_two_sure_classes_is_two():
 
 
 def test_inception_score_is_that_of_torchmetrics():
-    metric = pytest.importorskip("torchmetrics.image.inception").InceptionScore(_Features(), splits=5)
+    try:
+        from torchmetrics.image.inception import InceptionScore
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchmetrics, or the torchvision that it imports, does not work here: {error}")
+    metric = InceptionScore(_Features(), splits=5)
     x = 9 * torch.rand(20, 3, 6, 6)
     metric.update(x)
     torch.manual_seed(0)
@@ -154,4 +202,11 @@ def test_missing_libraries_and_weights(tmp_path, monkeypatch):
     torch.save({"weight": torch.zeros(1)}, bad)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MetricUnavailableError, match="torch-fidelity cannot be imported"):
+        frechet_inception_distance([], [], weights=bad)
+
+    def unfit(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(module.importlib, "import_module", unfit)
+    with pytest.raises(MetricUnavailableError, match="torch-fidelity cannot be imported: operator torchvision::nms"):
         frechet_inception_distance([], [], weights=bad)
