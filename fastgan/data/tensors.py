@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,24 @@ class ImageTensor:
     def finish(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Some of ``pixels``, on any device, as values in [−1, 1]; ``generator``, as for :meth:`sample`, is of that
         device."""
-        x = pixels.float()
+        return self.apply(pixels, self.draw(len(pixels), generator))
+
+    def draw(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """What :meth:`finish` draws for n images, row by row, on the generator's device: nothing, mirrors, noise."""
+        drawn: dict[str, Tensor] = {}
         if generator is not None and self.flip:
-            mirrored = torch.randint(2, (len(x), 1, 1, 1), generator=generator, device=x.device)
-            x = torch.where(mirrored.bool(), x.flip(-1), x)
+            drawn["mirrored"] = torch.randint(2, (n, 1, 1, 1), generator=generator, device=generator.device)
         if generator is not None and self.dequantize:
-            return (x + torch.rand(x.shape, generator=generator, device=x.device)) * (2 / (self.top + 1)) - 1
+            drawn["noise"] = torch.rand((n, *self.sample_shape), generator=generator, device=generator.device)
+        return drawn
+
+    def apply(self, pixels: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Some of ``pixels`` as values in [−1, 1], with what was drawn for them."""
+        x = pixels.float()
+        if "mirrored" in drawn:
+            x = torch.where(drawn["mirrored"].bool(), x.flip(-1), x)
+        if "noise" in drawn:
+            return (x + drawn["noise"]) * (2 / (self.top + 1)) - 1
         return x * (2 / self.top) - 1
 
 

@@ -87,7 +87,9 @@ class Shuffled(Batches):
         self._position += self._joint
         if self._position + self._joint > len(self._pixels):
             self.epoch, self._position, self._order = self.epoch + 1, 0, None
-        return distributed.own_rows(self._images.finish(self._pixels[rows], self._random.generator))
+        drawn = self._images.draw(len(rows), self._random.generator)
+        own = {name: distributed.own_rows(value) for name, value in drawn.items()}
+        return self._images.apply(self._pixels[distributed.own_rows(rows)], own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self._position, "random": self._random.state_dict()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +369,49 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
 def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CycleGan(tiny(**settings), Pairs())
+
+
+class _Made:
+    """Items that a function makes of a pair in [−1, 1]."""
+
+    def __init__(self, make: Callable[[dict[str, Tensor]], Any]) -> None:
+        self.make, self.pairs = make, Pairs()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sample(self, index: int, generator: torch.Generator | None) -> Any:
+        return self.make(self.pairs.sample(index, generator))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda item: item | {"B": (127.5 * item["B"] + 127.5).byte()}, r"train: B .*, got torch.uint8 \[3, 16, 16\]"),
+        (lambda item: item | {"A": 127.5 * item["A"] + 127.5}, r"train: A .* in \[−1, 1\], got values from .* to 25\d"),
+        (lambda item: item | {"B": item["B"] / 0}, r"train: B .*, got values from (-inf|nan) to (inf|nan)"),
+        (lambda item: item | {"A": item["A"].double()}, r"train: A .* torch.float32 .*, got torch.float64"),
+        (
+            lambda item: item | {"A": item["A"][:1]},
+            r"train: A of an item must be .*\[3, H, W\] .*, got .*\[1, 16, 16\]",
+        ),
+        (lambda item: item | {"A": "a file"}, "train: A of an item must be .*, got list"),
+        (lambda item: {"A": item["A"]}, r"train: an item must be a dict of 'A' and 'B', got a dict of \['A'\]"),
+        (lambda item: tuple(item.values()), "train: an item must be a dict of 'A' and 'B', got list"),
+    ],
+)
+def test_images_that_are_not_in_range_are_refused(make: Callable[[dict[str, Tensor]], Any], message: str) -> None:
+    task = CycleGan(tiny(), _Made(make))
+    with pytest.raises((TypeError, ValueError), match=message):
+        task.step()
+
+
+def test_images_in_0_1_are_warned_of_once(recwarn: pytest.WarningsRecorder) -> None:
+    task = CycleGan(tiny(), _Made(lambda item: item | {"B": (item["B"] + 1) / 2}))
+    task.step()
+    task.step()
+    (found,) = [str(warning.message) for warning in recwarn if "train" in str(warning.message)]
+    assert re.match(r"train: B of an item .* in \[−1, 1\], got values from 0\..* to (1|0\.9\d*) .*give 2 x - 1", found)
 
 
 def test_grey_to_colour() -> None:

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan import cli
-from fastgan.data import DataError
+from fastgan.data import DataError, ImageTensor
 from fastgan.data.resident import ResidentImages
 from fastgan.models.gan import MinibatchDiscrimination
-from fastgan.training import checkpoint, gan, sampling
+from fastgan.training import checkpoint, distributed, gan, sampling
+from fastgan.training.batches import Shuffled
 from fastgan.training.checkpoint import CheckpointError
 from fastgan.training.gan import GanConfig, GanTask
 from fastgan.training.log import read_stats
@@ -202,6 +203,23 @@ def test_small_images_are_mirrored_and_get_noise(tmp_path):
     assert -1e-3 < noise.min() < 0.01
     assert 0.99 < noise.max() < 1.001
     torch.testing.assert_close(noise.mean(), torch.tensor(0.5), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "dequantize": True}])
+def test_a_process_makes_its_own_rows_of_the_joint_batch(options, monkeypatch):
+    """Of images in memory: the rows of the joint batch, of which it computes no others."""
+    images = ImageTensor(torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8), **options)
+    cpu, made = torch.device("cpu"), []
+    joint = Shuffled(images, 4, 0, cpu)
+    whole = [next(joint) for _ in range(4)]  # of two epochs
+    apply = images.apply
+    monkeypatch.setattr(images, "apply", lambda pixels, drawn: made.append(len(pixels)) or apply(pixels, drawn))
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        own = Shuffled(images, 2, 0, cpu)
+        assert all(torch.equal(next(own), batch.chunk(2)[rank]) for batch in whole)
+    assert set(made) == {2}
 
 
 def test_options_of_images(pictures):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +56,32 @@ def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | None, bool]:
     images = UnpairedImageFolder(config.dataroot, rule, phase="test", serial_batches=True, **_folders(config))
     names = [[folder.name(i) for i in range(len(folder))] for folder in (images.a, images.b)]
     return images, names[0] == names[1] and images.a.sizes == images.b.sizes
+
+
+def check_batch(batch: object, channels: Mapping[str, int], dtype: torch.dtype) -> None:
+    """Looks at a first batch of images from elsewhere, on the host; warns of images that seem to be in [0, 1].
+
+    Raises:
+        TypeError, ValueError: they are not what :class:`fastgan.training.cyclegan.CycleGan` says of ``train``.
+    """
+    if not isinstance(batch, Mapping) or not channels.keys() <= batch.keys():
+        got = f"a dict of {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(f"train: an item must be a dict of 'A' and 'B', got {got}")
+    for name, count in channels.items():
+        images = batch[name]
+        what = f"train: {name} of an item must be {dtype} [{count}, H, W] with values in [−1, 1]"
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{what}, got {type(images).__name__}")
+        if images.dtype != dtype or images.dim() != 4 or images.size(1) != count:
+            raise ValueError(f"{what}, got {images.dtype} {list(images.shape[1:])}")
+        least, most = (float(value) for value in images.aminmax())
+        if not (least >= -1.5 and most <= 1.5):  # bicubic interpolation overshoots
+            raise ValueError(f"{what}, got values from {least:.3g} to {most:.3g}")
+        if least >= 0:
+            warnings.warn(
+                f"{what}, got values from {least:.3g} to {most:.3g} in the first batch: if 0 is black, give 2 x - 1",
+                stacklevel=2,
+            )
 
 
 def one_by_one(source: Source) -> Iterator[tuple[Tensor, Tensor]]:

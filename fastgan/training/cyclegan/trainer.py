@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastgan.data import UnpairedImageFolder
 from fastgan.kernels.dispatch import use_backend
 from fastgan.training import distributed, random, schedule
 from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
-from fastgan.training.cyclegan.data import held_out, one_by_one, resident, training_images
+from fastgan.training.cyclegan.data import check_batch, held_out, one_by_one, resident, training_images
 from fastgan.training.cyclegan.losses import Computed, Losses, discriminator_loss, generators_loss, weighted
 from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
@@ -37,7 +38,8 @@ class CycleGan(Task):
 
     Args:
         config: see :class:`CycleGanConfig`.
-        train: a source of ``{"A": [C, H, W], "B": [C, H, W]}`` in [−1, 1].
+        train: a source of ``{"A": [C, H, W], "B": [C, H, W]}``, float32 in [−1, 1]; :meth:`step` looks at the first
+            batch, and refuses bytes and other ranges.
         test: a source of held-out pairs for sheets and, when ``paired``, for evaluation; or None.
         paired: whether item i of ``test`` is one thing in both domains.
 
@@ -79,6 +81,7 @@ class CycleGan(Task):
         self._alpha = random.Generator(config.seed + 2)
         self.ema = {name: Ema(self.networks[name], config.ema) for name in ("G_A", "G_B") if config.ema}
         self.train, self._resident = train, resident(config, train, self.device)
+        self._looked = isinstance(train, UnpairedImageFolder)  # whose images are what they should be
         self.loader = Prefetcher(
             Loader(
                 train if self._resident is None else self._resident,
@@ -226,6 +229,10 @@ class CycleGan(Task):
 
     def _place(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Both domains' images on the device."""
+        if not self._looked:
+            channels = {"A": self.config.input_nc, "B": self.config.output_nc}
+            check_batch(batch, channels, next(self.networks["G_A"].parameters()).dtype)
+            self._looked = True
         if self._resident is not None:
             batch = self._resident.finish(batch)
         return {name: self.precision.batch(batch[name]) for name in "AB"}
