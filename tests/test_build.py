@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,10 @@ def test_without_nvcc_auto_says_what_is_left_out_and_1_fails(tmp_path: Path) -> 
     assert auto.returncode == 0, auto.stderr
     assert "CUDA left out (FASTGAN_CUDA=auto and no nvcc was found" in summary(tmp_path)
     assert "_cuda" not in (tmp_path / "build.ninja").read_text()
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    (bindings,) = [shlex.split(c["command"]) for c in commands if c["file"].endswith("csrc/bindings.cpp")]
+    note = summary(tmp_path).split("CUDA ", 1)[1].strip()
+    assert f'-DFASTGAN_BUILD_CUDA="{note}"' in bindings  # whole: what fastgan doctor says
     shutil.rmtree(tmp_path / "CMakeFiles")
     (tmp_path / "CMakeCache.txt").unlink()
     required = configure(tmp_path, "1", hide_nvcc=True)
