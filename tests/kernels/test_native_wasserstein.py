@@ -335,6 +335,41 @@ def test_signs_of_long_rows_of_16_bits(dtype: torch.dtype, size: int) -> None:
         assert torch.equal(native.scale_signs(unit, torch.ones(3, dtype=torch.float64), n, dtype), right)
 
 
+@pytest.mark.parametrize("need", [0, 1, 2, 3])
+def test_long_rows_beside_one_that_fits_no_buckets(need: int) -> None:
+    """A row of one value is solved as shorter ones are, at its own place."""
+    n = (1 << 19) + 3
+    x, y = torch.randn(2, 3, n + 2)[..., 1 : n + 1].unbind()
+    x[1], y[1] = 1, -0.5
+    cost, scale, units = native.forward(x, y, None, None, 1.0, need)
+    for row in range(3):
+        alone = native.forward(x[row, None], y[row, None], None, None, 1.0, need)
+        for together, expected in zip((cost, scale, *units), (*alone[:2], *alone[2]), strict=True):
+            assert torch.equal(together[row], expected[0])
+    torch.testing.assert_close(cost, reference.wasserstein_1d(x.double(), y.double()), rtol=2e-6, atol=0)
+    torch.testing.assert_close(scale, torch.ones_like(scale))
+
+
+@pytest.mark.parametrize(
+    ("m", "weighted", "p"), [(0, False, 2.0), (0, False, math.inf), (-7, False, 1.0), (0, True, 1.0)]
+)
+def test_costs_of_long_rows_that_are_dealt_to_no_buckets(m: int, weighted: bool, p: float) -> None:
+    n = (1 << 19) + 7
+    x, y = torch.randn(1, n), torch.randn(1, n + m) + 0.1
+    weights = (torch.rand(1, n, dtype=torch.float64), None) if weighted else (None, None)
+    cost, _, _ = native.forward(x, y, *weights, p, 0)
+    expected = reference.wasserstein_1d(x.double(), y.double(), *weights, p=p, root=False)
+    torch.testing.assert_close(cost, expected, rtol=2e-6, atol=0)
+
+
+def test_second_derivative_of_a_long_row_is_zero() -> None:
+    n = (1 << 19) + 1
+    x, y, vx, vy = torch.randn(4, 1, n).unbind()
+    ones = torch.ones(1, dtype=torch.float64)
+    for cotangent in (vy, None):
+        assert not any(h.any() for h in native.second(vx, cotangent, ones, x, y, None, None, ones, 1.0))
+
+
 @pytest.mark.parametrize("n", [1 << 17, 1 << 19])
 def test_nan_in_a_long_row(n: int) -> None:
     x, y = torch.randn(2, n), torch.randn(2, n)
