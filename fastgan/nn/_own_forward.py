@@ -10,15 +10,27 @@ import contextlib
 import dis
 import inspect
 import operator
+import pickle
+import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 
 class _Proxy(fx.Proxy):
     """Records ``a += b`` as what it is; fx itself takes it for ``a = a + b``."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """Asked for by isinstance, of which a graph knows nothing."""
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if not asking.startswith("torch."):
+            raise fx.proxy.TraceError("it asks for the types of values")
+        return _Proxy
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -89,11 +101,11 @@ def trace_own_forward(module: nn.Module) -> fx.Graph | str:
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     forward = type(module).forward
-    if any(i.opname == "LOAD_GLOBAL" and i.argval in ("isinstance", "type") for i in dis.get_instructions(forward)):
+    if any(i.opname == "LOAD_GLOBAL" and i.argval == "type" for i in dis.get_instructions(forward)):
         return "its forward asks for the types of values"
     if optional := [p.name for p in inspect.signature(forward).parameters.values() if p.default is None]:
         return f"its forward may be called without {', '.join(optional)}"
-    before, training = _contents(vars(module)), module.training
+    before, training, random_states = _contents(vars(module)), module.training, _random_states()
     graphs = []
     try:
         module.training = not training
@@ -106,12 +118,29 @@ def trace_own_forward(module: nn.Module) -> fx.Graph | str:
     finally:
         module.training = training
         changed = _restore(vars(module), before)
+        draws = _random_states() != random_states
+        _set_random_states(random_states)
+    if draws:
+        return "its forward draws random numbers that a trace would keep"
     if changed:
         constants = all(name.startswith("_tensor_constant") for name in changed)
         return "its forward makes tensors of its own" if constants else f"its forward sets {', '.join(sorted(changed))}"
     if str(graphs[0]) != str(graphs[1]):
         return "its forward depends on the training flag, or on whether gradients or autocast are enabled"
     return graphs[1]
+
+
+_RandomStates = tuple[bytes, object, bytes]  # of PyTorch's CPU generator, of Python, of NumPy
+
+
+def _random_states() -> _RandomStates:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+
+
+def _set_random_states(states: _RandomStates) -> None:
+    torch.set_rng_state(torch.frombuffer(bytearray(states[0]), dtype=torch.uint8))
+    random.setstate(states[1])  # type: ignore[arg-type]
+    np.random.set_state(pickle.loads(states[2]))  # noqa: NPY002
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, list[Any] | None]]:

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from fastgan.kernels.library import allow_in_graph, apply
 from fastgan.nn._own_forward import trace_own_forward
-from fastgan.nn._pieces import called_in_pieces
+from fastgan.nn._pieces import called_in_pieces, methods_that_read
 from fastgan.nn._rewritten import NormLast, accept_following, last_module, rewritten
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
@@ -82,8 +82,9 @@ def fuse(model: nn.Module) -> FusionReport:
 
     What stays: parameters, ``state_dict`` keys in both directions, training and eval behaviour, outputs and gradients
     within rounding, hooks. Left alone, and reported: norms with running statistics, subclasses, modules with hooks,
-    modules registered or called more than once, an ``nn.Sequential`` whose modules its owner calls one by one, forwards
-    that ``torch.fx`` cannot trace or would trace to something else.
+    norms called and an ``nn.Sequential`` registered more than once, an ``nn.Sequential`` whose modules a method may
+    call one by one, forwards that ``torch.fx`` cannot trace or would trace to something else. A norm that is registered
+    more than once becomes a module in each place, with the same Parameters.
 
     A module whose forward had to be rewritten gets a subclass of its class: attributes that its old forward read as
     Python values are fixed.
@@ -97,12 +98,14 @@ def fuse(model: nn.Module) -> FusionReport:
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module, got {type(model).__name__}")
     report = FusionReport()
-    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    uses = Counter(child for module in model.modules() for child in module._modules.values())
     names = _replace_norms(model, report)
     in_pieces = {module for module in called_in_pieces(model) if _is_sequential(module)}
     taken: dict[_InstanceNormAct, list[str]] = {norm: ["norm"] for norm in names}
     reader = _Reader(uses, in_pieces, report)
     for name, module in reversed(list(model.named_modules())):
+        if uses[module] > 1 and any(child in names for child in module.modules()):
+            report.left.append((name, "what follows it: it is registered more than once"))
         if names:
             reader.take_over(name, module, taken)
     for module in list(model.modules()):
@@ -161,11 +164,11 @@ class _Reader:
     """Reads the calls of forwards, and lets norms take over what follows them.
 
     Args:
-        uses: in how many places each module (by id) is registered.
+        uses: in how many places each module is registered.
         in_pieces: every nn.Sequential whose modules are called one by one.
     """
 
-    def __init__(self, uses: Counter[int], in_pieces: set[nn.Module], report: FusionReport) -> None:
+    def __init__(self, uses: Counter[nn.Module | None], in_pieces: set[nn.Module], report: FusionReport) -> None:
         self.uses = uses
         self.in_pieces = in_pieces
         self.report = report
@@ -185,7 +188,7 @@ class _Reader:
         ):
             graph = self._graph(module, name)
             if graph is not None:
-                self._traced(module, graph, taken)
+                self._traced(name, module, graph, taken)
 
     def _sequential(self, sequential: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
         slots = list(sequential._modules)
@@ -200,15 +203,19 @@ class _Reader:
                 assert activation is not None
                 norm.activation, norm.negative_slope = activation
                 taken[norm].append(norm.activation)
-                _drop(holder, act)
+                self._skip_activation(holder, act)
                 following = following[1:] if holder is sequential else []
             if following and (width := _reflection(sequential._modules[following[0]], norm)):
                 norm.reflect_pad = width
                 taken[norm].append(f"reflect_pad({width})")
                 _drop(sequential, following[0])
 
-    def _traced(self, module: nn.Module, graph: fx.Graph, taken: dict[_InstanceNormAct, list[str]]) -> None:
+    def _traced(self, name: str, module: nn.Module, graph: fx.Graph, taken: dict[_InstanceNormAct, list[str]]) -> None:
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        for target, times in calls.items():
+            if times > 1 and self._tail(module.get_submodule(str(target))) in taken:
+                of_child = f"{name}.{target}" if name else str(target)
+                self.report.left.append((of_child, "what follows it: it is called more than once"))
         for node in list(graph.nodes):
             if node.op != "call_module" or calls[node.target] > 1 or len(node.args) != 1 or node.kwargs:
                 continue
@@ -217,7 +224,7 @@ class _Reader:
             if norm is None or norm not in taken or _is_complete(taken[norm]):
                 continue
             addition = _addition(node)
-            if addition is not None and _may_move(module, node, addition[1]):
+            if addition is not None and _may_move(module, node, addition[0]):
                 end, residual = addition
                 if residual is node.args[0] and called is not norm:
                     self.blocks[module] = (called, node)  # type: ignore[assignment]
@@ -254,7 +261,9 @@ class _Reader:
             body, call = self.blocks[block]
             first = next(iter(body._modules))
             width = _reflection(body._modules[first], norm)
-            if not width or self.uses[id(block)] > 1 or _hooked(block) or not _reads_input_alone(call):
+            if not width or self.uses[block] > 1 or _hooked(block) or not _reads_input_alone(call):
+                continue
+            if not _is_called_once(block, call):
                 continue
             if before in self.blocks:
                 _, end = self.blocks[before]
@@ -281,7 +290,7 @@ class _Reader:
 
     def _tail(self, module: nn.Module | None) -> _InstanceNormAct | None:
         """The fused norm that computes what ``module`` returns, if that is plain to see and nothing looks at it."""
-        while module is not None and not _hooked(module) and self.uses[id(module)] <= 1:
+        while module is not None and not _hooked(module) and self.uses[module] <= 1:
             if isinstance(module, _InstanceNormAct):
                 return module
             if not _is_sequential(module):
@@ -291,7 +300,7 @@ class _Reader:
 
     def _end(self, module: nn.Module) -> _InstanceNormAct | None:
         """:meth:`_tail`, also through residual blocks that end in their norm."""
-        if module in self.blocks and not _hooked(module) and self.uses[id(module)] <= 1:
+        if module in self.blocks and not _hooked(module) and self.uses[module] <= 1:
             body, call = self.blocks[module]
             return self._tail(body) if _is_result(call) else None
         return self._tail(module)
@@ -304,10 +313,12 @@ class _Reader:
         seen_again = False
         while True:
             module = holder._modules[slot]
-            if module is None or _hooked(module) or self.uses[id(module)] > 1:
+            if module is None or _hooked(module):
                 return None
             if _activation(module) is not None:
                 return None if seen_again and not module.inplace else (holder, slot)
+            if self.uses[module] > 1:
+                return None
             if _is_sequential(module):
                 if not module._modules or module in self.in_pieces:
                     return None
@@ -322,8 +333,21 @@ class _Reader:
             first = min(inputs[0].users, key=list(graph.nodes).index)
             if first.op != "call_module" or first.args != (inputs[0],) or "." in str(first.target):
                 return None
+            if _is_sequential(module.get_submodule(str(first.target))) and not _is_called_once(module, first):
+                return None
             seen_again = seen_again or len(inputs[0].users) > 1
             holder, slot = module, str(first.target)
+
+    def _skip_activation(self, holder: nn.Module, slot: str) -> None:
+        """Leaves out the first call of what :meth:`_head` found: in a traced forward this call alone."""
+        if _is_sequential(holder):
+            _drop(holder, slot)
+            return
+        graph = self.graphs[holder]
+        assert graph is not None
+        call = next(node for node in graph.nodes if node.op == "call_module" and node.target == slot)
+        _skip(graph, call, call.args[0])
+        self.rewritten.add(holder)
 
     def _graph(self, module: nn.Module, name: str | None) -> fx.Graph | None:
         """The calls of ``module``'s own forward; None, and a line in the report, if they cannot be known."""
@@ -380,7 +404,7 @@ def _is_padded(taken: list[str]) -> bool:
     return taken[-1].startswith("reflect_pad")
 
 
-def _skip(graph: fx.Graph, node: fx.Node, value: fx.Node) -> None:
+def _skip(graph: fx.Graph, node: fx.Node, value: Any) -> None:
     node.replace_all_uses_with(value)
     graph.erase_node(node)
 
@@ -401,6 +425,12 @@ def _reads_input_alone(call: fx.Node) -> bool:
     return isinstance(source, fx.Node) and source.op == "placeholder" and list(source.users) == [call]
 
 
+def _is_called_once(module: nn.Module, call: fx.Node) -> bool:
+    """Whether this call in ``module``'s forward is the only one of that child, and no other method reads it."""
+    calls = sum(node.op == call.op and node.target == call.target for node in call.graph.nodes)
+    return calls == 1 and (isinstance(module, fx.GraphModule) or methods_that_read(type(module), str(call.target)) <= 1)
+
+
 def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The addition that is ``node``'s only use, and the other summand."""
     user = _only_user(node)
@@ -416,10 +446,10 @@ def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (user, others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
 
 
-def _may_move(module: nn.Module, node: fx.Node, residual: fx.Node) -> bool:
-    """Whether ``node`` may be called after ``residual``: it comes later anyway, or nobody else sees its input."""
+def _may_move(module: nn.Module, node: fx.Node, end: fx.Node) -> bool:
+    """Whether ``node`` may be called in the place of ``end``: nothing comes between, or nobody else sees its input."""
     order = list(node.graph.nodes)
-    if order.index(residual) < order.index(node):
+    if all(between.op == "get_attr" for between in order[order.index(node) + 1 : order.index(end)]):
         return True
     source = node.args[0]
     return (

@@ -14,8 +14,10 @@ import fastgan.functional as F
 _ACTIVATIONS = ("none", "relu", "leaky_relu")
 
 
-def _broadcasts(residual: Tensor, input: Tensor) -> bool:
+def _broadcasts(residual: Any, input: Tensor) -> bool:
     """Whether ``input + residual`` has the shape and the dtype of ``input``; under autocast, a residual is cast."""
+    if not isinstance(residual, Tensor):  # a number
+        return False
     if residual.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
         return False
     sizes = input.shape[input.dim() - residual.dim() :]

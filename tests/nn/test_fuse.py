@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -240,6 +242,23 @@ def test_norm_is_not_moved_past_a_change_of_its_input() -> None:
     torch.testing.assert_close(model(x.clone()), Moves()(x))
 
 
+def test_norm_is_not_moved_past_a_change_of_what_the_residual_shares_with_it() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(x)
+            x.mul_(-2)
+            return h + x
+
+    model = Moves()
+    assert report_of(model) == {"norm": "norm"}
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(model(x.clone()), Moves()(x))
+
+
 def test_module_called_or_registered_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -251,10 +270,83 @@ def test_module_called_or_registered_twice() -> None:
 
     _, what = check(Twice, (2, 3, 5, 5))
     assert what == {"norm": "norm"}
+    assert fastgan.fuse(Twice()).left == [("norm", "what follows it: it is called more than once")]
 
     shared = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3, affine=True))
     _, what = check(lambda: nn.Sequential(shared, nn.ReLU(), shared), (2, 3, 5, 5))
     assert what == {"0.1": "norm"}
+    left = fastgan.fuse(nn.Sequential(shared, nn.ReLU(), shared)).left
+    assert left == [("0", "what follows it: it is registered more than once")]
+
+
+def test_norm_and_activation_that_are_attributes_besides() -> None:
+    class ConvNormAct(nn.Module):
+        """As in nnU-Net."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv3d(2, 2, 3, padding=1), nn.InstanceNorm3d(2, affine=True)
+            self.act = nn.LeakyReLU(inplace=True)
+            self.all_modules = nn.Sequential(self.conv, self.norm, self.act)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.all_modules(x)
+
+    fused, what = check(ConvNormAct, (1, 2, 4, 5, 4))
+    assert what == {"norm": "norm", "all_modules.1": "norm + leaky_relu"}
+    assert fused.norm.weight is fused.all_modules[1].weight  # type: ignore[index, union-attr]
+
+
+def test_activation_that_is_called_again() -> None:
+    class PreActivated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.conv = nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.act(self.conv(self.act(x)))
+
+        def decode(self, x: Tensor) -> Tensor:
+            return self.conv(self.act(x))
+
+    make = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3), PreActivated())
+    plain = make()
+    fused = copy.deepcopy(plain)
+    assert report_of(fused) == {"1": "norm + leaky_relu"}
+    assert_same_function(plain, fused, torch.randn(2, 3, 6, 5))
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused[2].decode(x * 1), plain[2].decode(x * 1))
+
+
+def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(3, 3, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(self.body(x))
+
+    _, what = check(lambda: nn.Sequential(nn.InstanceNorm2d(3), Again()), (2, 3, 6, 5))
+    assert what == {"0": "norm"}
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+        def branch(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    plain = nn.Sequential(nn.InstanceNorm2d(3), Residual())
+    fused = copy.deepcopy(plain)
+    assert report_of(fused) == {"0": "norm", "1.body.2": "norm + residual"}
+    assert_same_function(plain, fused, torch.randn(2, 3, 6, 5))
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused[1].branch(x), plain[1].branch(x))
 
 
 def test_broadcast_residual() -> None:
@@ -268,6 +360,18 @@ def test_broadcast_residual() -> None:
 
     _, what = check(Broadcast, (2, 3, 5, 5))
     assert what == {"norm": "norm + residual"}
+
+
+def test_a_number_added_to_a_norm() -> None:
+    class Shifts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(3)
+
+        def forward(self, x: Tensor, shift: float = 0.5) -> Tensor:
+            return torch.relu(self.norm(x) + shift)
+
+    check(Shifts, (2, 3, 5, 5))
 
 
 def test_running_statistics_are_left_alone() -> None:
@@ -431,6 +535,81 @@ class Named(Pieces):
         return [x]
 
 
+class Renamed(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        layers = self.model
+        return [x := layers[k](x) for k in range(len(layers))]
+
+
+class Iterator(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        layers = iter(list(self.model.children()))
+        return [x := layer(x) for layer in layers]
+
+
+class Zipped(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for k, (layer, _) in enumerate(zip(self.model, range(4), strict=True)):
+            x = layer(x)
+            found += [x * k]
+        return found
+
+
+class Elsewhere(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return outputs_of(self.model, x)
+
+
+def outputs_of(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
+    return [x := layer(x) for layer in layers]
+
+
+class ByName(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [x := getattr(self.model, name)(x) for name in ("0", "1")]
+
+
+class Looped(Pieces):
+    """Over stages, and over the modules of each."""
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for stage in self.children():
+            for layer in stage:
+                x = layer(x)
+                found.append(x)
+        return found
+
+
+class Unharmed(Pieces):
+    """What takes nothing apart."""
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        for layer in self.model:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.zeros_(layer.weight)
+        chosen = self.model if len(self.model) > 1 else self.whole
+        x = checkpoint(chosen, x, use_reentrant=False)
+        for stage in (self.whole, *self.model.modules()):
+            stage.train(self.training)
+        return [stage(x) for stage in [self.whole]]
+
+
+def test_children_called_by_attribute() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(OrderedDict(norm=nn.InstanceNorm2d(3), act=nn.LeakyReLU(0.2)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.net.norm(x)
+            return torch.cat([h, self.net.act(h)])
+
+    _, what = check(Named, (2, 3, 6, 5))
+    assert what == {"net.norm": "norm"}
+
+
 def test_sequential_that_another_module_takes_apart() -> None:
     class Taps(nn.Module):
         def __init__(self) -> None:
@@ -447,7 +626,7 @@ def test_sequential_that_another_module_takes_apart() -> None:
     torch.testing.assert_close(fused(x), plain(x))
 
 
-@pytest.mark.parametrize("make", [Enumerated, Indexed, Sliced, Named])
+@pytest.mark.parametrize("make", [Enumerated, Indexed, Sliced, Named, Renamed, Iterator, Zipped, Elsewhere, ByName])
 def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
     plain = make()
     fused = copy.deepcopy(plain)
@@ -457,6 +636,15 @@ def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
     x = torch.randn(2, 3, 6, 5)
     torch.testing.assert_close(fused.features(x), plain.features(x))  # type: ignore[operator]
     torch.testing.assert_close(fused(x), plain(x))
+
+
+@pytest.mark.parametrize(("make", "what"), [(Looped, "norm"), (Unharmed, "norm + leaky_relu")])
+def test_sequentials_in_loops(make: type[Pieces], what: str) -> None:
+    plain = make()
+    fused = copy.deepcopy(plain)
+    assert report_of(fused)["whole.0"] == what
+    x = torch.randn(2, 3, 6, 5)
+    torch.testing.assert_close(fused.features(x), plain.features(x))
 
 
 def test_residual_of_a_body_that_ends_in_an_nn_sequential_or_an_identity() -> None:
@@ -504,8 +692,34 @@ class Counting(Block):
 
 
 class Typed(Block):
+    def joined(self, x: Tensor | list[Tensor]) -> Tensor:
+        return torch.cat(x, 1) if isinstance(x, list) else x
+
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
-        return self.act(self.norm(torch.cat(x, 1) if isinstance(x, list) else x))
+        return self.act(self.norm(self.joined(x)))
+
+
+class IsTensor(Block):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        return self.act(self.norm(x if torch.is_tensor(x) else x[0]))
+
+
+class Chance(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if random.random() < 1 else x
+
+
+class TorchChance(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if torch.rand(()) < 1 else x
+
+
+class Seeded(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return self.act(self.norm(x)) + torch.randn_like(x)
 
 
 class Optional(Block):
@@ -528,13 +742,20 @@ class GradMode(Block):
         (Checkpointed, "in a checkpoint"),
         (Counting, "its forward sets calls"),
         (Typed, "asks for the types"),
+        (IsTensor, "asks for the types"),
+        (Chance, "draws random numbers"),
+        (TorchChance, "draws random numbers"),
+        (Seeded, "draws random numbers"),
         (Optional, "may be called without skip"),
         (GradMode, "whether gradients"),
     ],
 )
 def test_forwards_that_a_trace_would_change_are_left_alone(make: type[Block], reason: str) -> None:
     model = make()
+    before = torch.get_rng_state(), random.getstate()
     report = fastgan.fuse(model)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
     assert type(model) is make
     assert [fusion.what for fusion in report.fused] == ["norm"]
     assert reason in report.left[0][1]
