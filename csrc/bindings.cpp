@@ -1,6 +1,6 @@
-// fastgan._C: the C++ kernels, as functions of addresses and sizes, or of tensors (dlpack.h). Every entry releases the
-// GIL.
-// Callers (fastgan/kernels/native) have checked shapes, dtypes and layouts; NumPy users come through fastgan.numpy.
+// fastgan._C: the C++ kernels, as functions of tensors (dlpack.h), which check what they are given, or of addresses and
+// sizes, whose callers (fastgan/kernels/native) have. Every entry releases the GIL. NumPy users come through
+// fastgan.numpy.
 #include <pybind11/pybind11.h>
 
 #include "bindings/dlpack.h"
@@ -31,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   m.def("use_dlpack", &fastgan::dlpack::use);
+  m.def("alike", &fastgan::dlpack::alike);
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
   bind_gradient_penalty(m);
   bind_instance_norm(m);

@@ -22,7 +22,12 @@ struct Tensor {
   uint64_t byte_offset;
 
   void* address() const { return static_cast<char*>(data) + byte_offset; }
-  DType dtype() const;  // raises for other than the four
+  bool floating() const;  // of one of the four dtypes
+  DType dtype() const;    // raises for others
+  int64_t elements() const;
+  bool contiguous() const;
+  bool gapless() const;                       // contiguous, but for the order of its dimensions
+  bool lies_like(const Tensor& other) const;  // of its shape and strides
 };
 
 // Takes a framework's table, a capsule as of torch.Tensor.__dlpack_c_exchange_api__.
@@ -31,5 +36,33 @@ void use(const pybind11::capsule& table);
 // The tensor in memory that this process addresses, for as long as `object` lives; raises what the framework does for
 // one without memory.
 Tensor view(const pybind11::handle& object);
+
+// Whether a kernel takes both as they are: in memory of this process, of one of the four dtypes and one shape, not
+// empty, contiguous. Never raises.
+bool alike(const pybind11::handle& a, const pybind11::handle& b);
+
+// What kernels ask of a tensor; others are refused before a kernel follows their addresses. The address of None is
+// null.
+void refuse_unless(bool fits);
+void* like(const pybind11::handle& object, const Tensor& other);  // of other's shape, dtype and strides
+void* vector(const pybind11::handle& object, int64_t n, DType dtype);
+
+// [N, ...] without gaps, sample after sample: [samples, size] for kernels, and of dtype `numbers` what is one of each.
+struct Samples : Tensor {
+  explicit Samples(const pybind11::handle& object);
+  DType numbers;
+  int code;
+  int64_t samples, size;
+};
+
+// A number to be written, float or double.
+class Scalar {
+ public:
+  explicit Scalar(const pybind11::handle& object);
+  void operator=(double value) const;
+
+ private:
+  void *wide_ = nullptr, *narrow_ = nullptr;
+};
 
 }  // namespace fastgan::dlpack

@@ -3,34 +3,41 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/dlpack.h"
+
 namespace py = pybind11;
 
+using fastgan::dlpack::like;
+using fastgan::dlpack::Samples;
+using fastgan::dlpack::Scalar;
+using fastgan::dlpack::vector;
+
 void bind_gradient_penalty(py::module_& m) {
-  m.def(
-      "gradient_penalty_forward",
-      [](int dtype, uintptr_t grads, uintptr_t norms, double grad, uintptr_t out, double target, bool one_sided,
-         int64_t samples, int64_t size, int threads) {
-        return FASTGAN_CALL(gradient_penalty_forward, dtype, reinterpret_cast<const void*>(grads),
-                            reinterpret_cast<void*>(norms), grad, reinterpret_cast<void*>(out), target, one_sided,
-                            samples, size, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "gradient_penalty_backward",
-      [](int dtype, double grad, uintptr_t grads, uintptr_t norms, uintptr_t out, double target, bool one_sided,
-         int64_t samples, int64_t size, int threads) {
-        FASTGAN_CALL(gradient_penalty_backward, dtype, grad, reinterpret_cast<const void*>(grads),
-                     reinterpret_cast<const void*>(norms), reinterpret_cast<void*>(out), target, one_sided, samples,
-                     size, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "gradient_penalty_double_backward",
-      [](int dtype, double grad, uintptr_t u, uintptr_t grads, uintptr_t norms, uintptr_t out, double target,
-         bool one_sided, int64_t samples, int64_t size, int threads) {
-        return FASTGAN_CALL(gradient_penalty_double_backward, dtype, grad, reinterpret_cast<const void*>(u),
-                            reinterpret_cast<const void*>(grads), reinterpret_cast<const void*>(norms),
-                            reinterpret_cast<void*>(out), target, one_sided, samples, size, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
+  m.def("gradient_penalty_forward", [](const py::handle& grads, const py::handle& penalty, const py::handle& norms,
+                                       double grad, const py::handle& out, double target, bool one_sided, int threads) {
+    const Samples g(grads);
+    const Scalar result(penalty);
+    void *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
+    const py::gil_scoped_release release;
+    result = FASTGAN_CALL(gradient_penalty_forward, g.code, g.address(), n, grad, to, target, one_sided, g.samples,
+                          g.size, threads);
+  });
+  m.def("gradient_penalty_backward", [](double grad, const py::handle& grads, const py::handle& norms,
+                                        const py::handle& out, double target, bool one_sided, int threads) {
+    const Samples g(grads);
+    void *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
+    const py::gil_scoped_release release;
+    FASTGAN_CALL(gradient_penalty_backward, g.code, grad, g.address(), n, to, target, one_sided, g.samples, g.size,
+                 threads);
+  });
+  m.def("gradient_penalty_double_backward",
+        [](const py::handle& u, double grad, const py::handle& grads, const py::handle& norms,
+           const py::handle& grad_grad, const py::handle& out, double target, bool one_sided, int threads) {
+          const Samples g(grads);
+          const Scalar result(grad_grad);
+          void *const v = like(u, g), *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
+          const py::gil_scoped_release release;
+          result = FASTGAN_CALL(gradient_penalty_double_backward, g.code, grad, v, g.address(), n, to, target,
+                                one_sided, g.samples, g.size, threads);
+        });
 }

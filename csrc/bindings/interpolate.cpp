@@ -3,26 +3,35 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/dlpack.h"
+
 namespace py = pybind11;
 
+using fastgan::dlpack::like;
+using fastgan::dlpack::refuse_unless;
+using fastgan::dlpack::Samples;
+using fastgan::dlpack::vector;
+
 void bind_interpolate(py::module_& m) {
-  m.def(
-      "interpolate_forward",
-      [](int dtype, uintptr_t real, uintptr_t fake, uintptr_t alpha, bool draw, uint64_t seed, uintptr_t out,
-         int64_t samples, int64_t size, int threads) {
-        FASTGAN_CALL(interpolate_forward, dtype, reinterpret_cast<const void*>(real),
-                     reinterpret_cast<const void*>(fake), reinterpret_cast<void*>(alpha), draw, seed,
-                     reinterpret_cast<void*>(out), samples, size, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "interpolate_backward",
-      [](int dtype, uintptr_t grad, uintptr_t real, uintptr_t fake, uintptr_t alpha, uintptr_t grad_real,
-         uintptr_t grad_fake, uintptr_t grad_alpha, int64_t samples, int64_t size, int threads) {
-        FASTGAN_CALL(interpolate_backward, dtype, reinterpret_cast<const void*>(grad),
-                     reinterpret_cast<const void*>(real), reinterpret_cast<const void*>(fake),
-                     reinterpret_cast<const void*>(alpha), reinterpret_cast<void*>(grad_real),
-                     reinterpret_cast<void*>(grad_fake), reinterpret_cast<void*>(grad_alpha), samples, size, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
+  m.def("interpolate_forward", [](const py::handle& real, const py::handle& fake, const py::handle& alpha, bool draw,
+                                  uint64_t seed, const py::handle& out, int threads) {
+    const Samples r(real);
+    const void* f = like(fake, r);
+    void *const a = vector(alpha, r.samples, r.numbers), *const to = like(out, r);
+    refuse_unless(f != nullptr && a != nullptr && to != nullptr);
+    const py::gil_scoped_release release;
+    FASTGAN_CALL(interpolate_forward, r.code, r.address(), f, a, draw, seed, to, r.samples, r.size, threads);
+  });
+  m.def("interpolate_backward",
+        [](const py::handle& grad, const py::handle& real, const py::handle& fake, const py::handle& alpha,
+           const py::handle& grad_real, const py::handle& grad_fake, const py::handle& grad_alpha, int threads) {
+          const Samples g(grad);
+          const void *const r = like(real, g), *const f = like(fake, g), *const a = vector(alpha, g.samples, g.numbers);
+          void *const to_real = like(grad_real, g), *const to_fake = like(grad_fake, g);
+          void* const to_alpha = vector(grad_alpha, g.samples, g.numbers);
+          refuse_unless(a != nullptr && (to_alpha == nullptr || (r != nullptr && f != nullptr)));
+          const py::gil_scoped_release release;
+          FASTGAN_CALL(interpolate_backward, g.code, g.address(), r, f, a, to_real, to_fake, to_alpha, g.samples,
+                       g.size, threads);
+        });
 }

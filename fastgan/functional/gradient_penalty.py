@@ -72,11 +72,10 @@ def _norm_penalty(grads: Tensor, target: float, one_sided: bool, expected: float
     backend = dispatch.in_graph(dispatch.select(_NAME, grads), grads.numel())
     if backend == "reference":
         return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
-    dense = layout.dense(grads, layout.is_channels_last(grads))
-    early = None
-    if backend == "native" and torch.is_grad_enabled() and dense.requires_grad and is_eager((dense,)):
-        early = expected if grads.dtype == torch.float64 else ctypes.c_float(expected).value  # as it will come in
-    penalty: Tensor = apply(_Forward, dense, float(target), bool(one_sided), early, backend)[0]
+    dense = grads if grads.is_contiguous() else layout.dense(grads, layout.is_channels_last(grads))
+    if grads.dtype != torch.float64:
+        expected = ctypes.c_float(expected).value  # as it will come in
+    penalty: Tensor = apply(_Forward, dense, float(target), bool(one_sided), expected, backend)[0]
     return penalty
 
 
@@ -247,7 +246,7 @@ def _penalty_at(
 
 
 class _Forward(Fused):
-    """early: an incoming gradient for which the backward pass is computed in the forward pass, or None.
+    """expected: an incoming gradient for which the C++ kernels compute the backward pass in the forward pass.
 
     It costs one more write there, while the samples are in cache, and saves a pass. The first backward pass takes it
     if that is what comes in; for any other incoming gradient, and for ``create_graph``, it is computed as usual.
@@ -257,23 +256,22 @@ class _Forward(Fused):
 
     @staticmethod
     def forward(
-        grads: Tensor, target: float, one_sided: bool, early: float | None, backend: str, kept: list[Tensor] | bool
+        grads: Tensor, target: float, one_sided: bool, expected: float, backend: str, kept: list[Tensor] | bool
     ) -> tuple[Tensor, ...]:
-        if early is None:
-            results = _forward(grads, target, one_sided, backend)
-        else:
+        if type(kept) is list and backend == "native" and is_eager((grads,)):
             kernel = dispatch.kernels(backend, "gradient_penalty").forward_with_gradient
-            results = kernel(grads, target, one_sided, early)
+            results = kernel(grads, target, one_sided, expected)
+        else:
+            results = _forward(grads, target, one_sided, backend)
         return keep(results, 1, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        grads, target, one_sided, early, backend, kept = inputs
-        norms, *gradient = kept_of(ctx, output, 1, kept)
+        grads, target, one_sided, ctx.expected, backend, kept = inputs
+        norms, *ctx.early = kept_of(ctx, output, 1, kept)
         ctx.setting = target, one_sided, backend
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grads, norms)
-        ctx.early = (early, gradient[0]) if gradient else None
         if may_need_tangents():
             ctx.save_for_forward(grads, norms)
 
@@ -281,11 +279,9 @@ class _Forward(Fused):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6
-        early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of it
-        if early is not None and may_be_read(grad):
-            expected, gradient = early
-            if float(grad) == expected:
-                return gradient, *(None,) * 5
+        early, ctx.early = ctx.early, []  # given away: no other pass may see what becomes of it
+        if early and may_be_read(grad) and grad.item() == ctx.expected:
+            return early[0], *(None,) * 5
         return apply(_Backward, grad, *ctx.saved_tensors, *ctx.setting), *(None,) * 5
 
     @staticmethod

@@ -60,21 +60,29 @@ def interpolate_checked(
     operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """:func:`interpolate`, whose errors begin with ``operator``."""
-    real, fake, alpha = _check_arguments(operator, real, fake, alpha, generator)
+    as_they_are = _check.alike(real, fake)
+    if not as_they_are:
+        _check_images(operator, real, fake)
+    if real.dim() == 0:
+        raise ValueError(f"{operator}: real must be [N, ...], got a scalar")
+    alpha = _check_alpha(operator, real, alpha, generator)
     backend = dispatch.in_graph(dispatch.select(_NAME, real), real.numel())
+    if real.dtype != fake.dtype:
+        dtype = torch.promote_types(real.dtype, fake.dtype)
+        real, fake = real.to(dtype), fake.to(dtype)
     if backend == "reference" or real.numel() == 0:
         if alpha is None:
             alpha = draw_alpha(_draw_seed(real, generator), real.size(0))
         return reference.interpolate(real, fake, alpha)
-    channels_last = layout.is_channels_last(real)
-    points: Tensor = apply(
-        _Forward,
-        layout.dense(real, channels_last),
-        layout.dense(fake, channels_last),
-        None if alpha is None else alpha.to(statistics_dtype(real.dtype)).contiguous(),
-        _draw_seed(real, generator) if alpha is None else None,
-        backend,
-    )[0]
+    if not as_they_are:
+        channels_last = layout.is_channels_last(real)
+        real, fake = layout.dense(real, channels_last), layout.dense(fake, channels_last)
+    seed = None
+    if alpha is None:
+        seed = _draw_seed(real, generator)
+    else:
+        alpha = alpha.to(statistics_dtype(real.dtype)).contiguous()
+    points: Tensor = apply(_Forward, real, fake, alpha, seed, backend)[0]
     return points
 
 
@@ -82,29 +90,27 @@ def _draw_seed(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=x.device, generator=generator)
 
 
-def _check_arguments(
-    operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _check_images(operator: str, real: Tensor, fake: Tensor) -> None:
     for name, value in (("real", real), ("fake", fake)):
         _check.floating(operator, name, value)
-    if real.dim() == 0:
-        raise ValueError(f"{operator}: real must be [N, ...], got a scalar")
     _check.same_device(operator, "fake", fake, "real", real)
     _check.shape(operator, "fake", fake, real.shape, "real's shape")
-    if alpha is not None:
-        _check.floating(operator, "alpha", alpha)
-        _check.same_device(operator, "alpha", alpha, "real", real)
-        if alpha.dim() == real.dim() and alpha.dim() > 1:  # as one writes it to broadcast
-            _check.shape(operator, "alpha", alpha, [real.size(0), *[1] * (real.dim() - 1)], "one per sample")
-            alpha = alpha.flatten()
-        _check.shape(operator, "alpha", alpha, [real.size(0)], "one per sample")
-        if generator is not None:
-            raise ValueError(f"{operator}: got both alpha and generator; a given alpha needs no random numbers")
+
+
+def _check_alpha(operator: str, real: Tensor, alpha: Tensor | None, generator: torch.Generator | None) -> Tensor | None:
+    """``alpha`` as [N], if it is given."""
     _check.generator(operator, generator)
-    if real.dtype == fake.dtype:
-        return real, fake, alpha
-    dtype = torch.promote_types(real.dtype, fake.dtype)
-    return real.to(dtype), fake.to(dtype), alpha
+    if alpha is None:
+        return None
+    _check.floating(operator, "alpha", alpha)
+    _check.same_device(operator, "alpha", alpha, "real", real)
+    if alpha.dim() == real.dim() and alpha.dim() > 1:  # as one writes it to broadcast
+        _check.shape(operator, "alpha", alpha, [real.size(0), *[1] * (real.dim() - 1)], "one per sample")
+        alpha = alpha.flatten()
+    _check.shape(operator, "alpha", alpha, real.shape[:1], "one per sample")
+    if generator is not None:
+        raise ValueError(f"{operator}: got both alpha and generator; a given alpha needs no random numbers")
+    return alpha
 
 
 class _Forward(Fused):

@@ -63,34 +63,31 @@ def weighted_l1(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
 @allow_in_graph
 def _weighted(operator: str, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
     """:func:`weighted_l1`, whose errors begin with ``operator`` and call the tensors by its arguments' names."""
-    _check_arguments(operator, pairs)
-    sides = [t for a, b, _ in pairs for t in (a, b)]
-    dtypes = [t.dtype for t in sides]
+    as_they_are = _check_arguments(operator, pairs)
+    tensors = [t for a, b, _ in pairs for t in (a, b)]
+    dtypes = [t.dtype for t in tensors]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     widest = dtypes.index(dtype) if dtype in dtypes else 0
-    backend = dispatch.in_graph(dispatch.select(_NAME, sides[widest]), sum([a.numel() for a, _, _ in pairs]))
+    numels = [a.numel() for a in tensors[::2]]
+    backend = dispatch.in_graph(dispatch.select(_NAME, tensors[widest]), sum(numels))
     if backend == "reference":
         return reference.weighted_l1(pairs)
-    if any(isinstance(weight, torch.SymFloat) for _, _, weight in pairs):
-        # The kernels take numbers: a weight that changes from call to call stays outside, lest each value compile anew.
-        units = [weight * _weighted(operator, [(a, b, 1.0)]) for a, b, weight in pairs]
-        return torch.stack(units).sum()
+    if not as_they_are:
+        if any(isinstance(weight, torch.SymFloat) for _, _, weight in pairs):
+            # The kernels take numbers: one that changes from call to call stays outside, lest each value compile anew.
+            units = [weight * _weighted(operator, [(a, b, 1.0)]) for a, b, weight in pairs]
+            return torch.stack(units).sum()
+        tensors = [t for a, b, _ in pairs for t in _aligned(a, b)]
     recording, transformed = torch.is_grad_enabled(), torch._C._are_functorch_transforms_active()
-    tensors: list[Tensor] = []
-    numels, weights, sign_bytes = [], [], []
-    for a, b, weight in pairs:
-        n = a.numel()
-        tensors += _aligned(a, b)
-        numels.append(n)
+    weights, sign_bytes = [], []
+    for n, (a, b, weight) in zip(numels, pairs, strict=True):
         weights.append(float(weight))
         # Packed signs of whole chunks, two bits each, where there will be a backward pass. A transform's inner levels
         # do not show what its outer ones want.
         wanted = recording and (transformed or a.requires_grad or b.requires_grad)
         sign_bytes.append(-(-n // SIGN_CHUNK) * (SIGN_CHUNK // 4) if wanted else 0)
-    # Where the C++ kernels run as they are called, the gradients cost one more write here and no pass of their own.
-    now = recording and backend == "native" and is_eager(tensors)
-    early = [now and t.requires_grad for t in tensors]
-    value: Tensor = apply(_Forward, (numels, weights, sign_bytes, dtype, backend), early, *tensors)[0]
+    setting = (numels, weights, sign_bytes, dtype, backend)
+    value: Tensor = apply(_Forward, setting, *tensors)[0]
     return value
 
 
@@ -122,23 +119,28 @@ def _names(operator: str, k: int) -> tuple[str, str, str]:
     return f"pairs[{k}] a", f"pairs[{k}] b", f"pairs[{k}] weight"
 
 
-def _check_arguments(operator: str, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+def _check_arguments(operator: str, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> bool:
+    """Whether kernels take all tensors as they are; raises for what is no argument."""
     if len(pairs) == 0:
         raise ValueError(f"{operator}: pairs must have at least one (a, b, weight), got none")
+    as_they_are = True
     for k, pair in enumerate(pairs):
         if len(pair) != 3:
             raise ValueError(f"{operator}: pairs[{k}] must be (a, b, weight), got {len(pair)} items")
         a, b, weight = pair
         name_a, name_b, name_weight = _names(operator, k)
-        for name, value in ((name_a, a), (name_b, b)):
-            _check.floating(operator, name, value)
-            _check.same_device(operator, name, value, _names(operator, 0)[0], pairs[0][0])
-        if a.shape != b.shape:
-            got = f"{list(a.shape)} and {list(b.shape)}"
-            raise ValueError(f"{operator}: {name_a} and {name_b.split()[-1]} must have one shape, got {got}")
-        if a.numel() == 0:
-            raise ValueError(f"{operator}: {name_a} is empty (shape {list(a.shape)}): its mean is not defined")
+        as_they_are = as_they_are and _check.alike(a, b)
+        if not as_they_are:
+            for name, value in ((name_a, a), (name_b, b)):
+                _check.floating(operator, name, value)
+                _check.same_device(operator, name, value, _names(operator, 0)[0], pairs[0][0])
+            if a.shape != b.shape:
+                got = f"{list(a.shape)} and {list(b.shape)}"
+                raise ValueError(f"{operator}: {name_a} and {name_b.split()[-1]} must have one shape, got {got}")
+            if a.numel() == 0:
+                raise ValueError(f"{operator}: {name_a} is empty (shape {list(a.shape)}): its mean is not defined")
         _check.number(operator, name_weight, weight)
+    return as_they_are
 
 
 def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,55 +160,56 @@ def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 # Of each pair: its elements, weight and bytes of signs (0 where they are not wanted); the result's dtype; the backend.
 _Setting = tuple[list[int], list[float], list[int], torch.dtype, str]
+_Layout = tuple[
+    Sequence[int], bool, torch.dtype, torch.dtype
+]  # a pair's shape, channels last or not, dtypes of a and b
 
 
 class _Forward(Fused):
-    """tensors: a and b of each pair in turn. early: for which of them the gradient is computed in the forward pass.
+    """tensors: a and b of each pair in turn.
 
-    Early gradients are those for an incoming gradient of 1, which the terms of a loss usually get. The first backward
+    Where the C++ kernels run as they are called, the gradients cost one more write in the forward pass and no pass of
+    their own. They are those for an incoming gradient of 1, which the terms of a loss usually get. The first backward
     pass takes them; for any other incoming gradient, and for ``create_graph``, the signs serve.
     """
 
     operator, keeps = _NAME, True
 
     @staticmethod
-    def forward(setting: _Setting, early: list[bool], *tensors_and_kept: Any) -> tuple[Tensor, ...]:
+    def forward(setting: _Setting, *tensors_and_kept: Any) -> tuple[Tensor, ...]:
         *tensors, kept = tensors_and_kept
         _, weights, sign_bytes, dtype, backend = setting
-        if any(early):
-            kernel = dispatch.kernels(backend, "l1").forward_with_gradients
-            results = kernel(tensors, weights, sign_bytes, dtype, early)
+        if type(kept) is list and backend == "native" and is_eager(tensors):
+            results = dispatch.kernels(backend, "l1").forward_with_gradients(tensors, weights, sign_bytes, dtype)
         else:
             results = _forward(tensors, weights, sign_bytes, dtype, backend)
         return keep(results, 1, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.setting, early, *tensors, kept = inputs
-        signs, *gradients = kept_of(ctx, output, 1, kept)
-        ctx.layouts = []
-        for a, b in zip(tensors[::2], tensors[1::2], strict=True):
-            shape, channels_last = a.shape, layout.is_channels_last(a)  # and b's
-            ctx.layouts += [(shape, channels_last, a.dtype), (shape, channels_last, b.dtype)]
+        ctx.setting, *tensors, kept = inputs
+        signs, *ctx.early = kept_of(ctx, output, 1, kept)
+        ctx.layouts = [
+            (a.shape, layout.is_channels_last(a), a.dtype, b.dtype)
+            for a, b in zip(tensors[::2], tensors[1::2], strict=True)
+        ]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(signs)
-        waiting = iter(gradients)
-        ctx.early = [next(waiting) if is_early else None for is_early in early] if gradients else None
         if may_need_tangents():
             ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        _, *need, _ = ctx.needs_input_grad
         if grad is None:
-            return (None,) * (3 + len(ctx.layouts))
-        need = ctx.needs_input_grad[2:-1]
-        early, ctx.early = ctx.early, None  # given away: no other pass may see what becomes of them
-        if early is not None and may_be_read(grad) and float(grad) == 1.0:
-            return None, None, *[gradient if n else None for gradient, n in zip(early, need, strict=True)], None
-        return None, None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting), None
+            return (None,) * (2 + len(need))
+        early, ctx.early = ctx.early, []  # given away: no other pass may see what becomes of them
+        if early and may_be_read(grad) and grad.item() == 1.0:
+            return None, *early, None
+        return None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting), None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, __: None, *tangents_and_kept: Tensor | None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, _: None, *tangents_and_kept: Tensor | None) -> tuple[Tensor, None]:
         tangents = tangents_and_kept[:-1]
         _, weights, _, dtype, _ = ctx.setting
         tensors = ctx.saved_tensors
@@ -222,26 +225,21 @@ class _Backward(Fused):
     def forward(
         grad: Tensor,
         signs: Tensor,
-        layouts: list[tuple[Sequence[int], bool, torch.dtype]],
+        layouts: list[_Layout],
         need: tuple[bool, ...],
         setting: _Setting,
     ) -> tuple[Tensor | None, ...]:
         numels, weights, sign_bytes, _, backend = setting
         codes = []
-        for k, (n, (_, _, dtype)) in enumerate(zip(need, layouts, strict=True)):
+        for k, n in enumerate(need):
             if n and not sign_bytes[k // 2]:
                 raise RuntimeError(f"{_NAME}: a gradient is asked for that the forward pass was not told of")
-            codes.append(_check.FLOATING.index(dtype) if n else -1)
+            codes.append(_check.FLOATING.index(layouts[k // 2][2 + k % 2]) if n else -1)
         batch = is_batch(grad)  # an operator that returns a list is not called for each of them by the dispatcher
         one = torch.ones((), dtype=grad.dtype, device=signs.device) if batch else grad
         grads = _backward(one, signs, numels, weights, sign_bytes, codes, backend)
         flat = iter([unit * grad for unit in grads] if batch else grads)
-        return tuple(
-            [
-                layout.unflatten(next(flat), shape, channels_last) if n else None
-                for n, (shape, channels_last, _) in zip(need, layouts, strict=True)
-            ]
-        )
+        return tuple([layout.unflatten(next(flat), *layouts[k // 2][:2]) if n else None for k, n in enumerate(need)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -263,15 +261,12 @@ class _DoubleBackward(Fused):
     @staticmethod
     def forward(
         signs: Tensor,
-        layouts: list[tuple[Sequence[int], bool, torch.dtype]],
+        layouts: list[_Layout],
         setting: _Setting,
         *directions: Tensor | None,
     ) -> Tensor:
         numels, weights, sign_bytes, dtype, backend = setting
-        dense = [
-            None if u is None else layout.dense(u, channels_last)
-            for u, (_, channels_last, _) in zip(directions, layouts, strict=True)
-        ]
+        dense = [None if u is None else layout.dense(u, layouts[k // 2][1]) for k, u in enumerate(directions)]
         grad: Tensor = _directional(dense, signs, numels, weights, sign_bytes, dtype, backend)
         return grad
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fastgan.kernels.native._tensor import _C  # which hands torch's table over
 
+F32 = torch.float32
+
 
 class DLTensor(ctypes.Structure):
     _fields_ = (
@@ -112,7 +114,14 @@ def test_a_table_of_another_version_is_refused_and_the_one_before_kept() -> None
 
 
 def test_without_a_table_nothing_is_read() -> None:
-    code = "import torch\nfrom fastgan import _C\n_C.instance_norm_reads(torch.ones(1, 1, 2), False)"
+    code = (
+        "import torch, importlib.util as i\n"  # importing the package would hand it over
+        f"spec = i.spec_from_file_location('fastgan._C', {_C.__file__!r})\n"
+        "_C = i.module_from_spec(spec)\n"
+        "spec.loader.exec_module(_C)\n"
+        "assert not _C.alike(torch.ones(2), torch.ones(2))\n"
+        "_C.instance_norm_reads(torch.ones(1, 1, 2), False)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("RuntimeError: no DLPack exchange table was handed over")
@@ -168,3 +177,118 @@ def test_shapes_that_do_not_fit_are_refused(case: str) -> None:
 def test_sums_over_samples_that_do_not_fit_are_refused(mean: Tensor, total: Tensor) -> None:
     with pytest.raises(ValueError, match=r"dense means \[N, C\] add up to \[C\]"):
         _C.instance_norm_over_samples(mean, 4.0, total)
+
+
+X = torch.ones(2, 3, 4)
+ALIKE = {
+    "equal in shape and dtype": (X, torch.zeros(2, 3, 4)),
+    "views that begin elsewhere": (torch.ones(3, 3, 4)[1:], X),
+    "strides of dimensions of one element": (torch.ones(4, 1, 3).transpose(0, 1), torch.ones(1, 4, 3)),
+    "a scalar": (torch.ones(()), torch.ones(())),
+    "bfloat16": (X.bfloat16(), X.bfloat16()),
+    "parameters": (torch.nn.Parameter(X), X),
+}
+UNLIKE = {
+    "other shape": (X, X[:1]),
+    "other dimensions": (X, X[None]),
+    "other dtype": (X, X.double()),
+    "other 16 bits": (X.half(), X.bfloat16()),
+    "integers": (X.int(), X.int()),
+    "strided": (X.mT, X.mT),
+    "expanded": (X[:, :1].expand(2, 3, 4), X),
+    "channels last": (X, torch.ones(2, 4, 3).mT),
+    "empty": (X[:0], X[:0]),
+    "meta": (X.to("meta"), X.to("meta")),
+    "sparse": (X.to_sparse(), X.to_sparse()),
+    "zeros without memory": (torch._efficientzerotensor((2, 3, 4)), X),
+    "no tensors": (X, 3.0),
+}
+
+
+def test_what_needs_no_further_check() -> None:
+    for name, (a, b) in ALIKE.items():
+        assert _C.alike(a, b) is _C.alike(b, a) is True, name
+    for name, (a, b) in UNLIKE.items():
+        assert _C.alike(a, b) is _C.alike(b, a) is False, name
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        fake = torch.ones(2, 3, 4)
+    assert not _C.alike(fake, fake)
+    seen: list[bool] = []
+    torch.func.vmap(lambda x: (seen.append(_C.alike(x, x)), x)[1])(X)
+    assert seen == [False]
+
+
+ONE, NORMS, SIGNS, TURNED = torch.ones(()), torch.ones(2), torch.zeros(1024, dtype=torch.uint8), torch.ones(2, 4, 3).mT
+PENALTY = (1.0, False)  # target, one_sided
+NEED = (True, True, True)
+REFUSED_BY_LOSSES = {
+    "gradient_norm_penalty_forward": {
+        "gaps": (X[..., :2], *PENALTY),
+        "samples apart": (torch.ones(4, 2, 3).transpose(0, 1), *PENALTY),
+        "no samples": (X[:0], *PENALTY),
+    },
+    "gradient_norm_penalty_backward": {
+        "other norms": (ONE, X, NORMS[:1], *PENALTY),
+        "norms of another dtype": (ONE, X, NORMS.double(), *PENALTY),
+        "strided norms": (ONE, X, torch.ones(4)[::2], *PENALTY),
+    },
+    "gradient_norm_penalty_double_backward": {
+        "other cotangent": (X[:, 1:], ONE, X, NORMS, *PENALTY),
+        "another layout": (TURNED, ONE, X, NORMS, *PENALTY),
+        "a number in 16 bits": (X, ONE.half(), X, NORMS, *PENALTY),
+    },
+    "interpolate_forward": {
+        "other shape": (X, X[:, 1:], NORMS, None),
+        "other dtype": (X, X.double(), NORMS, None),
+        "another layout": (X, TURNED, NORMS, None),
+        "strided alpha": (X, X, X[:, 0, 0], None),
+        "neither alpha nor seed": (X, X, None, None),
+    },
+    "interpolate_backward": {
+        "alpha of another dtype": (X, X, X, NORMS.half(), *NEED),
+        "no images": (X, None, X, NORMS, *NEED),
+        "other images": (X, X[:1], X, NORMS, *NEED),
+    },
+    "weighted_l1_forward": {
+        "other shape": ([X, X[:1]], [1.0], [0], F32),
+        "another layout": ([X, TURNED], [1.0], [0], F32),
+        "gaps": ([X[..., :2], X[..., :2]], [1.0], [0], F32),
+        "dtypes that no kernel takes together": ([X, X.double()], [1.0], [0], F32),
+        "two dtypes of 16 bits": ([X.half(), X.bfloat16()], [1.0], [0], F32),
+        "empty": ([X[:0], X[:0]], [1.0], [0], F32),
+        "no weight": ([X, X], [], [], F32),
+        "a value in 16 bits": ([X, X], [1.0], [0], torch.half),
+        "few signs": ([X, X], [1.0], [512], F32),
+    },
+    "weighted_l1_backward": {
+        "signs of one pair": (ONE, SIGNS, [24, 24], [1.0, 1.0], [1024, 1024], [0, -1, 0, -1]),
+        "no signs": (ONE, SIGNS[:0], [24], [1.0], [0], [0, -1]),
+        "signs that are no bytes": (ONE, SIGNS.int(), [24], [1.0], [1024], [0, -1]),
+        "strided signs": (ONE, SIGNS.repeat(2)[::2], [24], [1.0], [1024], [0, -1]),
+    },
+    "weighted_l1_directional": {
+        "other direction": ([X[:1], None], SIGNS, [24], [1.0], [1024], F32),
+        "gaps": ([torch.ones(48)[::2], None], SIGNS, [24], [1.0], [1024], F32),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("operator", "case"), [(name, case) for name, cases in REFUSED_BY_LOSSES.items() for case in cases]
+)
+def test_what_does_not_fit_is_refused_by_losses(operator: str, case: str) -> None:
+    with pytest.raises(ValueError, match="a tensor has not the shape, dtype or strides that the others ask for"):
+        getattr(torch.ops.fastgan, operator)(*REFUSED_BY_LOSSES[operator][case], "native")
+
+
+def test_a_gradient_that_does_not_fit_is_refused_before_it_is_written() -> None:
+    value = torch.full((), -1.0)
+    for grad in (torch.full((2, 3, 3), -1.0), torch.full((2, 3, 4), -1.0, dtype=torch.double)):
+        with pytest.raises(ValueError, match="a tensor has not"):
+            _C.l1_forward(value, [X, X], [1.0], [1024], SIGNS, [None, grad], 1)
+        with pytest.raises(ValueError, match="a tensor has not"):
+            _C.gradient_penalty_forward(X, value, NORMS.clone(), 1.0, grad, 1.0, False, 1)
+        with pytest.raises(ValueError, match="a tensor has not"):
+            _C.interpolate_forward(X, X, NORMS, False, 0, grad, 1)
+        assert value == -1
+        assert (grad == -1).all()

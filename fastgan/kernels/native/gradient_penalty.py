@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, scalar, threads
+from fastgan.kernels.native._tensor import _C, CPU, scalar, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -31,22 +31,16 @@ def forward_with_gradient(grads: Tensor, target: float, one_sided: bool, grad: f
 def _forward(
     grads: Tensor, target: float, one_sided: bool, grad: float, gradient: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    samples, dtype = grads.size(0), statistics_dtype(grads.dtype)
-    norms = torch.empty(samples, dtype=dtype, device=CPU)
-    penalty = _C.gradient_penalty_forward(
-        DTYPES[grads.dtype], grads.data_ptr(), norms.data_ptr(), grad, address(gradient), target, one_sided, samples,
-        grads.numel() // samples, threads(),
-    )  # fmt: skip
-    return scalar(penalty, dtype), norms
+    dtype = statistics_dtype(grads.dtype)
+    penalty, norms = scalar(dtype), torch.empty(grads.size(0), dtype=dtype, device=CPU)
+    _C.gradient_penalty_forward(grads, penalty, norms, grad, gradient, target, one_sided, threads())
+    return penalty, norms
 
 
 def backward(grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
     """The gradient for ``grads``."""
-    samples, out = grads.size(0), torch.empty_like(grads)
-    _C.gradient_penalty_backward(
-        DTYPES[grads.dtype], float(grad), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target, one_sided,
-        samples, grads.numel() // samples, threads(),
-    )  # fmt: skip
+    out = torch.empty_like(grads)
+    _C.gradient_penalty_backward(grad.item(), grads, norms, out, target, one_sided, threads())
     return out
 
 
@@ -54,9 +48,6 @@ def double_backward(
     u: Tensor, grad: Tensor, grads: Tensor, norms: Tensor, target: float, one_sided: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the backward pass for ``grad`` and ``grads``, given its cotangent u, dense as ``grads`` is."""
-    samples, out = grads.size(0), torch.empty_like(grads)
-    grad_grad = _C.gradient_penalty_double_backward(
-        DTYPES[grads.dtype], float(grad), u.data_ptr(), grads.data_ptr(), norms.data_ptr(), out.data_ptr(), target,
-        one_sided, samples, grads.numel() // samples, threads(),
-    )  # fmt: skip
-    return scalar(grad_grad, grad.dtype), out
+    grad_grad, out = scalar(grad.dtype), torch.empty_like(grads)
+    _C.gradient_penalty_double_backward(u, grad.item(), grads, norms, grad_grad, out, target, one_sided, threads())
+    return grad_grad, out

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
+from fastgan.kernels.native._tensor import _C, CPU, threads
 from fastgan.reference.instance_norm import statistics_dtype
 
 
@@ -19,12 +19,11 @@ def forward(real: Tensor, fake: Tensor, alpha: Tensor | None, seed: Tensor | Non
 
     real, fake: [N, ...], dense in one layout.
     """
-    samples, out = real.size(0), torch.empty_like(real)
-    drawn = None if seed is None else torch.empty(samples, dtype=statistics_dtype(real.dtype), device=CPU)
-    _C.interpolate_forward(
-        DTYPES[real.dtype], real.data_ptr(), fake.data_ptr(), address(drawn if alpha is None else alpha),
-        seed is not None, 0 if seed is None else int(seed), out.data_ptr(), samples, real.numel() // samples, threads(),
-    )  # fmt: skip
+    out, drawn, number = torch.empty_like(real), None, 0
+    if seed is not None:
+        drawn = torch.empty(real.size(0), dtype=statistics_dtype(real.dtype), device=CPU)
+        number = int(seed.item())
+    _C.interpolate_forward(real, fake, drawn if alpha is None else alpha, seed is not None, number, out, threads())
     return out, drawn
 
 
@@ -38,12 +37,8 @@ def backward(
     need_alpha: bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of real, fake and alpha; None for one that is not needed."""
-    samples = grad.size(0)
     grad_real = torch.empty_like(grad) if need_real else None
     grad_fake = torch.empty_like(grad) if need_fake else None
     grad_alpha = torch.empty_like(alpha) if need_alpha else None
-    _C.interpolate_backward(
-        DTYPES[grad.dtype], grad.data_ptr(), address(real), address(fake), alpha.data_ptr(),
-        address(grad_real), address(grad_fake), address(grad_alpha), samples, grad.numel() // samples, threads(),
-    )  # fmt: skip
+    _C.interpolate_backward(grad, real, fake, alpha, grad_real, grad_fake, grad_alpha, threads())
     return grad_real, grad_fake, grad_alpha

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
-from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, scalar, threads
+from fastgan.kernels.native._tensor import _C, CPU, scalar, threads
 
 
 def supports(call: Call) -> str | None:
@@ -22,33 +22,27 @@ def forward(
 
     tensors: a and b of each pair in turn, dense in one layout.
     """
-    value, signs, *_ = forward_with_gradients(tensors, weights, sign_bytes, dtype, [False] * len(tensors))
-    return value, signs
+    return _forward(tensors, weights, sign_bytes, dtype, [None] * len(tensors))
 
 
 def forward_with_gradients(
+    tensors: Sequence[Tensor], weights: Sequence[float], sign_bytes: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
+    """What :func:`forward` gives and, from the same pass, the sum's gradient for each tensor that requires one."""
+    grads = [torch.empty_like(t) if t.requires_grad else None for t in tensors]
+    return *_forward(tensors, weights, sign_bytes, dtype, grads), *grads
+
+
+def _forward(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
     sign_bytes: Sequence[int],
     dtype: torch.dtype,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """What :func:`forward` gives and, from the same pass, the sum's gradients for those tensors that are wanted."""
-    signs = torch.empty(sum(sign_bytes), dtype=torch.uint8, device=CPU)
-    grads = [torch.empty_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)]
-    pairs, at = [], signs.data_ptr()
-    for k, (weight, size) in enumerate(zip(weights, sign_bytes, strict=True)):
-        a, b = tensors[2 * k], tensors[2 * k + 1]
-        n = a.numel()
-        pairs.append(
-            (
-                a.data_ptr(), b.data_ptr(), address(grads[2 * k]), address(grads[2 * k + 1]), at if size else 0,
-                n, weight / n, DTYPES[a.dtype], DTYPES[b.dtype],
-            )
-        )  # fmt: skip
-        at += size
-    value = scalar(_C.l1_forward(pairs, threads()), dtype)
-    return value, signs, *[grad for grad in grads if grad is not None]
+    grads: Sequence[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    value, signs = scalar(dtype), torch.empty(sum(sign_bytes), dtype=torch.uint8, device=CPU)
+    _C.l1_forward(value, tensors, weights, sign_bytes, signs, grads, threads())
+    return value, signs
 
 
 def backward(
@@ -60,16 +54,10 @@ def backward(
     dtypes: Sequence[torch.dtype | None],
 ) -> list[Tensor]:
     """The flat gradients of those tensors whose ``dtypes`` are not None."""
-    grads: list[Tensor] = []
-    pairs, at = [], signs.data_ptr()
-    for k, (n, weight, size) in enumerate(zip(numels, weights, sign_bytes, strict=True)):
-        if size:
-            sides = [d if d is None else torch.empty(n, dtype=d, device=CPU) for d in dtypes[2 * k : 2 * k + 2]]
-            grads += [side for side in sides if side is not None]
-            pairs.append(_pair((None, None, *sides), at, n, weight))
-        at += size
-    _C.l1_backward(float(grad), pairs, threads())
-    return grads
+    sizes = [n for n in numels for _ in "ab"]
+    grads = [d if d is None else torch.empty(n, dtype=d, device=CPU) for n, d in zip(sizes, dtypes, strict=True)]
+    _C.l1_backward(grad.item(), signs, numels, weights, sign_bytes, grads, threads())
+    return [grad for grad in grads if grad is not None]
 
 
 def directional(
@@ -81,15 +69,6 @@ def directional(
     dtype: torch.dtype,
 ) -> Tensor:
     """The derivative of the weighted sum along ``directions``, dense in the pairs' layouts; None is zero."""
-    pairs, at = [], signs.data_ptr()
-    for k, (n, weight, size) in enumerate(zip(numels, weights, sign_bytes, strict=True)):
-        if size:
-            pairs.append(_pair((*directions[2 * k : 2 * k + 2], None, None), at, n, weight))
-        at += size
-    return scalar(_C.l1_directional(pairs, threads()), dtype)
-
-
-def _pair(tensors: Sequence[Tensor | None], signs: int, n: int, weight: float) -> tuple[int | float, ...]:
-    """tensors: a, b and their gradients, those that are there."""
-    codes = [max([DTYPES[t.dtype] for t in tensors[k::2] if t is not None], default=0) for k in (0, 1)]
-    return *map(address, tensors), signs, n, weight / n, *codes
+    value = scalar(dtype)
+    _C.l1_directional(value, directions, signs, numels, weights, sign_bytes, threads())
+    return value
