@@ -251,6 +251,29 @@ def test_batch_norm_in_a_critic_that_is_no_module_is_refused(kind: str) -> None:
     torch.testing.assert_close(*(F.gradient_penalty(c, real, real + 1, alpha=alpha) for c in (wrapped, critic)))
 
 
+class CallsBatchNorm(nn.Module):
+    """A critic that calls the function; with ``folded``, on the instances of a batch of one, as AdaIN does."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__()
+        self.conv, self.folded = nn.Conv2d(2, 4, 3), folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y.reshape(1, -1, *y.shape[2:]) if self.folded else y
+        return torch.tanh(nn.functional.batch_norm(z, None, None, training=self.training).view_as(y)).flatten(1).sum(1)
+
+
+def test_batch_norm_as_a_function_in_a_module_is_refused() -> None:
+    real, fake, alpha = batch()
+    critic = CallsBatchNorm(folded=False).double()
+    with pytest.raises(ValueError, match=r"gradient_penalty: the critic normalises over the batch.*allow_batch_mixing"):
+        F.gradient_penalty(critic, real, fake)
+    assert F.gradient_penalty(critic, real, fake, allow_batch_mixing=True).requires_grad
+    critic = CallsBatchNorm(folded=True).double()
+    torch.testing.assert_close(*(f(critic, real, fake, alpha) for f in (_ours, plain_penalty)))
+
+
 def test_batch_norm_in_evaluation_is_a_critic_like_any_other() -> None:
     critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)).double()
     real, fake, alpha = batch()

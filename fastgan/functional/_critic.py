@@ -52,8 +52,8 @@ def input_gradient(
         raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
     watch = NOTHING
     if not allow_batch_mixing:
-        refuse_batch_mixing(operator, critic)
-        if not isinstance(critic, nn.Module):
+        modules = refuse_batch_mixing(operator, critic)
+        if not modules or any(_names_batch_norm(type(module)) for module in modules):
             watch = _WithoutBatchNorm(operator)
     create_graph = torch.is_grad_enabled()
     inference = torch.is_inference_mode_enabled()  # its tensors have no gradients
@@ -109,7 +109,7 @@ def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
 
 
 class _WithoutBatchNorm(TorchFunctionMode):
-    """Refuses batch normalisation in the call of a critic that is no module, which cannot be looked into before."""
+    """Refuses the function batch_norm in the call of a critic, which cannot be looked for in its modules."""
 
     def __init__(self, operator: str) -> None:
         super().__init__()
@@ -119,18 +119,24 @@ class _WithoutBatchNorm(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is nnf.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
-            raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
+        if func in (nnf.batch_norm, torch.batch_norm):
+            input = args[0] if args else kwargs["input"]
+            training = args[5] if len(args) > 5 else kwargs.get("training", False)
+            if training and len(input) > 1:  # a batch of one is what adaptive instance norm is made with
+                raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
         return func(*args, **kwargs)
 
 
-def refuse_batch_mixing(operator: str, critic: Critic) -> None:
+def refuse_batch_mixing(operator: str, critic: Critic) -> list[nn.Module]:
     """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
 
     Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
+
+    Returns:
+        The modules of ``critic``; none if it is none itself.
     """
     if not isinstance(critic, nn.Module):
-        return
+        return []
     modules = [critic]
     for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
         reason = _mixing(module)
@@ -138,6 +144,19 @@ def refuse_batch_mixing(operator: str, critic: Critic) -> None:
             name = next(name for name, other in critic.named_modules() if other is module)
             raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}")
         modules += [child for child in module._modules.values() if child is not None]
+    return modules
+
+
+_name_batch_norm: dict[type[nn.Module], bool] = {}
+
+
+def _names_batch_norm(cls: type[nn.Module]) -> bool:
+    """Whether a method of ``cls`` names the function."""
+    if cls not in _name_batch_norm:
+        own = [base for base in cls.__mro__ if not base.__module__.startswith("torch.")]
+        codes = [value.__code__ for base in own for value in vars(base).values() if hasattr(value, "__code__")]
+        _name_batch_norm[cls] = any("batch_norm" in code.co_names for code in codes)
+    return _name_batch_norm[cls]
 
 
 def _mixing(module: nn.Module) -> str | None:

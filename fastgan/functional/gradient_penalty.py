@@ -114,7 +114,7 @@ def gradient_penalty(
         allow_batch_mixing: accept a critic with batch normalisation in training mode, or with a layer that says of
             itself that it ``mixes_samples`` (minibatch discrimination). The penalty then has no meaning per sample:
             each score depends on the whole batch. A callable that is no module cannot be looked into; it is watched
-            for batch normalisation alone, while it runs.
+            for batch normalisation alone, while it runs, and so is a module that calls ``F.batch_norm``.
         critic_args: what the critic is called with after the points, a conditional critic's labels, say.
 
     Returns:
@@ -186,7 +186,7 @@ def dragan_penalty(
               \hat x_n = x_n + \alpha_n\, c\,\mathrm{std}(x)\,u_n
 
     with u uniform on [0, 1) and std that of the whole batch, as in the authors' code (Kodali et al. 2017,
-    arXiv:1705.07215; :math:`\lambda` = 10, c = 0.5).
+    arXiv:1705.07215, whose equation 1 adds a normal :math:`\delta` to x; :math:`\lambda` = 10, c = 0.5).
 
     Args:
         noise: u, real's shape, or None to draw it.

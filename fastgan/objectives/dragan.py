@@ -17,7 +17,7 @@ from fastgan.objectives.gan import NonSaturating
 
 @dataclass(frozen=True, kw_only=True)
 class RegretAnalytic(NonSaturating):
-    r"""Kodali et al. 2017 (DRAGAN), arXiv:1705.07215, section 2, as the authors' DRAGAN.ipynb computes it.
+    r"""Kodali et al. 2017 (DRAGAN), arXiv:1705.07215, equation 1, as the authors' DRAGAN.ipynb computes it.
 
     :class:`NonSaturating` plus :math:`\lambda E (\|\nabla D(\hat x)\|_2 - 1)^2` at points
     :math:`\hat x = x + \alpha c\,\mathrm{std}(x)\,u`, with u uniform in [0, 1] for every element, α uniform in [0, 1]
