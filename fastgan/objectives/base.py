@@ -121,6 +121,11 @@ class Objective:
     batch: Batch = field(default=Batch())
     """See :class:`Batch`; a trainer of several processes sets it."""
 
+    def draw(self, real: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What :meth:`critic_loss` would draw for a batch, [N, ...] by the names of its arguments that take it: for a
+        batch in parts, each of which gets its rows."""
+        return {}
+
     def critic_loss(
         self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
     ) -> Terms:

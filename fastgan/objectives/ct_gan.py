@@ -40,9 +40,15 @@ class ConsistencyTerm(WassersteinPenalty):
         check_range("objectives: margin", self.margin, least=0)
 
     def critic_loss(
-        self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+        self,
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        alpha: Tensor | None = None,
     ) -> Terms:
-        terms = super().critic_loss(critic, real, fake, generator=generator)
+        terms = super().critic_loss(critic, real, fake, generator=generator, alpha=alpha)
         (first, first_features), (second, second_features) = (forward_features(critic, real) for _ in range(2))
         terms["consistency"] = F.consistency_term(
             per_sample(first), per_sample(second), first_features, second_features,

@@ -93,12 +93,22 @@ class WassersteinPenalty(Wasserstein):
             return replace(self.defaults, lr_critic=2e-4, lr_generator=2e-4, decay="linear")
         return self.defaults
 
+    def draw(self, real: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        return {"alpha": draw_alpha(self.batch, real, generator)}
+
     def critic_loss(
-        self, critic: Critic, real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None
+        self,
+        critic: Critic,
+        real: Tensor,
+        fake: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        alpha: Tensor | None = None,
     ) -> Terms:
+        """As :meth:`Objective.critic_loss`; ``alpha`` [N] gives the penalty's points, which are drawn otherwise."""
         terms = super().critic_loss(critic, real, fake)
-        # One process leaves it to the kernel to draw the same α.
-        alpha = draw_alpha(self.batch, real, generator) if self.batch.size > 1 else None
+        if alpha is None and self.batch.size > 1:  # one process leaves it to the kernel to draw the same α
+            alpha = draw_alpha(self.batch, real, generator)
         with without_zero_gradients():
             terms["penalty"] = F.gradient_penalty(
                 differentiable_twice(critic), real, fake, weight=self.weight, one_sided=self.one_sided, alpha=alpha,

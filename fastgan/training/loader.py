@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from fastgan.data import DataError
 from fastgan.training import distributed
 
 _Key = tuple[int, int]  # index, seed
@@ -93,11 +94,14 @@ class Loader:
                     batch_sampler=self._sampler,
                     num_workers=self._workers,
                     pin_memory=self._pin_memory,
+                    collate_fn=_collated,
                     worker_init_fn=_outlive_signals,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
             )
         batch = next(self._iterator)
+        if isinstance(batch, DataError):
+            raise batch
         self.batch += 1
         if self.batch == self.batches_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
@@ -146,7 +150,15 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, key: _Key) -> Any:
         index, seed = key
-        return self.source.sample(index, torch.Generator().manual_seed(seed))
+        try:
+            return self.source.sample(index, torch.Generator().manual_seed(seed))
+        except DataError as error:  # raised by the loader: of a worker's, the message would be that of its whole stack
+            return error
+
+
+def _collated(items: list[Any]) -> Any:
+    """The batch of ``items``, or what was wrong with one of them."""
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
 
 
 def _mix(*numbers: int) -> int:

@@ -45,7 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
     "compiled, the penalty apart": {"objective": "dragan", "compile": True},
     "cyclegan, compiled": {"gan_mode": "wgangp", "pool_size": 3, "compile": True},
     "in parts": {"objective": "lsgan", "accumulate": 2},
-    "cyclegan, in parts": {"gan_mode": "lsgan", "accumulate": 2},
+    "penalty in parts": {"objective": "wgan-gp", "accumulate": 2, "n_critic": 2},
+    "cyclegan, in parts": {"gan_mode": "wgangp", "accumulate": 2},
     "cyclegan": {"gan_mode": "wgangp", "pool_size": 3},
     "cyclegan, batch norm": {"gan_mode": "vanilla", "norm": "batch", "netD": "pixel"},
 }

@@ -281,13 +281,15 @@ def test_memory_estimate_of_a_run_on_a_gpu_is_in_its_precision(amp):
     "settings",
     [
         {"objective": "hinge", "fused": False},
-        {"objective": "wgan-gp", "hyper": ("weight=0",)},
+        {"objective": "wgan-gp", "hyper": ("weight=3",), "n_critic": 2},
+        {"objective": "wgan-gp-one-sided", "fused": False},
+        {"objective": "ct-gan", "dropout": 1e-9, "hyper": ("margin=0.1",)},
         {"objective": "ebgan", "hyper": ("pulling_away=0",), "data": "digits"},
     ],
     ids=str,
 )
 def test_a_batch_in_parts_gives_the_same_losses(settings):
-    """Three parts of 16 samples: 6, 6 and 4; the penalty, whose points are drawn for each part, weighs 0."""
+    """Three parts of 16 samples: 6, 6 and 4."""
     whole, parts = GanTask(tiny(**settings)), GanTask(tiny(**settings, accumulate=3))
     seen = []
     parts.critic.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgan.data import DataError
 from fastgan.training import distributed, schedule, sheet
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
@@ -205,6 +206,22 @@ def test_loader_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     take(Loader(Indices(5), 2, seed=0), 4)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_data_is_said_without_a_worker_s_stack(workers: int) -> None:
+    class Damaged(Indices):
+        def sample(self, index: int, generator: torch.Generator) -> Tensor:
+            if index == 2:
+                raise DataError("picture.png: not a readable image")
+            return super().sample(index, generator)
+
+    loader = Loader(Damaged(4), 2, seed=0, shuffle=False, workers=workers)
+    next(loader)
+    with pytest.raises(DataError) as raised:
+        next(loader)
+    assert str(raised.value) == "picture.png: not a readable image"
+    loader.close()
 
 
 def test_random_numbers_go_on_after_another_kind_of_device() -> None:

@@ -91,7 +91,7 @@ class GanConfig(RunConfig):
     lr_decay: Literal["none", "linear"] | None = None
     """Learning rates stay, or fall linearly to 0 over the run."""
     accumulate: int = 1
-    """Split a step's batch into so many parts to save memory; a penalty draws its points for each part."""
+    """Split a step's batch into so many parts to save memory."""
     recompute: bool = False
     """Keep few activations and recompute the others in the backward pass, to save memory."""
     compile: bool = False

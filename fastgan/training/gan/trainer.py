@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastgan import objectives
 from fastgan.kernels.dispatch import use_backend
 from fastgan.objectives import Terms
-from fastgan.objectives.base import draw_alpha
 from fastgan.objectives.wgan import WassersteinPenalty
 from fastgan.training import distributed, random, sheet
 from fastgan.training.critic_step import assign_gradients, critic_gradients
@@ -155,7 +154,10 @@ class GanTask(Task):
         if self._compiled is not None:
             losses = self._compiled_gradients(real, fake)
         else:
-            losses = self._backward("critic", self._critic_terms, real, fake)
+            # A part of a batch takes its rows of what is drawn for the whole; else the loss draws by itself.
+            drawn = self.objective.draw(real, generator=self._draws.generator) if self.config.accumulate > 1 else {}
+            terms = partial(self._critic_terms, tuple(drawn))
+            losses = self._backward("critic", terms, real, fake, *drawn.values())
         self._limit_gradient()
         self._descend(self.optimizer_d)
         return losses
@@ -172,8 +174,9 @@ class GanTask(Task):
             self.average.update()
         return losses
 
-    def _critic_terms(self, real: Tensor, fake: Tensor) -> Terms:
-        return self.objective.critic_loss(self._judge, real, fake, generator=self._draws.generator)
+    def _critic_terms(self, names: Sequence[str], real: Tensor, fake: Tensor, *drawn: Tensor) -> Terms:
+        given: dict[str, Any] = dict(zip(names, drawn, strict=True))
+        return self.objective.critic_loss(self._judge, real, fake, generator=self._draws.generator, **given)
 
     def _generator_terms(self, real: Tensor, z: Tensor) -> Terms:
         critic = no_critic if self.critic is None else within(self._judge)
@@ -225,10 +228,10 @@ class GanTask(Task):
         assert self.critic is not None
         assert self._compiled is not None
         assert isinstance(objective, WassersteinPenalty)
-        alpha = draw_alpha(objective.batch, real, self._draws.generator)  # what the uncompiled step draws
+        drawn = objective.draw(real, generator=self._draws.generator)  # what the uncompiled step draws
         with self.precision.autocast():
             losses, gradients = self._compiled(
-                self.critic, real, fake, alpha, weight=objective.weight, one_sided=objective.one_sided
+                self.critic, real, fake, drawn["alpha"], weight=objective.weight, one_sided=objective.one_sided
             )
         assign_gradients(self.critic, gradients)
         distributed.average_gradients(self.critic)
