@@ -6,7 +6,9 @@ prefetching changes what is loaded.
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -99,6 +101,7 @@ class Loader:
                     generator=torch.Generator(),  # else it draws from the global one
                 )
             )
+            atexit.register(_end_workers, weakref.ref(self._iterator))  # of a loader that nobody closes
         batch = next(self._iterator)
         if isinstance(batch, DataError):
             raise batch
@@ -109,6 +112,8 @@ class Loader:
 
     def close(self) -> None:
         """Ends the worker processes; the next batch starts them again."""
+        if self._iterator is not None:
+            _end_workers(weakref.ref(self._iterator))
         self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,6 +175,16 @@ def _mix(*numbers: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1  # a positive int64
+
+
+def _end_workers(iterator: weakref.ref[Iterator[Any]]) -> None:
+    """Ends the worker processes of a loader, whoever still refers to its iterator (a traceback, say).
+
+    An interpreter that ends sends each of them one SIGTERM, which they outlive, and waits.
+    """
+    end = getattr(iterator(), "_shutdown_workers", None)  # there is none without workers
+    if end is not None:
+        end()
 
 
 def _outlive_signals(worker: int) -> None:

@@ -6,6 +6,9 @@ import copy
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,6 +158,13 @@ class Indices:
         return torch.tensor([index, int(torch.randint(1000, (), generator=generator))])
 
 
+class Damaged(Indices):
+    def sample(self, index: int, generator: torch.Generator) -> Tensor:
+        if index == 2:
+            raise DataError("picture.png: not a readable image")
+        return super().sample(index, generator)
+
+
 def take(loader: Loader, n: int) -> list[list[list[int]]]:
     return [next(loader).tolist() for _ in range(n)]
 
@@ -202,6 +212,19 @@ def test_loader_processes_outlive_signals_to_their_group() -> None:
     assert set(multiprocessing.active_children()) <= others
 
 
+@pytest.mark.parametrize("end", ["", "raise ValueError"])
+def test_a_script_that_closes_no_loader_ends(end: str) -> None:
+    """Its workers outlive one SIGTERM, and the interpreter waits for them."""
+    script = (
+        "from tests.training.test_parts import *\nloader = Loader(Indices(5), 2, seed=0, workers=1)\nnext(loader)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-c", script + end], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert ended.returncode == bool(end), ended.stderr
+
+
 def test_loader_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     take(Loader(Indices(5), 2, seed=0), 4)
@@ -210,12 +233,6 @@ def test_loader_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_wrong_with_data_is_said_without_a_worker_s_stack(workers: int) -> None:
-    class Damaged(Indices):
-        def sample(self, index: int, generator: torch.Generator) -> Tensor:
-            if index == 2:
-                raise DataError("picture.png: not a readable image")
-            return super().sample(index, generator)
-
     loader = Loader(Damaged(4), 2, seed=0, shuffle=False, workers=workers)
     next(loader)
     with pytest.raises(DataError) as raised:
