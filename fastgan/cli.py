@@ -74,6 +74,9 @@ def _guarded(command: _Command, arguments: list[str]) -> int:
         return command.run(arguments)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `fastgan train gan --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes when it ends
+        return 141
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("FASTGAN_TRACEBACK") == "1":
             raise

@@ -503,3 +503,13 @@ def test_help_on_a_terminal_without_unicode() -> None:
         done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert "fastgan" in done.stdout
+
+
+def test_help_that_nobody_reads_on() -> None:
+    """As in ``fastgan train gan --help | head``."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "fastgan", "train", "gan", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
