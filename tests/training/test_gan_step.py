@@ -310,7 +310,7 @@ def test_a_batch_in_parts_gives_the_same_losses(settings):
         ({"objective": "dragan"}, "'dragan' looks at the batch as a whole"),
         ({"objective": "lsgan", "hyper": ("feature_matching=true",)}, "'lsgan' looks at the batch as a whole"),
         ({"objective": "gan", "minibatch": 3}, "the critic mixes samples"),
-        ({"norm_g": "batch"}, "the generator mixes samples"),
+        ({"norm_g": "batch", "ema": 0.9}, r"must be 1: the generator mixes samples \(see norm_g"),
     ],
     ids=str,
 )

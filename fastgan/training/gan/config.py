@@ -281,7 +281,7 @@ def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective
     whole = options or objective.requires.real or isinstance(objective, RegretAnalytic)
     for reason, holds in (
         (f"objective {config.objective!r} looks at the batch as a whole", whole),
-        (f"the {' and the '.join(mixing)} mixes samples (batch norm or minibatch discrimination)", bool(mixing)),
+        (f"the {' and the '.join(mixing)} mixes samples (see norm_g, norm_d and minibatch)", bool(mixing)),
     ):
         if holds and config.accumulate > 1:
             raise ValueError(f"accumulate must be 1: {reason}")

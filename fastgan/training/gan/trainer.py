@@ -107,7 +107,7 @@ class GanTask(Task):
         fixed = torch.Generator(self.device).manual_seed(config.seed + 3)
         count = config.n_samples if self.data.points is None else 16 * config.n_samples
         self._fixed_z = self.generator.latent(count, generator=fixed)
-        mixing = [name for name, network in self.networks.items() if mixes_samples(network)]
+        mixing = [name for name, network in self.networks.items() if mixes_samples(network) and name != "average"]
         check_accumulate(config, self.settings, self.objective, mixing)
         dropout = any(isinstance(m, nn.Dropout) for n in self.networks.values() for m in n.modules())
         self._graphed = graphs(config, self.settings, self.device, dropout=dropout)
