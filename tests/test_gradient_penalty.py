@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fastgan
 import fastgan.functional as F
 import fastgan.nn
+from fastgan.functional.gradient_penalty import _norm_penalty
 from fastgan.models.gan import MinibatchDiscrimination
 from tests.losses import BF16, F16, F32, F64, LARGE, check_penalty, tensor
 
@@ -126,6 +127,25 @@ def test_gradient_of_the_forward_pass_is_that_of_a_backward_pass(dtype: torch.dt
             ours, theirs = (torch.autograd.grad(loss, g)[0][:1] for loss in (penalty, expected))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("incoming", [1.0, 3.0])
+def test_a_weight_is_a_factor_of_the_value_and_of_every_derivative(incoming: float, backend: str) -> None:
+    g, u = tensor((3, 5), F64), tensor((3, 5), F64, seed=1).detach()
+
+    def run(penalty: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        value, scale = penalty(g), torch.tensor(incoming, dtype=F64, requires_grad=True)
+        alone = torch.autograd.grad(value, g, scale.detach(), retain_graph=True)
+        first = torch.autograd.grad(value, g, scale, create_graph=True)
+        tangent = torch.func.jvp(penalty, (g.detach(),), (u,))[1]
+        return [value, penalty(g.detach()), *alone, *first, *torch.autograd.grad(first, (g, scale), (u,)), tangent]
+
+    with fastgan.use_backend(backend):
+        ours = run(lambda g: _norm_penalty(g, 1.0, False, 0.1))
+        expected = run(F.gradient_norm_penalty)
+    for weighted, plain in zip(ours, expected, strict=True):
+        torch.testing.assert_close(weighted, 0.1 * plain)
 
 
 def test_float16_gradients_neither_overflow_nor_underflow() -> None:

@@ -13,15 +13,16 @@ using fastgan::dlpack::Scalar;
 using fastgan::dlpack::vector;
 
 void bind_gradient_penalty(py::module_& m) {
-  m.def("gradient_penalty_forward", [](const py::handle& grads, const py::handle& penalty, const py::handle& norms,
-                                       double grad, const py::handle& out, double target, bool one_sided, int threads) {
-    const Samples g(grads);
-    const Scalar result(penalty);
-    void *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
-    const py::gil_scoped_release release;
-    result = FASTGAN_CALL(gradient_penalty_forward, g.code, g.address(), n, grad, to, target, one_sided, g.samples,
-                          g.size, threads);
-  });
+  m.def("gradient_penalty_forward",
+        [](const py::handle& grads, const py::handle& penalty, const py::handle& norms, double weight,
+           const py::handle& out, double target, bool one_sided, int threads) {
+          const Samples g(grads);
+          const Scalar result(penalty);
+          void *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
+          const py::gil_scoped_release release;
+          result = weight * FASTGAN_CALL(gradient_penalty_forward, g.code, g.address(), n, weight, to, target,
+                                         one_sided, g.samples, g.size, threads);
+        });
   m.def("gradient_penalty_backward", [](double grad, const py::handle& grads, const py::handle& norms,
                                         const py::handle& out, double target, bool one_sided, int threads) {
     const Samples g(grads);

@@ -6,7 +6,6 @@ The derivation is in :mod:`fastgan.reference.gradient_penalty`; a critic's gradi
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,19 +62,17 @@ def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool
 
 
 @allow_in_graph
-def _norm_penalty(grads: Tensor, target: float, one_sided: bool, expected: float) -> Tensor:
-    """:func:`gradient_norm_penalty`, told which incoming gradient its backward pass will probably get."""
+def _norm_penalty(grads: Tensor, target: float, one_sided: bool, weight: float) -> Tensor:
+    """``weight`` times :func:`gradient_norm_penalty`."""
     _check.floating(_NAME, "grads", grads)
     if grads.dim() < 2 or grads.numel() == 0:
         raise ValueError(f"{_NAME}: grads must be [N, ...] with at least one element, got shape {list(grads.shape)}")
     _check.number(_NAME, "target", target, 0)
     backend = dispatch.in_graph(dispatch.select(_NAME, grads), grads.numel())
     if backend == "reference":
-        return reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
+        return weight * reference.gradient_norm_penalty(grads, target=target, one_sided=one_sided)
     dense = grads if grads.is_contiguous() else layout.dense(grads, layout.is_channels_last(grads))
-    if grads.dtype != torch.float64:
-        expected = ctypes.c_float(expected).value  # as it will come in
-    penalty: Tensor = apply(_Forward, dense, float(target), bool(one_sided), expected, backend)[0]
+    penalty: Tensor = apply(_Forward, dense, float(target), bool(one_sided), weight, backend)[0]
     return penalty
 
 
@@ -241,33 +238,33 @@ def _penalty_at(
         critic, points, grad_scale=grad_scale, allow_batch_mixing=allow_batch_mixing, critic_args=critic_args,
         operator=operator,
     )  # fmt: skip
-    penalty: Tensor = weight * _norm_penalty(gradient, target, one_sided, weight)
+    penalty: Tensor = _norm_penalty(gradient, target, one_sided, weight)
     return penalty
 
 
 class _Forward(Fused):
-    """expected: an incoming gradient for which the C++ kernels compute the backward pass in the forward pass.
+    """``weight`` times the penalty.
 
-    It costs one more write there, while the samples are in cache, and saves a pass. The first backward pass takes it
-    if that is what comes in; for any other incoming gradient, and for ``create_graph``, it is computed as usual.
+    The C++ kernels compute the backward pass in the forward pass, for an incoming gradient of 1, which the terms of a
+    loss usually get: it costs one more write there, while the samples are in cache, and saves a pass. The first
+    backward pass takes it; for any other incoming gradient, and for ``create_graph``, it is computed as usual.
     """
 
     operator, keeps = _NAME, True
 
     @staticmethod
     def forward(
-        grads: Tensor, target: float, one_sided: bool, expected: float, backend: str, kept: list[Tensor] | bool
+        grads: Tensor, target: float, one_sided: bool, weight: float, backend: str, kept: list[Tensor] | bool
     ) -> tuple[Tensor, ...]:
         if type(kept) is list and backend == "native" and is_eager((grads,)):
             kernel = dispatch.kernels(backend, "gradient_penalty").forward_with_gradient
-            results = kernel(grads, target, one_sided, expected)
-        else:
-            results = _forward(grads, target, one_sided, backend)
-        return keep(results, 1, kept)
+            return keep(kernel(grads, target, one_sided, weight), 1, kept)
+        penalty, norms = _forward(grads, target, one_sided, backend)
+        return keep((penalty if weight == 1 else penalty * weight, norms), 1, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        grads, target, one_sided, ctx.expected, backend, kept = inputs
+        grads, target, one_sided, ctx.weight, backend, kept = inputs
         norms, *ctx.early = kept_of(ctx, output, 1, kept)
         ctx.setting = target, one_sided, backend
         ctx.set_materialize_grads(False)
@@ -280,8 +277,10 @@ class _Forward(Fused):
         if grad is None:
             return (None,) * 6
         early, ctx.early = ctx.early, []  # given away: no other pass may see what becomes of it
-        if early and may_be_read(grad) and grad.item() == ctx.expected:
+        if early and may_be_read(grad) and grad.item() == 1.0:
             return early[0], *(None,) * 5
+        if ctx.weight != 1:
+            grad = grad * ctx.weight
         return apply(_Backward, grad, *ctx.saved_tensors, *ctx.setting), *(None,) * 5
 
     @staticmethod
@@ -289,7 +288,7 @@ class _Forward(Fused):
         grads, norms = ctx.saved_tensors
         # Through _Backward, which knows that the norms depend on grads: reverse mode over this is then right or raises.
         gradient = _Backward.apply(torch.ones_like(norms[:1]).sum(), grads, norms, *ctx.setting)
-        return (gradient.to(norms.dtype) * grads_t).sum(), None
+        return (gradient.to(norms.dtype) * grads_t).sum() * ctx.weight, None
 
 
 class _Backward(Fused):

@@ -77,11 +77,11 @@ def interpolate_checked(
     if not as_they_are:
         channels_last = layout.is_channels_last(real)
         real, fake = layout.dense(real, channels_last), layout.dense(fake, channels_last)
-    seed = None
+    seed, dtype = None, statistics_dtype(real.dtype)
     if alpha is None:
         seed = _draw_seed(real, generator)
-    else:
-        alpha = alpha.to(statistics_dtype(real.dtype)).contiguous()
+    elif alpha.dtype != dtype or not alpha.is_contiguous():
+        alpha = alpha.to(dtype).contiguous()
     points: Tensor = apply(_Forward, real, fake, alpha, seed, backend)[0]
     return points
 

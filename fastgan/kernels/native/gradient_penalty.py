@@ -22,18 +22,20 @@ def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tens
     return _forward(grads, target, one_sided, 1.0, None)
 
 
-def forward_with_gradient(grads: Tensor, target: float, one_sided: bool, grad: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`forward` gives and, while a sample is in cache, ``grad`` times the gradient for ``grads``."""
+def forward_with_gradient(
+    grads: Tensor, target: float, one_sided: bool, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``weight`` times the penalty, the norms and, while a sample is in cache, the former's gradient for ``grads``."""
     gradient = torch.empty_like(grads)
-    return *_forward(grads, target, one_sided, grad, gradient), gradient
+    return *_forward(grads, target, one_sided, weight, gradient), gradient
 
 
 def _forward(
-    grads: Tensor, target: float, one_sided: bool, grad: float, gradient: Tensor | None
+    grads: Tensor, target: float, one_sided: bool, weight: float, gradient: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     dtype = statistics_dtype(grads.dtype)
     penalty, norms = scalar(dtype), torch.empty(grads.size(0), dtype=dtype, device=CPU)
-    _C.gradient_penalty_forward(grads, penalty, norms, grad, gradient, target, one_sided, threads())
+    _C.gradient_penalty_forward(grads, penalty, norms, weight, gradient, target, one_sided, threads())
     return penalty, norms
 
 
