@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 
 class _Proxy(fx.Proxy):
@@ -134,11 +135,14 @@ _RandomStates = tuple[bytes, object, bytes]  # of PyTorch's CPU generator, of Py
 
 
 def _random_states() -> _RandomStates:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    with unset_fake_temporarily():  # a model on tensors without memory, too, has these
+        drawn = torch.get_rng_state().numpy().tobytes()
+    return drawn, random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 def _set_random_states(states: _RandomStates) -> None:
-    torch.set_rng_state(torch.frombuffer(bytearray(states[0]), dtype=torch.uint8))
+    with unset_fake_temporarily():
+        torch.set_rng_state(torch.frombuffer(bytearray(states[0]), dtype=torch.uint8))
     random.setstate(states[1])  # type: ignore[arg-type]
     np.random.set_state(pickle.loads(states[2]))  # noqa: NPY002
 
