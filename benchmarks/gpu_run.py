@@ -52,6 +52,7 @@ LIMITS = {  # seconds
 }  # fmt: skip
 LOG_TAIL = 512 * 1024
 PACK_EVERY = 30.0  # seconds
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 20.0  # from a part's interruption to its end
 MEMCHECK = "(test_real_sizes and (7x7 or 4x4 or 250x254)) or test_device_weighted or test_device_double_backward"
 RACECHECK = "(test_real_sizes and 4x4) or test_device_double_backward"
@@ -70,7 +71,7 @@ def main() -> int:
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # in the background SIGINT is ignored, by the parts too
+    for number in _SIGNALS:  # in the background SIGINT is ignored, by the parts too
         signal.signal(number, _interrupt)
     end = time.monotonic() + args.seconds
     summary: dict[str, object] = {"commit": args.commit or _commit(), "python": sys.version.split()[0]}
@@ -145,10 +146,14 @@ def _run(
     environment["FASTGAN_BENCH_UNTIL"] = str(time.time() + 0.85 * limit)
     start = time.monotonic()
     with (work / f"{part}.log").open("w") as log:
+        # Interrupted while it starts, a part would be left that nobody ends.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _SIGNALS),
+        )  # fmt: skip
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             while (left := start + limit - time.monotonic()) > 0:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(min(PACK_EVERY, left))

@@ -46,7 +46,8 @@ PARTS = {
     "copies": r"aten::(copy|clone|contiguous|cat|repeat|fill|zero|_to_copy|pow)",
     "additions": r"aten::(add|sub|mul|sum|div|neg)",
 }
-_DIRECT = ("forward_with_gradient", "forward_with_gradients")  # kernels that are called without their raw operator
+# Kernels that may be called without their raw operator.
+_DIRECT = ("forward", "backward", "over_samples", "forward_with_gradient", "forward_with_gradients")
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
 GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
 
@@ -176,9 +177,9 @@ def named_kernels() -> Iterator[None]:
 
 
 def _named(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **options: Any) -> Any:
         with record_function(name):
-            return kernel(*args)
+            return kernel(*args, **options)
 
     return run
 

@@ -32,6 +32,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("use_dlpack", &fastgan::dlpack::use);
   m.def("alike", &fastgan::dlpack::alike);
+  m.def("use_types", &fastgan::dlpack::use_types);
+  m.def("held", [](const py::handle& arguments) { return static_cast<int>(fastgan::dlpack::held(arguments)); });
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
   bind_gradient_penalty(m);
   bind_instance_norm(m);

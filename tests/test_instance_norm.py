@@ -27,7 +27,7 @@ fp64, fp32, fp16, bf16 = torch.float64, torch.float32, torch.float16, torch.bflo
 BACKENDS = [
     name
     for name in ("native", "triton")
-    if dispatch.why_not(name, dispatch.Call("instance_norm_act", "cpu", fp32, (("spatial_dims", 2),))) is None
+    if dispatch.why_not(name, dispatch.Call("instance_norm_act", "cpu", fp32)) is None
 ]
 
 
@@ -436,15 +436,21 @@ def test_refuses_a_third_derivative() -> None:
     [
         ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
         ({"x": torch.ones(1, 3, 4, 4, dtype=torch.int32)}, TypeError, "x must have a floating dtype"),
+        ({"x": torch.ones(1, 3, 4, 4, dtype=torch.complex64)}, TypeError, "x must have a floating dtype"),
         ({"x": torch.ones(3, 4)}, ValueError, r"1, 2 or 3 spatial dimensions, got shape \[3, 4\]"),
+        ({"x": torch.ones(1, 3, 2, 2, 2, 2)}, ValueError, "1, 2 or 3 spatial dimensions"),
         ({"x": torch.ones(2, 3, 1, 1)}, ValueError, "more than one spatial element"),
         ({"weight": torch.ones(4)}, ValueError, r"weight must have shape \[3\]"),
+        ({"weight": torch.ones(3, dtype=torch.int64)}, TypeError, "weight must have a floating dtype"),
+        ({"bias": torch.ones(1, 3)}, ValueError, r"bias must have shape \[3\]"),
         ({"bias": torch.ones(3, device="meta")}, ValueError, "bias must be on x's device"),
+        ({"residual": torch.ones(3, 4, 4)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
         ({"residual": torch.ones(1, 3, 4, 5)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
         ({"residual": torch.ones(1, 3, 4, 4).half()}, TypeError, "residual must have x's dtype"),
         ({"activation": "gelu"}, ValueError, "activation must be one of .*got 'gelu'"),
         ({"reflect_pad": 4}, ValueError, "reflect_pad must be at least 0 and less than every spatial size"),
         ({"reflect_pad": -1}, ValueError, "got -1"),
+        ({"reflect_pad": 2**70}, ValueError, f"got {2**70}"),
         ({"reflect_pad": (1, 1)}, TypeError, r"reflect_pad must be an integer, got \(1, 1\)"),
         ({"reflect_pad": 1.5}, TypeError, "reflect_pad must be an integer, got 1.5"),
         ({"eps": -1e-5}, ValueError, "eps must be a finite number of at least 0, got -1e-05"),
@@ -459,6 +465,24 @@ def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception]
     arguments: dict[str, Any] = {"x": torch.ones(1, 3, 4, 4)} | change
     with pytest.raises(error, match=message):
         F.instance_norm_act(arguments.pop("x"), **arguments)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="fastgan._C is not built")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"x": torch.ones(2, 3, 5)},
+        {"x": torch.ones(0, 3, 5, 1, 2, dtype=fp64)},
+        {"x": torch.ones(1, 3, 4, 4).bfloat16()[..., ::2, 1:]},
+        {"weight": torch.nn.Parameter(torch.ones(3).half()), "bias": torch.ones(6)[::2]},
+        {"residual": torch.ones(1, 1, 4, 4).expand(1, 3, 4, 4), "reflect_pad": 3, "negative_slope": -1.0, "eps": 0.0},
+    ],
+)
+def test_what_is_right_is_told_at_once(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    monkeypatch.setattr(operator, "_check_arguments", lambda *_: pytest.fail("told argument by argument"))
+    arguments: dict[str, Any] = {"x": torch.ones(1, 3, 4, 4)} | change
+    F.instance_norm_act(arguments.pop("x"), **arguments)
 
 
 def test_the_operator_checks_before_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,20 @@ struct Table {
 };
 
 const Table* table = nullptr;
+PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
+
+bool is_tensor(PyTypeObject* type) { return type == tensor_type || type == parameter_type; }
+
+bool is_true(PyObject* value) {
+  const auto owned = pybind11::reinterpret_steal<pybind11::object>(value);
+  if (!owned) throw pybind11::error_already_set();
+  return value == Py_True;
+}
 
 bool on_cpu(const Tensor& tensor) {
   constexpr int kCpu = 1, kPinned = 3;
   return tensor.device_type == kCpu || tensor.device_type == kPinned;
 }
-
-// Fails, with a Python exception set, for an object that is no tensor or has no memory.
-bool read(const pybind11::handle& object, Tensor* tensor) { return table->view(object.ptr(), tensor) == 0; }
 
 bool of_one_dtype(const Tensor& a, const Tensor& b) { return a.kind == b.kind && a.bits == b.bits; }
 
@@ -79,20 +85,15 @@ void use(const pybind11::capsule& capsule) {
 Tensor view(const pybind11::handle& object) {
   Tensor tensor;
   if (table == nullptr) throw std::runtime_error("no DLPack exchange table was handed over");
-  if (!read(object, &tensor)) throw pybind11::error_already_set();
+  if (table->view(object.ptr(), &tensor) != 0) throw pybind11::error_already_set();
   if (!on_cpu(tensor)) throw std::invalid_argument("a C++ kernel for the CPU got a tensor on another device");
   return tensor;
 }
 
 bool alike(const pybind11::handle& a, const pybind11::handle& b) {
   Tensor s, t;
-  if (table == nullptr) return false;
-  if (!read(a, &s) || !read(b, &t)) {
-    PyErr_Clear();
-    return false;
-  }
-  return on_cpu(s) && on_cpu(t) && s.data != nullptr && t.data != nullptr && s.floating() && of_one_dtype(s, t) &&
-         s.elements() > 0 && s.contiguous() && s.lies_like(t);
+  return look(a, s) && look(b, t) && on_cpu(s) && on_cpu(t) && s.data != nullptr && t.data != nullptr && s.floating() &&
+         of_one_dtype(s, t) && s.elements() > 0 && s.contiguous() && s.lies_like(t);
 }
 
 void refuse_unless(bool fits) {
@@ -131,6 +132,42 @@ Samples::Samples(const pybind11::handle& object)
   refuse_unless(dims > 0 && elements() > 0 && gapless());
   samples = shape[0], size = elements() / samples;
   refuse_unless(samples == 1 || strides[0] == size);
+}
+
+void use_types(const pybind11::type& tensor, const pybind11::type& parameter) {
+  tensor_type = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+}
+
+bool look(const pybind11::handle& object, Tensor& tensor) {
+  if (table == nullptr || !is_tensor(Py_TYPE(object.ptr()))) return false;
+  if (table->view(object.ptr(), &tensor) == 0) return true;
+  PyErr_Clear();
+  return false;
+}
+
+Held held(const pybind11::handle& arguments) {
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+  if (!PyTuple_Check(arguments.ptr()) && !PyList_Check(arguments.ptr())) return Held::unknown;
+  Held found = Held::plain;
+  PyObject** const items = PySequence_Fast_ITEMS(arguments.ptr());
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(arguments.ptr()); ++i) {
+    PyTypeObject* const type = Py_TYPE(items[i]);
+    if (is_tensor(type)) {
+      Tensor tensor;
+      // A view can be the negative of its memory, as the imaginary part of a conjugate is.
+      if (!look(items[i], tensor) || is_true(PyObject_CallMethodNoArgs(items[i], is_neg))) return Held::unknown;
+      if (is_true(PyObject_GetAttr(items[i], requires_grad))) found = Held::recorded;
+    } else if (type == &PyList_Type) {
+      const Held within = held(items[i]);
+      if (within == Held::unknown) return within;
+      if (within == Held::recorded) found = within;
+    } else if (tensor_type == nullptr || PyType_IsSubtype(type, tensor_type)) {
+      return Held::unknown;
+    }
+  }
+  return found;
 }
 
 }  // namespace fastgan::dlpack

@@ -65,4 +65,15 @@ class Scalar {
   void *wide_ = nullptr, *narrow_ = nullptr;
 };
 
+// The framework's types of tensors, of which no subclass is told here from another object.
+void use_types(const pybind11::type& tensor, const pybind11::type& parameter);
+
+// Looks at `object` on any device: whether it is a tensor of these types, with memory.
+bool look(const pybind11::handle& object, Tensor& tensor);
+
+// What a call's arguments hold, of which some may be lists: tensors of these types whose memory holds their numbers as
+// they are, one of them requiring a gradient or none, or something that Python must tell.
+enum class Held : int { plain = 0, recorded = 1, unknown = -1 };
+Held held(const pybind11::handle& arguments);
+
 }  // namespace fastgan::dlpack

@@ -7,7 +7,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
+#include <tuple>
 
 #include "bindings/dlpack.h"
 
@@ -18,6 +21,7 @@ namespace {
 using fastgan::DType;
 using fastgan::InstanceNorm;
 using fastgan::Strided;
+using fastgan::dlpack::look;
 using fastgan::dlpack::Tensor;
 using fastgan::dlpack::view;
 
@@ -40,6 +44,35 @@ bool is_dense(const Tensor& t) {
   const int last = t.dims - 1;
   return (t.shape[last] == 1 || t.strides[last] == 1) &&
          (last == 0 || t.shape[0] == 1 || t.strides[0] == t.shape[last]);
+}
+
+// Whether arguments of the operator are tensors, on any device, and numbers of Python that fit each other. What else
+// may, and what does not, is for fastgan/functional/instance_norm.py to tell.
+bool fits(const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& residual,
+          const py::handle& slope, const py::handle& pad, const py::handle& eps) {
+  if (!PyFloat_CheckExact(slope.ptr()) || !PyFloat_CheckExact(eps.ptr()) || !PyLong_CheckExact(pad.ptr())) return false;
+  const double epsilon = PyFloat_AS_DOUBLE(eps.ptr());
+  if (!std::isfinite(PyFloat_AS_DOUBLE(slope.ptr())) || !std::isfinite(epsilon) || epsilon < 0) return false;
+  const long width = PyLong_AsLong(pad.ptr());
+  PyErr_Clear();  // of a number that is none of C's
+  Tensor t, other;
+  if (!look(x, t) || t.dims < 3 || t.dims > 5 || !t.floating() || width < 0) return false;
+  int64_t elements = 1;
+  for (int i = 2; i < t.dims; elements *= t.shape[i++]) {
+    if (width > 0 && t.shape[i] <= width) return false;
+  }
+  const auto beside = [&](const py::handle& object) {
+    return look(object, other) && other.device_type == t.device_type && other.device_id == t.device_id;
+  };
+  for (const py::handle& parameter : {weight, bias}) {
+    if (parameter.is_none()) continue;
+    if (!beside(parameter) || !other.floating() || other.dims != 1 || other.shape[0] != t.shape[1]) return false;
+  }
+  if (!residual.is_none()) {
+    if (!beside(residual) || other.kind != t.kind || other.bits != t.bits || other.dims != t.dims) return false;
+    if (!std::equal(t.shape, t.shape + t.dims, other.shape)) return false;
+  }
+  return elements > 1;
 }
 
 // The tensors of a call, each checked against x.
@@ -69,6 +102,17 @@ class Call {
   // [C] or [N, C], dense, of the statistics' dtype.
   void* per_channel(const py::handle& tensor) { return vector(tensor, 1); }
   void* per_plane(const py::handle& tensor) { return vector(tensor, 2); }
+
+  // Mean and rstd, or a bytearray in which one follows the other.
+  std::pair<void*, void*> statistics(const py::handle& mean, const py::handle& rstd) {
+    if (!PyByteArray_CheckExact(mean.ptr())) return {per_plane(mean), per_plane(rstd)};
+    const int64_t bytes = problem.N * problem.C * (problem.dtype == DType::f64 ? 8 : 4);
+    if (PyByteArray_GET_SIZE(mean.ptr()) != 2 * bytes) {
+      throw std::invalid_argument("packed statistics have not the size that x asks for");
+    }
+    char* const first = PyByteArray_AS_STRING(mean.ptr());
+    return {first, first + bytes};
+  }
 
   template <typename T>
   bool run(const T& tensors) const {
@@ -112,6 +156,7 @@ class Call {
 }  // namespace
 
 void bind_instance_norm(py::module_& m) {
+  m.def("instance_norm_fits", &fits);
   m.def("instance_norm_reads",
         [](const py::handle& tensor, bool channels_last) { return reads(view(tensor), channels_last); });
   m.def("instance_norm_over_samples", [](const py::handle& mean, double elements, const py::handle& total) {
@@ -131,7 +176,7 @@ void bind_instance_norm(py::module_& m) {
           call.problem.weight = call.per_channel(weight), call.problem.bias = call.per_channel(bias);
           fastgan::InstanceNormForward t;
           t.x = call.read(x), t.residual = call.read(residual), t.y = call.written(y, pad);
-          t.eps = eps, t.mean = call.per_plane(mean), t.rstd = call.per_plane(rstd);
+          t.eps = eps, std::tie(t.mean, t.rstd) = call.statistics(mean, rstd);
           return call.run(t);
         });
   m.def("instance_norm_backward",
@@ -143,7 +188,7 @@ void bind_instance_norm(py::module_& m) {
           call.problem.weight = call.per_channel(weight), call.problem.bias = call.per_channel(bias);
           fastgan::InstanceNormBackward t;
           t.grad = call.read(grad, pad), t.x = call.read(x), t.residual = call.read(residual);
-          t.mean = call.per_plane(mean), t.rstd = call.per_plane(rstd);
+          std::tie(t.mean, t.rstd) = call.statistics(mean, rstd);
           t.grad_x = call.written(grad_x), t.grad_z = call.written(grad_z);
           t.m1 = call.per_plane(m1), t.m2 = call.per_plane(m2);
           return call.run(t);

@@ -21,13 +21,17 @@ from fastgan.kernels.library import (
     RawOperator,
     allow_in_graph,
     apply,
+    is_final,
     kernel_of,
     may_need_tangents,
+    of_extension,
 )
 from fastgan.reference.instance_norm import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
 _NAME = "instance_norm_act"
+# Whether arguments are right, told at once; where False, _check_arguments says.
+_fits = of_extension("instance_norm_fits", lambda *arguments: False)
 
 
 @allow_in_graph
@@ -72,8 +76,9 @@ def instance_norm_act(
         ValueError: a wrong shape, device, activation, slope, padding or eps, or one spatial element only (its variance
             is 0).
     """
-    residual = _check_arguments(x, weight, bias, residual, activation, negative_slope, reflect_pad, eps)
-    backend = dispatch.select(_NAME, x, spatial_dims=x.dim() - 2)
+    if activation not in ACTIVATIONS or not _fits(x, weight, bias, residual, negative_slope, reflect_pad, eps):
+        residual = _check_arguments(x, weight, bias, residual, activation, negative_slope, reflect_pad, eps)
+    backend = dispatch.select(_NAME, x)
     if backend == "reference":
         return reference.instance_norm_act(
             x,
@@ -167,6 +172,16 @@ def _as_samples(
     return results, tuple(None if r is None else 0 for r in results)
 
 
+def _native() -> Any:
+    return dispatch.kernels("native", "instance_norm")
+
+
+def _unpacked(packed: bytearray, x: Tensor) -> tuple[Tensor, ...]:
+    """mean and rstd [N, C], which the C++ kernels keep for themselves in one place, as others must see them."""
+    shape, dtype = (2, *x.shape[:2]), statistics_dtype(x.dtype)
+    return (torch.frombuffer(packed, dtype=dtype).view(shape) if packed else torch.empty(shape, dtype=dtype)).unbind(0)
+
+
 class _Forward(Fused):
     operator, keeps = _NAME, True
 
@@ -181,6 +196,10 @@ class _Forward(Fused):
         kept: list[Tensor] | bool,
     ) -> tuple[Tensor, ...]:
         activation, slope, pad, backend = setting
+        if type(kept) is list and backend == "native":
+            y, packed, _ = _native().forward(x, weight, bias, residual, activation, slope, pad, eps, packed=True)
+            kept.append(packed)
+            return (y,)
         results: tuple[Tensor, ...] = _forward(
             x, weight, bias, residual, activation, slope, pad, eps, kept is not False, backend
         )
@@ -190,10 +209,13 @@ class _Forward(Fused):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, bias, residual, ctx.setting, _, kept = inputs
         ctx.set_materialize_grads(False)
+        statistics = kept_of(ctx, output, 1, kept)
+        ctx.packed, statistics = (statistics[0], ()) if len(statistics) == 1 else (None, statistics)
         # The residual is needed again only to know where the activation cuts.
-        saved = (x, weight, bias, residual if ctx.setting[0] != "none" else None, *kept_of(ctx, output, 1, kept))
-        ctx.save_for_backward(*saved)
-        if may_need_tangents():
+        saved = (x, weight, bias, residual if ctx.setting[0] != "none" else None, *statistics)
+        only_x = len(saved) == 4 and weight is bias is saved[3] is None  # 1 µs less than to save what is not there
+        ctx.save_for_backward(*(saved[:1] if only_x else saved))
+        if kept is True and may_need_tangents():
             ctx.save_for_forward(*saved)
 
     @staticmethod
@@ -204,7 +226,15 @@ class _Forward(Fused):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
-        grads = apply(_Backward, grad, *ctx.saved_tensors, ctx.setting, ctx.needs_input_grad[1:4])
+        saved, need = ctx.saved_tensors, ctx.needs_input_grad[1:4]
+        saved = saved if len(saved) > 1 else (*saved, None, None, None)
+        if ctx.packed is None:
+            grads = apply(_Backward, grad, *saved, ctx.setting, need)
+        elif is_final((grad, *saved)):
+            x, weight, bias, residual = saved
+            grads = _Backward.forward(grad, x, weight, bias, residual, ctx.packed, None, ctx.setting, need, False)
+        else:
+            grads = apply(_Backward, grad, *saved, *_unpacked(ctx.packed, saved[0]), ctx.setting, need)
         return *grads[:4], None, None, None
 
     @staticmethod
@@ -230,7 +260,7 @@ class _Forward(Fused):
 
 
 class _Backward(Fused):
-    """need: whether weight, bias and residual want a gradient."""
+    """need: whether weight, bias and residual want a gradient. mean: rstd too, packed, where that is None."""
 
     operator, keeps = _NAME, True
 
@@ -241,8 +271,8 @@ class _Backward(Fused):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        mean: Tensor,
-        rstd: Tensor,
+        mean: Tensor | bytearray,
+        rstd: Tensor | None,
         setting: _Setting,
         need: tuple[bool, bool, bool],
         kept: list[Tensor] | bool,
@@ -254,15 +284,20 @@ class _Backward(Fused):
         need_sums = recorded or need_weight or need_bias
         # With neither activation nor padding, the residual's gradient is grad itself; a Function's result is a new one.
         same = activation == "none" and pad == 0
-        grad_x, grad_z, m1, m2 = _backward(
+        if rstd is None:
+            kernels: tuple[Any, ...] = (_native().backward, _native().over_samples)
+        else:
+            kernels = (_backward, _over_samples, backend)
+        backward, over_samples, *last = kernels
+        grad_x, grad_z, m1, m2 = backward(
             grad, x, weight, bias, residual, mean, rstd, activation, slope, pad,
-            need_residual and not same, need_sums, backend,
+            need_residual and not same, need_sums, *last,
         )  # fmt: skip
         elements = math.prod(x.shape[2:]) if need_weight or need_bias else 0
         results = (
             grad_x,
-            _over_samples(m2, elements, weight.dtype, backend) if weight is not None and need_weight else None,
-            _over_samples(m1, elements, bias.dtype, backend) if bias is not None and need_bias else None,
+            over_samples(m2, elements, weight.dtype, *last) if weight is not None and need_weight else None,
+            over_samples(m1, elements, bias.dtype, *last) if bias is not None and need_bias else None,
             ((grad.clone() if recorded else grad) if same else grad_z) if need_residual else None,
             m1,
             m2,

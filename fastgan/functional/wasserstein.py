@@ -102,8 +102,7 @@ def distance_of_checked(
     """
     if x.dtype == torch.float16 and _may_overflow(x, y, p):
         x, y = x.float(), y.float()
-    # Facts are few: a backend is chosen once for each, and a symbolic size is none.
-    backend = dispatch.select(_NAME, x, long_rows=bool(x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31))
+    backend = dispatch.select(_NAME, x, *_facts(x, y))
     if backend == "reference":
         _check_masses(_NAME, x_weights, y_weights)
         cost, scale = reference.cost(x, y, x_weights, y_weights, p)
@@ -120,6 +119,11 @@ def distance_of_checked(
     return value
 
 
+def _facts(x: Tensor, y: Tensor) -> tuple[str, ...]:
+    # A backend is chosen once for each of them, so no size, symbolic or not, may be one.
+    return ("long_rows",) if x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31 else ()
+
+
 def mean_root_of_checked(x: Tensor, y: Tensor, p: float) -> Tensor | None:
     """The p-th root of the mean of W_p^p over the last leading dimension, where one call of a kernel gives it, or None.
 
@@ -131,7 +135,7 @@ def mean_root_of_checked(x: Tensor, y: Tensor, p: float) -> Tensor | None:
         return None
     if _needs(x, y) or not is_eager((x, y)):
         return None
-    if dispatch.select(_NAME, x, long_rows=x.size(-1) >= 1 << 31 or y.size(-1) >= 1 << 31) != "native":
+    if dispatch.select(_NAME, x, *_facts(x, y)) != "native":
         return None
     value: Tensor = dispatch.kernels("native", "wasserstein").mean_root(unwrapped(x), unwrapped(y), float(p))
     return value

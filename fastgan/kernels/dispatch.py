@@ -59,11 +59,8 @@ class Call:
     operator: str
     device: str  # "cpu", "cuda", ...
     dtype: torch.dtype
-    facts: tuple[tuple[str, Any], ...] = ()  # further facts, by operator: ("spatial_dims", 2), ...
+    facts: tuple[str, ...] = ()  # further facts that are true of it, by operator: "long_rows", ...
     requested: str = "auto"
-
-    def __getitem__(self, fact: str) -> Any:
-        return dict(self.facts)[fact]
 
 
 def requested_backend() -> str:
@@ -100,7 +97,7 @@ def use_backend(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
+def select(operator: str, x: torch.Tensor, *facts: str) -> str:
     """The name of the backend that serves this call of ``operator`` on a tensor like ``x``."""
     if _tracing_state() is not None:
         return _recorded(operator, "torch.jit.trace")
@@ -109,11 +106,10 @@ def select(operator: str, x: torch.Tensor, **facts: Any) -> str:
     requested = _requested.get()
     if requested is None:
         requested = requested_backend() if _variable in _environment else "auto"
-    device, dtype = "cpu" if x.is_cpu else x.device.type, x.dtype
-    key = (operator, device, dtype, requested, *facts.values())
+    key = (operator, "cpu" if x.is_cpu else x.device.type, x.dtype, facts, requested)
     chosen = _selected.get(key)
     if chosen is None:
-        chosen = _selected[key] = _choose(Call(operator, device, dtype, tuple(facts.items()), requested))
+        chosen = _selected[key] = _choose(Call(*key))
     return chosen
 
 
@@ -188,6 +184,7 @@ def why_not(backend: str, call: Call) -> str | None:
     return reason
 
 
+@cache
 def kernels(backend: str, stem: str) -> ModuleType:
     """The module ``fastgan.kernels.<backend>.<stem>``; :class:`BackendError` if it cannot be loaded."""
     loaded = _load(backend, stem)

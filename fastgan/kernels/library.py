@@ -33,6 +33,24 @@ _TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
 _NO_TENSORS = frozenset((type(None), bool, int, float, str, torch.dtype, tuple, list))
 
 
+_R = TypeVar("_R")
+
+
+def of_extension(name: str, otherwise: Callable[..., _R]) -> Callable[..., _R]:
+    """The function ``name`` of ``fastgan._C``, or ``otherwise`` where that is not built."""
+    try:
+        from fastgan.kernels.native._tensor import _C
+    except ImportError:
+        return otherwise
+    function: Callable[..., _R] = getattr(_C, name)
+    return function
+
+
+# What a call's arguments are, told at once: only plain tensors, of which one requires a gradient (1) or none (0).
+_UNKNOWN = -1
+_held: Callable[[Sequence[Any]], int] = of_extension("held", lambda arguments: _UNKNOWN)
+
+
 class RawOperator:
     """A kernel under the name ``torch.ops.fastgan.<name>``.
 
@@ -94,21 +112,35 @@ def kernel_of(stem: str, function: str) -> Callable[..., Any]:
     return run
 
 
-def is_eager(tensors: Iterable[Any]) -> bool:
+def is_eager(tensors: Sequence[Any]) -> bool:
     """Whether a kernel may be called on these as they are: no transform, no tracing, no subclass of tensors."""
-    return _runs_plain(tensors) and not _transforms_active() and forward_ad._current_level < 0
+    if _transforms_active() or forward_ad._current_level >= 0 or _dispatch_modes():
+        return False
+    return _held(tensors) != _UNKNOWN or _runs_plain(tensors)
+
+
+def is_final(tensors: Sequence[Any]) -> bool:
+    """Whether, besides, these are no batches, and nothing that a kernel makes of them is recorded.
+
+    False, too, where ``fastgan._C`` is not built, which alone tells.
+    """
+    if _grad_enabled() or _transforms_active() or forward_ad._current_level >= 0 or _dispatch_modes():
+        return False
+    return _held(tensors) != _UNKNOWN
 
 
 def may_be_read(grad: torch.Tensor) -> bool:
     """Whether a backward pass may look at the value of its gradient: nothing is recorded, and it is one number."""
-    return not _grad_enabled() and is_eager((grad,)) and not is_batch(grad)
+    return is_final((grad,))
 
 
-def _runs_plain(args: Iterable[Any]) -> bool:
+def _runs_plain(args: Sequence[Any]) -> bool:
     """Whether a kernel sees what PyTorch does: no mode listens, and every tensor is the numbers in its memory."""
     if _dispatch_modes():
         return False
     forward_mode = forward_ad._current_level >= 0
+    if not forward_mode and _held(args) != _UNKNOWN:
+        return True
     for argument in args:
         if argument is None:
             continue
@@ -153,8 +185,12 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if _transforms_active():
         return function.apply(*args, True) if keeps else function.apply(*args)
     forward_mode = forward_ad._current_level >= 0
-    recording = forward_mode
-    if recording or _grad_enabled():
+    if not (forward_mode or _grad_enabled()):
+        return function.forward(*args, False) if keeps else function.forward(*args)
+    held = _UNKNOWN if forward_mode or _dispatch_modes() else _held(args)
+    recording, plain = held == 1, held != _UNKNOWN
+    if not plain:
+        recording = forward_mode
         for argument in args:
             kind = type(argument)
             if kind in _NO_TENSORS:
@@ -162,8 +198,9 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
             if kind is _Tensor and unwrapped(argument) is not argument:
                 return apply(function, *[unwrapped(a) if type(a) is _Tensor else a for a in args])
             recording = recording or getattr(argument, "requires_grad", False)
+        plain = not forward_mode and _runs_plain(args)
     if keeps:
-        args = (*args, (True if forward_mode or _dispatch_modes() else []) if recording else False)
+        args = (*args, ([] if plain else True) if recording else False)
     return record(function, *args) if recording else function.forward(*args)
 
 

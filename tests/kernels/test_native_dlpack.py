@@ -119,7 +119,8 @@ def test_without_a_table_nothing_is_read() -> None:
         f"spec = i.spec_from_file_location('fastgan._C', {_C.__file__!r})\n"
         "_C = i.module_from_spec(spec)\n"
         "spec.loader.exec_module(_C)\n"
-        "assert not _C.alike(torch.ones(2), torch.ones(2))\n"
+        "assert not _C.alike(torch.ones(2), torch.ones(2)) and _C.held((torch.ones(2),)) == -1\n"
+        "assert not _C.instance_norm_fits(torch.ones(1, 1, 2), None, None, None, 0.2, 0, 1e-5)\n"
         "_C.instance_norm_reads(torch.ones(1, 1, 2), False)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -292,3 +293,51 @@ def test_a_gradient_that_does_not_fit_is_refused_before_it_is_written() -> None:
             _C.interpolate_forward(X, X, NORMS, False, 0, grad, 1)
         assert value == -1
         assert (grad == -1).all()
+
+
+PLAIN, RECORDED, UNKNOWN = 0, 1, -1
+LEAF = torch.ones(2, requires_grad=True)
+NEGATIVE = torch.ones(2, dtype=torch.complex64).conj().imag
+HELD: dict[str, tuple[Any, int]] = {
+    "no tensor": ((None, True, 3, 0.5, "relu", torch.float32, (1, 2)), PLAIN),
+    "plain tensors": ((torch.ones(2), None, torch.ones(2).double()), PLAIN),
+    "one that requires a gradient": ((torch.ones(2), LEAF), RECORDED),
+    "one that depends on it": ((LEAF * 2, torch.ones(2)), RECORDED),
+    "a parameter": ((torch.nn.Parameter(torch.ones(2)),), RECORDED),
+    "a frozen parameter": ((torch.nn.Parameter(torch.ones(2), requires_grad=False),), PLAIN),
+    "a list": (([torch.ones(2), torch.ones(2)], 3), PLAIN),
+    "a list with one that requires a gradient": (([torch.ones(2), LEAF], torch.ones(2)), RECORDED),
+    "the negative of its memory": ((torch.ones(2), NEGATIVE), UNKNOWN),
+    "the negative of its memory in a list": (([NEGATIVE],), UNKNOWN),
+    "a subclass": ((torch.ones(2).as_subclass(type("Mine", (Tensor,), {})),), UNKNOWN),
+    "a sparse tensor": ((torch.ones(2).to_sparse(),), UNKNOWN),
+    "a nested tensor": ((torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),), UNKNOWN),
+    "on no device": ((torch.ones(2, device="meta"),), UNKNOWN),
+    "no tuple": (torch.ones(2), UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_what_arguments_hold(case: str) -> None:
+    arguments, expected = HELD[case]
+    assert _C.held(arguments) == expected
+
+
+def test_what_a_transform_hands_on_is_unknown() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((_C.held((x,)), x))
+        return x.sum()
+
+    def keep(gradient: Tensor) -> None:
+        look(gradient)
+
+    torch.func.vmap(look)(torch.ones(2, 3))
+    torch.func.grad(look)(torch.ones(3))
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.register_hook(keep)
+    torch.autograd.grad(y, x, torch.ones(2, 3), is_grads_batched=True)
+    assert [told for told, _ in seen] == [UNKNOWN] * 3
+    assert [_C.held((wrapper,)) for _, wrapper in seen] == [UNKNOWN] * 3  # now that the transforms are over

@@ -220,7 +220,7 @@ def test_indices_are_64_bit(monkeypatch: pytest.MonkeyPatch, channels_last: bool
     want_double = kernels.double_backward(
         near, near, None, None, near_grad, near, None, None, near, *want[1:], *want_back[2:], "relu", 0.0, 0
     )
-    monkeypatch.setattr(kernels, "_padded", sparse)
+    monkeypatch.setattr(kernels, "_result", lambda *_: (sparse(), channels_last))
     got = kernels.forward(x, None, None, x, "relu", 0.0, 0, 1e-5)
     back = kernels.backward(grad, x, None, None, x, *got[1:], "relu", 0.0, 0, True)
     double = kernels.double_backward(x, x, None, None, grad, x, None, None, x, *got[1:], *back[2:], "relu", 0.0, 0)
@@ -241,7 +241,7 @@ def test_padding_is_read_and_written_beyond_32_bits(monkeypatch: pytest.MonkeyPa
     want = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)
     want_back = kernels.backward(near_grad, x, None, None, None, *want[1:], "relu", 0.0, 2, True)
     back = kernels.backward(grad, x, None, None, None, *want[1:], "relu", 0.0, 2, True)
-    monkeypatch.setattr(kernels, "_padded", lambda *_: sparse(padded))
+    monkeypatch.setattr(kernels, "_result", lambda *_: (sparse(padded), False))
     y = kernels.forward(x, None, None, None, "relu", 0.0, 2, 1e-5)[0]
     assert torch.equal(y, want[0])
     for a, b in zip(back, want_back, strict=True):

@@ -203,7 +203,7 @@ def test_emulated_results_stay_in_their_place(emulated: ModuleType) -> None:
 
 def test_supports_says_what_is_missing() -> None:
     def reason(long_rows: bool) -> str | None:
-        return _wasserstein_cuda.supports(Call("wasserstein_1d", "cuda", torch.float32, (("long_rows", long_rows),)))
+        return _wasserstein_cuda.supports(Call("wasserstein_1d", "cuda", torch.float32, ("long_rows",) * long_rows))
 
     assert "32-bit" in str(reason(True))
     if not _C.build_info()["cuda_built"]:

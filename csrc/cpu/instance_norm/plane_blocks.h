@@ -1,6 +1,7 @@
 // Channels first, where a plane is one chunk. A block is up to kLanes planes, whose sums and coefficients are the lanes
 // of a vector. All of them are reduced before the first is written, so that the end of one sum does not hold up the
-// next. A plane is rows of rows_.W elements: one row where it is dense in every tensor.
+// next. A plane is rows of rows_.W elements: one row where it is dense in every tensor. Planes that would fill less
+// than a vector or two lie across vectors instead: an element of each of kLanes planes in one.
 #pragma once
 
 #include <cstring>
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int64_t kL1Bytes = 32 << 10;
 constexpr int64_t kBlockBytes = 64 << 10;  // what a block of planes reads, to find it in cache again
+constexpr int64_t kSmallPlane = 9;         // up to which size planes lie across vectors
 constexpr int64_t kAlignedRow = 512;       // from this size on, stores that cross no cache line are worth a tail more
 
 template <typename Op, typename T>
@@ -48,6 +50,7 @@ class PlaneBlocks {
     };
     dense_ = plan.D * plan.H == 1 && !plan.padded() && dense(t_.grad) && dense(t_.x) && dense(t_.residual) &&
              dense(t_.u) && dense(t_.v_residual) && dense(t_.padded) && dense(t_.plain) && dense(t_.extra);
+    across_ = dense_ && size_ <= kSmallPlane && planes_ > 1;
     if (!folds_) return;
     if (!Op::kWritesPadded) merge_dims(rows_, t_.x, t_.residual, t_.plain, t_.extra);
     t_.grad.h = rows_.W, t_.grad.d = rows_.H * rows_.W;  // in scratch
@@ -66,7 +69,9 @@ class PlaneBlocks {
     T* staged = stages_ ? staged_ + thread * staged_per_thread_ : nullptr;
     with_activation<V>(slope_, [&](const auto& act) {
       for (int64_t i = part_of_blocks.begin; i < part_of_blocks.end; ++i) {
-        if (folds_) {
+        if (across_) {
+          block_across(i * block_, act);
+        } else if (folds_) {
           block<false, A>(i * block_, act, folded, staged);
         } else if (dense_) {
           block<true, T>(i * block_, act, nullptr, nullptr);
@@ -158,27 +163,102 @@ class PlaneBlocks {
     return vectors[0];
   }
 
+  // Calls visit(n, c - i, i, end) for planes i to end of a block, as many at once as lie in one sample.
+  template <typename Visit>
+  FASTGAN_INLINE void for_samples(int64_t first, int64_t planes, const Visit& visit) const {
+    int64_t n = first / plan_.C, c = first % plan_.C;
+    for (int64_t i = 0; i < planes;) {
+      const int64_t end = least(planes, i + plan_.C - c);
+      visit(n, c - i, i, end);
+      i = end, c = 0, ++n;
+    }
+  }
+
+  template <typename Act>
+  void block_across(int64_t first, const Act& act_) const {
+    const Act act = act_;
+    const Op op = op_;
+    const int64_t size = size_, planes = least(block_, planes_ - first);
+    const Strides strides{kL, kL, kL, kL, kL, kL, kL};
+    alignas(64) A coefs[Op::kCoefs][kL] = {}, origin[kL];
+    alignas(64) double totals[kSums][kL];
+    alignas(64) T memory[8][kSmallPlane * kL];
+    T* free = memory[0];
+    const auto take = [&](const T* of) {
+      T* const taken = of == nullptr ? nullptr : free;
+      if (of != nullptr) free += kSmallPlane * kL;
+      return taken;
+    };
+    const auto turned = [&](const T* from) {
+      T* const to = take(from);
+      if (from == nullptr) return to;
+      if (planes < kL) std::memset(static_cast<void*>(to), 0, sizeof memory[0]);
+      for (int64_t i = 0; i < planes; ++i) {
+        for (int64_t e = 0; e < size; ++e) to[e * kL + i] = from[i * size + e];
+      }
+      return to;
+    };
+    const auto turn_back = [&](const T* from, T* to) {
+      if (to == nullptr) return;
+      for (int64_t i = 0; i < planes; ++i) {
+        for (int64_t e = 0; e < size; ++e) to[i * size + e] = from[e * kL + i];
+      }
+    };
+    const Run<T, T> there = dense_plane<T>(first);
+    Run<T, T> run{};
+    run.x = turned(there.x), run.residual = turned(there.residual);
+    run.grad = turned(there.grad), run.grad_stride = kL;
+    run.u = turned(there.u), run.v_residual = turned(there.v_residual);
+    run.padded = take(there.padded), run.plain = take(there.plain), run.extra = take(there.extra);
+
+    V coef[Op::kCoefs], sums[kSums] = {};
+    const auto load_coefs = [&] {
+      for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs[j]);
+    };
+    for_samples(first, planes, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) op.prepare(n, c + i, coefs[0] + i, kL);
+    });
+    if constexpr (Op::kMoments) {
+      const V x0 = load_vector(run.x);
+      V sum{};
+      for (int64_t e = 0; e < size; ++e) sum += load_vector(run.x + e * kL) - x0;
+      const V center = x0 + sum / static_cast<A>(size);
+      store_vector(origin, center);
+      for (int64_t e = 0; e < size; ++e) {
+        const V d = load_vector(run.x + e * kL) - center;
+        sums[0] += d;
+        sums[1] = fma(d, d, sums[1]);
+      }
+    } else {
+      load_coefs();
+      for (int64_t e = 0; e < size; ++e) op.reduce(coef, act, read<Op>(run, strides, e, 0, Whole{}, false), sums);
+    }
+    for (int k = 0; k < kSums; ++k) {
+      for (int64_t i = 0; i < kL; ++i) totals[k][i] = static_cast<double>(sums[k][i]);
+    }
+    for_samples(first, planes, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) {
+        op.finish(n, c + i, origin[i], totals[0] + i, kL, coefs[0] + i, kL, true);
+      }
+    });
+    load_coefs();
+    for (int64_t e = 0; e < size; ++e) write_to<kUsual>(op, coef, act, run, strides, e, 0, Whole{});
+    turn_back(run.padded, there.padded), turn_back(run.plain, there.plain), turn_back(run.extra, there.extra);
+  }
+
   template <bool kDense, typename G, typename Act>
   void block(int64_t first, const Act& act_, A* folded, T* staged) const {
     const Act act = act_;
     const Op op = op_;
-    const int64_t C = plan_.C, width = rows_.W, planes = least(block_, planes_ - first);
+    const int64_t width = rows_.W, planes = least(block_, planes_ - first);
     alignas(64) A coefs[Op::kCoefs][kL], origin[kL];
     alignas(64) double totals[kSums][kL];
     V sums[kSums][kL];
     Run<T, G> runs[kL];
     if (planes < kL) std::memset(sums, 0, sizeof sums), std::memset(origin, 0, sizeof origin);
-
-    // Calls visit(n, c, plane) with as many planes at once as lie in one sample.
-    const auto for_samples = [&](const auto& visit) {
-      int64_t n = first / C, c = first % C;
-      for (int64_t i = 0; i < planes;) {
-        const int64_t end = least(planes, i + C - c);
-        visit(n, c - i, i, end);
-        i = end, c = 0, ++n;
-      }
-    };
-    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+    for_samples(first, planes, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) op.prepare(n, c + i, coefs[0] + i, kL);
       if constexpr (kDense) return;
@@ -234,13 +314,13 @@ class PlaneBlocks {
       const V sum = sum_each(sums[k]);
       for (int64_t i = 0; i < kL; ++i) totals[k][i] = static_cast<double>(sum[i]);
     }
-    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+    for_samples(first, planes, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t i = begin; i < end; ++i) {
         op.finish(n, c + i, origin[i], totals[0] + i, kL, coefs[0] + i, kL, true);
       }
     });
-    for_samples([&](int64_t n, int64_t c, int64_t begin, int64_t end) {
+    for_samples(first, planes, [&](int64_t n, int64_t c, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         V coef[Op::kCoefs];
         for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(coefs[j][i]);
@@ -276,7 +356,7 @@ class PlaneBlocks {
   const int64_t size_, planes_, block_;
   const double slope_;
   const bool folds_, stages_, streams_;
-  bool dense_;
+  bool dense_, across_ = false;
   const int64_t folded_stride_, folded_per_thread_;
   const Scratch<A> folded_;
   const int64_t padded_size_, staged_per_thread_;

@@ -13,10 +13,14 @@ from fastgan import _C
 CPU = torch.device("cpu")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-if not hasattr(_C, "alike"):
+if not hasattr(_C, "use_types"):
     raise ImportError("fastgan._C was built from older sources: install the package again")
 # For the kernels that take tensors as they are.
 _C.use_dlpack(torch.Tensor.__dlpack_c_exchange_api__)
+_C.use_types(torch.Tensor, torch.nn.Parameter)
+
+# How many threads a kernel may use.
+threads = torch.get_num_threads
 
 __all__ = ["CPU", "DTYPES", "_C", "address", "empty", "scalar", "threads"]
 
@@ -36,8 +40,3 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) 
 def scalar(dtype: torch.dtype) -> Tensor:
     """A number for a kernel to write; ``torch.empty(())`` takes half as long again."""
     return torch.empty(size=(), dtype=dtype, device=CPU)
-
-
-def threads() -> int:
-    """How many threads a kernel may use."""
-    return torch.get_num_threads()

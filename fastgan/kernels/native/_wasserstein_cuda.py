@@ -20,7 +20,7 @@ from fastgan.kernels.native._wasserstein_call import rows_of, side
 
 def supports(call: Call) -> str | None:
     """None if the kernels serve the call, else the reason why not."""
-    if call["long_rows"]:
+    if "long_rows" in call.facts:
         return "indices are 32-bit: a row must have fewer than 2^31 samples"
     loaded = _cuda_module.load()
     if isinstance(loaded, str):

@@ -35,14 +35,21 @@ def forward(
     reflect_pad: int,
     eps: float,
     need_statistics: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y [N, C, *(spatial + 2 reflect_pad)], and mean and rstd [N, C] or None."""
-    channels_last = layout.is_channels_last(x)
-    y = _padded(x, reflect_pad, channels_last)
-    mean = rstd = None
-    if need_statistics:
-        samples, channels, *_ = x.shape
-        mean = torch.empty(samples, channels, dtype=statistics_dtype(x.dtype), device=CPU)
+    packed: bool = False,
+) -> tuple[Tensor, Tensor | bytearray | None, Tensor | None]:
+    """y [N, C, *(spatial + 2 reflect_pad)], and mean and rstd [N, C] or None.
+
+    packed: mean and rstd lie one after the other in a bytearray, which stands for mean, and rstd is None. To make and
+    to save two tensors takes longer than a small kernel.
+    """
+    y, channels_last = _result(x, reflect_pad)
+    mean: Tensor | bytearray | None = None
+    rstd = None
+    shape = x.shape
+    if packed:
+        mean = bytearray((16 if x.dtype == torch.float64 else 8) * shape[0] * shape[1])
+    elif need_statistics:
+        mean = torch.empty(shape[0], shape[1], dtype=statistics_dtype(x.dtype), device=CPU)
         rstd = torch.empty_like(mean)
     call = (
         x, weight, bias, residual, y, mean, rstd,
@@ -58,19 +65,24 @@ def backward(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    mean: Tensor | bytearray,
+    rstd: Tensor | None,
     activation: str,
     negative_slope: float,
     reflect_pad: int,
     need_grad_z: bool,
     need_sums: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(gradient of x, gradient of z, m1, m2), with m1 and m2 [N, C]; None is what is not needed."""
-    channels_last = layout.is_channels_last(x)
-    grad_x = _padded(x, 0, channels_last)
-    grad_z = _padded(x, 0, channels_last) if need_grad_z else None
-    m1, m2 = (torch.empty_like(mean), torch.empty_like(mean)) if need_sums else (None, None)
+    """(gradient of x, gradient of z, m1, m2), with m1 and m2 [N, C]; None is what is not needed.
+
+    mean, rstd: as :func:`forward` gave them.
+    """
+    grad_x, channels_last = _result(x)
+    grad_z = _result(x)[0] if need_grad_z else None
+    m1 = m2 = None
+    if need_sums:
+        m1 = torch.empty(x.size(0), x.size(1), dtype=statistics_dtype(x.dtype), device=CPU)
+        m2 = torch.empty_like(m1)
     call = (
         grad, x, weight, bias, residual, mean, rstd, grad_x, grad_z, m1, m2,
         channels_last, reflect_pad, _SLOPES.get(activation, negative_slope), threads(),
@@ -101,8 +113,8 @@ def double_backward(
 
     u and v_residual [N, C, *spatial], v_weight and v_bias [C] are the cotangents of the backward pass's results.
     """
-    channels_last = layout.is_channels_last(x)
-    grad_grad, grad_x = _padded(x, reflect_pad, channels_last), _padded(x, 0, channels_last)
+    grad_grad, channels_last = _result(x, reflect_pad)
+    grad_x, _ = _result(x)
     grad_weight = torch.empty_like(mean)
     call = (
         u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, m1, m2,
@@ -133,9 +145,12 @@ def _copied(call: tuple[Any, ...], dtype: torch.dtype, channels_last: bool) -> l
     return [readable(argument) for argument in call]
 
 
-def _padded(x: Tensor, pad: int, channels_last: bool) -> Tensor:
-    """An uninitialised tensor of x's shape and layout, ``pad`` elements larger on every spatial side."""
+def _result(x: Tensor, pad: int = 0) -> tuple[Tensor, bool]:
+    """An uninitialised tensor, ``pad`` elements larger than x on every spatial side; whether both are channels last."""
+    if not pad and x.is_contiguous():
+        return torch.empty_like(x), False
+    channels_last = layout.is_channels_last(x)
     if not pad and layout.is_dense(x, channels_last):
-        return torch.empty_like(x)
+        return torch.empty_like(x), channels_last
     shape = [x.size(0), x.size(1), *(size + 2 * pad for size in x.shape[2:])]
-    return layout.empty(shape, channels_last, dtype=x.dtype, device=x.device)
+    return layout.empty(shape, channels_last, dtype=x.dtype, device=x.device), channels_last

@@ -23,7 +23,7 @@ def supports(call: Call) -> str | None:
         return _wasserstein_cuda.supports(call)
     if call.device != "cpu":
         return f"the native kernels run on the CPU and on CUDA, not on {call.device!r}"
-    if call["long_rows"]:
+    if "long_rows" in call.facts:
         return "indices are 32-bit: a row must have fewer than 2^31 samples"
     return None
 
