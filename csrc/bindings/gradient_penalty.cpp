@@ -19,9 +19,14 @@ void bind_gradient_penalty(py::module_& m) {
           const Samples g(grads);
           const Scalar result(penalty);
           void *const n = vector(norms, g.samples, g.numbers), *const to = like(out, g);
+          // Rounded where PyTorch's product with the penalty is, so that one computed apart gives the same to the bit.
+          const auto rounded = [&](double value) {
+            return g.numbers == fastgan::DType::f64 ? value : static_cast<double>(static_cast<float>(value));
+          };
+          weight = rounded(weight);
           const py::gil_scoped_release release;
-          result = weight * FASTGAN_CALL(gradient_penalty_forward, g.code, g.address(), n, weight, to, target,
-                                         one_sided, g.samples, g.size, threads);
+          result = weight * rounded(FASTGAN_CALL(gradient_penalty_forward, g.code, g.address(), n, weight, to, target,
+                                                 one_sided, g.samples, g.size, threads));
         });
   m.def("gradient_penalty_backward", [](double grad, const py::handle& grads, const py::handle& norms,
                                         const py::handle& out, double target, bool one_sided, int threads) {

@@ -23,7 +23,7 @@ OWN: dict[str, dict[str, Any]] = {
     "wgan": {**LIPSCHITZ, "boost_first": 0, "boost_every": 0, "clip": 0.05, "steps": 400},
     "wgan-gp": {**LIPSCHITZ, "n_critic": 3, "steps": 300},
     "wgan-gp-one-sided": {**LIPSCHITZ, "n_critic": 3, "steps": 300},
-    "ct-gan": {**LIPSCHITZ, "n_critic": 2, "steps": 300, "dropout": 0.1},
+    "ct-gan": {**LIPSCHITZ, "n_critic": 2, "steps": 500, "dropout": 0.1},
     "dragan": {**LIPSCHITZ, "n_critic": 2, "steps": 400, "hyper": ("weight=1",)},
     "ebgan": {"steps": 500, "lr_d": 2e-3},
     "sliced": {**LIPSCHITZ, "steps": 300},
