@@ -39,13 +39,6 @@ bool reads(const Tensor& t, bool channels_last) {
   return true;
 }
 
-// [C] or [N, C]
-bool is_dense(const Tensor& t) {
-  const int last = t.dims - 1;
-  return (t.shape[last] == 1 || t.strides[last] == 1) &&
-         (last == 0 || t.shape[0] == 1 || t.strides[0] == t.shape[last]);
-}
-
 // Whether arguments of the operator are tensors, on any device, and numbers of Python that fit each other. What else
 // may, and what does not, is for fastgan/functional/instance_norm.py to tell.
 bool fits(const py::handle& x, const py::handle& weight, const py::handle& bias, const py::handle& residual,
@@ -145,7 +138,7 @@ class Call {
     if (t.dims != dims || t.shape[dims - 1] != problem.C || (dims == 2 && t.shape[0] != problem.N)) {
       throw std::invalid_argument("a tensor has not the channels, or samples and channels, of x");
     }
-    readable_ = readable_ && is_dense(t) && t.dtype() == (problem.dtype == DType::f64 ? DType::f64 : DType::f32);
+    readable_ = readable_ && t.contiguous() && t.dtype() == (problem.dtype == DType::f64 ? DType::f64 : DType::f32);
     return t.address();
   }
 
@@ -162,7 +155,7 @@ void bind_instance_norm(py::module_& m) {
   m.def("instance_norm_over_samples", [](const py::handle& mean, double elements, const py::handle& total) {
     const Tensor from = view(mean), to = view(total);
     if (from.dims != 2 || to.dims != 1 || from.shape[1] != to.shape[0] || from.dtype() != to.dtype() ||
-        !is_dense(from)) {
+        !from.contiguous()) {
       throw std::invalid_argument("dense means [N, C] add up to [C]");
     }
     const py::gil_scoped_release release;

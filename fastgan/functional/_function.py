@@ -19,7 +19,8 @@ class Fused(torch.autograd.Function):
 
     keeps: whether ``forward`` has results that only the backward pass needs, of each of which autograd takes a
     microsecond as an output. Its last argument ``kept`` then says where they go: into this list, for ``setup_context``
-    to find; among the outputs (True), where a transform or a mode must see them; nowhere (False): nothing is recorded.
+    to find, and then a kernel may be called on all tensors as they are; among the outputs (True), where a transform or
+    a mode must see them; nowhere (False): nothing is recorded.
     """
 
     operator: str

@@ -23,9 +23,8 @@ from fastgan.kernels.library import (
     RawOperator,
     allow_in_graph,
     apply,
-    is_eager,
+    is_final,
     kernel_of,
-    may_be_read,
     may_need_tangents,
 )
 from fastgan.reference.instance_norm import statistics_dtype
@@ -256,7 +255,7 @@ class _Forward(Fused):
     def forward(
         grads: Tensor, target: float, one_sided: bool, weight: float, backend: str, kept: list[Tensor] | bool
     ) -> tuple[Tensor, ...]:
-        if type(kept) is list and backend == "native" and is_eager((grads,)):
+        if type(kept) is list and backend == "native":
             kernel = dispatch.kernels(backend, "gradient_penalty").forward_with_gradient
             return keep(kernel(grads, target, one_sided, weight), 1, kept)
         penalty, norms = _forward(grads, target, one_sided, backend)
@@ -277,7 +276,7 @@ class _Forward(Fused):
         if grad is None:
             return (None,) * 6
         early, ctx.early = ctx.early, []  # given away: no other pass may see what becomes of it
-        if early and may_be_read(grad) and grad.item() == 1.0:
+        if early and is_final((grad,)) and grad.item() == 1.0:
             return early[0], *(None,) * 5
         if ctx.weight != 1:
             grad = grad * ctx.weight

@@ -21,9 +21,8 @@ from fastgan.kernels.library import (
     allow_in_graph,
     apply,
     is_batch,
-    is_eager,
+    is_final,
     kernel_of,
-    may_be_read,
     may_need_tangents,
 )
 
@@ -179,7 +178,7 @@ class _Forward(Fused):
     def forward(setting: _Setting, *tensors_and_kept: Any) -> tuple[Tensor, ...]:
         *tensors, kept = tensors_and_kept
         _, weights, sign_bytes, dtype, backend = setting
-        if type(kept) is list and backend == "native" and is_eager(tensors):
+        if type(kept) is list and backend == "native":
             results = dispatch.kernels(backend, "l1").forward_with_gradients(tensors, weights, sign_bytes, dtype)
         else:
             results = _forward(tensors, weights, sign_bytes, dtype, backend)
@@ -204,7 +203,7 @@ class _Forward(Fused):
         if grad is None:
             return (None,) * (2 + len(need))
         early, ctx.early = ctx.early, []  # given away: no other pass may see what becomes of them
-        if early and may_be_read(grad) and grad.item() == 1.0:
+        if early and is_final((grad,)) and grad.item() == 1.0:
             return None, *early, None
         return None, *apply(_Backward, grad, *ctx.saved_tensors, ctx.layouts, need, ctx.setting), None
 

@@ -21,8 +21,8 @@ from fastgan.kernels.library import (
     allow_in_graph,
     apply,
     is_eager,
+    is_final,
     kernel_of,
-    may_be_read,
     may_need_tangents,
     unwrapped,
 )
@@ -479,7 +479,7 @@ def _quick_signs(
     scale: Tensor, ux: Tensor | None, uy: Tensor | None, *_: Tensor | None,
 ) -> tuple[Tensor | None, ...] | None:  # fmt: skip
     """What :class:`_Forward` sends back where unit gradients are signs, by one call of a kernel; None elsewhere."""
-    if ctx.mean or a is not None or b is not None or not may_be_read(grad):
+    if ctx.mean or a is not None or b is not None or not is_final((grad,)):
         return None
     wanted: list[Tensor | None] = []
     for unit, needed in zip((ux, uy), ctx.needs_input_grad[:2], strict=True):

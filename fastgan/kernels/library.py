@@ -122,16 +122,12 @@ def is_eager(tensors: Sequence[Any]) -> bool:
 def is_final(tensors: Sequence[Any]) -> bool:
     """Whether, besides, these are no batches, and nothing that a kernel makes of them is recorded.
 
-    False, too, where ``fastgan._C`` is not built, which alone tells.
+    Then a backward pass may look at the value of its gradient, too. False where ``fastgan._C``, which alone tells, is
+    not built.
     """
     if _grad_enabled() or _transforms_active() or forward_ad._current_level >= 0 or _dispatch_modes():
         return False
     return _held(tensors) != _UNKNOWN
-
-
-def may_be_read(grad: torch.Tensor) -> bool:
-    """Whether a backward pass may look at the value of its gradient: nothing is recorded, and it is one number."""
-    return is_final((grad,))
 
 
 def _runs_plain(args: Sequence[Any]) -> bool:
