@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,11 +18,14 @@ from torch.optim import Optimizer
 
 from fastgan._ranges import check_range
 from fastgan.models._build import choice
+from fastgan.training import distributed
 from fastgan.training.precision import Amp, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self
+
+logger = logging.getLogger("fastgan")
 
 
 class Stateful(Protocol):
@@ -184,6 +189,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
+
+
+def warn_of_parts(networks: Mapping[str, nn.Module], batch_size: int, accumulate: int) -> None:
+    """Warns where batches in parts are another step than whole ones: batch norms see a part at a time."""
+    norms = nn.modules.batchnorm._BatchNorm
+    mixing = [k for k, net in networks.items() if net.training and any(isinstance(m, norms) for m in net.modules())]
+    if accumulate > 1 and mixing and distributed.is_main():
+        logger.warning(
+            "accumulate %d: batch norm (in %s) takes mean and variance of each part of %d samples, not of all %d",
+            *(accumulate, ", ".join(mixing), -(-batch_size // accumulate), batch_size),
+        )
 
 
 class Task(abc.ABC):

@@ -101,7 +101,7 @@ class CycleGanConfig(RunConfig):
     ema: float = 0.0
     """Decay of averaged generators, used for sheets, evaluation and translation; 0: none."""
     accumulate: int = 1
-    """Split a step's batch into so many parts to save memory."""
+    """Split a step's batch into so many parts to save memory; batch norm sees one part at a time."""
     recompute: bool = False
     """Recompute the generators' activations in the backward pass to save memory."""
     batched_calls: Switch = "auto"
@@ -166,12 +166,8 @@ def check(config: CycleGanConfig) -> None:
         )
     if config.gan_mode == "wgangp" and config.norm == "batch":
         raise ValueError("gan_mode wgangp penalises each sample's gradient: norm must be instance or none, got batch")
-    for option, used in (
-        ("batched_calls", config.batched_calls == "on"),
-        ("accumulate", config.accumulate > 1),
-    ):
-        if used and config.norm == "batch":
-            raise ValueError(f"{option} changes the result of norm batch; it needs norm instance or none")
+    if config.batched_calls == "on" and config.norm == "batch":
+        raise ValueError("batched_calls changes the result of norm batch; it needs norm instance or none")
     if config.accumulate > config.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
     if config.n_epochs + config.n_epochs_decay < config.epoch_count:

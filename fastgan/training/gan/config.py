@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -91,7 +90,7 @@ class GanConfig(RunConfig):
     lr_decay: Literal["none", "linear"] | None = None
     """Learning rates stay, or fall linearly to 0 over the run."""
     accumulate: int = 1
-    """Split a step's batch into so many parts to save memory."""
+    """Split a step's batch into so many parts to save memory; batch norm sees one part at a time."""
     recompute: bool = False
     """Keep few activations and recompute the others in the backward pass, to save memory."""
     compile: bool = False
@@ -270,18 +269,15 @@ def graphs(config: GanConfig, settings: Defaults, device: torch.device, *, dropo
     return wants_graph(config, device, obstacles)
 
 
-def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective, mixing: Sequence[str]) -> None:
-    """Raises ValueError if a batch in parts has another loss than the batch.
-
-    ``mixing`` names the networks in which a sample's output depends on the rest of the batch.
-    """
+def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective) -> None:
+    """Raises ValueError if the loss of a batch is no mean of its parts' losses."""
     if config.accumulate > settings.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {settings.batch_size}, got {config.accumulate}")
     options = any(getattr(objective, name, False) for name in ("feature_matching", "pulling_away"))
     whole = options or objective.requires.real or isinstance(objective, RegretAnalytic)
     for reason, holds in (
         (f"objective {config.objective!r} looks at the batch as a whole", whole),
-        (f"the {' and the '.join(mixing)} mixes samples (see norm_g, norm_d and minibatch)", bool(mixing)),
+        (f"minibatch {config.minibatch} compares the samples of a batch", config.minibatch > 0),
     ):
         if holds and config.accumulate > 1:
-            raise ValueError(f"accumulate must be 1: {reason}")
+            raise ValueError(f"accumulate must be 1: {reason}; recompute, or a smaller batch_size, saves memory too")

@@ -35,7 +35,7 @@ from fastgan.training.gan.networks import (
 from fastgan.training.graph import StepGraph
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.precision import Precision
-from fastgan.training.task import Stateful, Task
+from fastgan.training.task import Stateful, Task, warn_of_parts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,8 +107,8 @@ class GanTask(Task):
         fixed = torch.Generator(self.device).manual_seed(config.seed + 3)
         count = config.n_samples if self.data.points is None else 16 * config.n_samples
         self._fixed_z = self.generator.latent(count, generator=fixed)
-        mixing = [name for name, network in self.networks.items() if mixes_samples(network) and name != "average"]
-        check_accumulate(config, self.settings, self.objective, mixing)
+        check_accumulate(config, self.settings, self.objective)
+        warn_of_parts(self.networks, self.settings.batch_size, config.accumulate)
         dropout = any(isinstance(m, nn.Dropout) for n in self.networks.values() for m in n.modules())
         self._graphed = graphs(config, self.settings, self.device, dropout=dropout)
         self._graphs: dict[str, StepGraph] = {}
