@@ -3,6 +3,7 @@
 from fastgan.metrics.inception import (
     MetricUnavailableError,
     frechet_inception_distance,
+    inception_features,
     inception_score,
     inception_weights,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "PairedScores",
     "PatchDistances",
     "frechet_inception_distance",
+    "inception_features",
     "inception_score",
     "inception_weights",
     "mode_coverage",

@@ -43,6 +43,17 @@ def inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
     return weights
 
 
+def inception_features(weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """The Inception network's pooled features: images [N, 3, H, W] with values in [−1, 1] → [N, 2048].
+
+    For ``features`` of several distances, and to learn whether it can be had before there are images.
+
+    Raises:
+        MetricUnavailableError: torch-fidelity or the weights (see :func:`inception_weights`) are missing or damaged.
+    """
+    return _Inception(inception_weights(weights), "2048")
+
+
 def frechet_inception_distance(
     real: Iterable[Tensor],
     fake: Iterable[Tensor],
@@ -64,7 +75,7 @@ def frechet_inception_distance(
         device: where to compute.
 
     Raises:
-        MetricUnavailableError: see :func:`inception_weights`.
+        MetricUnavailableError: see :func:`inception_features`.
         ValueError: fewer than two images on a side.
     """
     network = _network(features, weights, "2048", device)
@@ -159,9 +170,8 @@ _Network = Callable[[Tensor], Tensor]
 def _network(
     features: nn.Module | None, weights: str | os.PathLike[str] | None, layer: str, device: torch.device | str
 ) -> _Network:
-    """``features``, or a layer of Inception, which takes bytes; on three channels."""
-    own = features is not None
-    network = (features if features is not None else _inception(inception_weights(weights), layer)).to(device)
+    """``features``, or a layer of Inception; on three channels."""
+    network = (features if features is not None else _Inception(inception_weights(weights), layer)).to(device)
 
     @torch.no_grad()
     def call(batch: Tensor) -> Tensor:
@@ -171,30 +181,36 @@ def _network(
                 f"{batch.dtype} {list(batch.shape)}"
             )
         x = batch.to(device)
-        x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
-        result = network(x if own else ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-        found: Tensor = result if own else result[0]
+        found: Tensor = network(x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3])
         return found
 
     return call
 
 
-def _inception(weights: Path, layer: str) -> nn.Module:
-    """uint8 images [N, 3, H, W] → a tuple of one layer's features [N, F].
+class _Inception(nn.Module):
+    """Images [N, 3, H, W] with values in [−1, 1] → one layer's features [N, F].
 
     It is torch-fidelity's own network that scales images to 299 × 299, as the published figures' does. torchmetrics'
     version of it smooths them on the way (antialias), which changes features and the distance.
     """
-    try:
-        torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would execute what is in the file
-    except Exception as error:
-        raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
-    try:
-        extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that was built for another torch raises any
-        raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
-    try:
-        network: nn.Module = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [layer], str(weights))
-    except RuntimeError as error:
-        raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
-    return network.eval()
+
+    def __init__(self, weights: Path, layer: str) -> None:
+        super().__init__()
+        try:
+            torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would execute what is in it
+        except Exception as error:
+            raise MetricUnavailableError(f"{weights}: damaged, or not a file of weights; expected {_SOURCE}") from error
+        try:
+            extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        except (ImportError, RuntimeError, OSError) as error:  # a torchvision that was built for another torch
+            raise MetricUnavailableError(f"torch-fidelity cannot be imported: {error}") from error
+        try:
+            self.extractor = extractors.FeatureExtractorInceptionV3("inception-v3-compat", [layer], str(weights))
+        except RuntimeError as error:
+            raise MetricUnavailableError(f"{weights}: holds other weights; expected {_SOURCE}") from error
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        (features,) = self.extractor(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        found: Tensor = features
+        return found

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from fastgan._output import make_folder, written
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import decode
-from fastgan.metrics import inception_weights
+from fastgan.metrics import frechet_inception_distance, inception_features
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
 from fastgan.nn import fuse, use_winograd
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
@@ -209,8 +210,7 @@ def evaluate(
         CheckpointError, DataError: nothing to evaluate, or to evaluate with.
         MetricUnavailableError: fid without its library or weights.
     """
-    if fid:
-        inception_weights()
+    features = inception_features() if fid else None  # before all that takes long
     file = checkpoint.locate(path, which)
     config = load_config(file)
     if dataroot is not None:
@@ -228,7 +228,8 @@ def evaluate(
                 progress(i + 1, len(source))
 
     translate = lambda real_A, real_B: {"fake_B": to_B(real_A), "fake_A": to_A(real_B)}
-    found = cyclegan.scores_of(items(), translate, paired, fid=to_B.device if fid else None)
+    distance = partial(frechet_inception_distance, features=features, device=to_B.device) if fid else None
+    found = cyclegan.scores_of(items(), translate, paired, fid=distance)
     if not found:
         raise DataError(
             f"{config.dataroot}: nothing to score: testA and testB are no pairs (by their files' names or sizes), and "

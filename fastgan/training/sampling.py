@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgan._output import make_folder, written
-from fastgan.metrics import frechet_inception_distance, inception_weights
+from fastgan.metrics import frechet_inception_distance, inception_features
 from fastgan.models.gan import LatentGenerator
 from fastgan.training import distributed, gan, sheet
 from fastgan.training.checkpoint import CheckpointError, locate, read
@@ -101,12 +101,11 @@ def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = Fals
         raise ValueError(f"n must be at least 2, got {n}")
     if fid and len(trained.generator.sample_shape) != 3:
         raise ValueError("fid is of images, and this run makes points")
-    if fid:
-        inception_weights()
+    features = inception_features() if fid else None  # before all that takes long
     data, samples = RealData(trained.config), trained.sample(n, seed)
     scores = gan.evaluate(samples, data, seed)
     if fid:
         device = next(trained.generator.parameters()).device
         real = data.draw(n, seed)
-        scores["fid"] = frechet_inception_distance(real.split(64), samples.split(64), device=device)
+        scores["fid"] = frechet_inception_distance(real.split(64), samples.split(64), features=features, device=device)
     return scores

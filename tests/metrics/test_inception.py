@@ -196,7 +196,8 @@ def test_missing_libraries_and_weights(tmp_path, monkeypatch):
     with pytest.raises(MetricUnavailableError, match=r"bad\.pth: damaged, or not a file of weights"):
         frechet_inception_distance([], [], weights=bad)
     torch.save({"weight": torch.zeros(1)}, bad)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):  # torchmetrics may have loaded both
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MetricUnavailableError, match="torch-fidelity cannot be imported"):
         frechet_inception_distance([], [], weights=bad)
 

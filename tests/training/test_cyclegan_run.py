@@ -22,6 +22,7 @@ from PIL import Image
 
 from fastgan import cli
 from fastgan.data import DataError
+from fastgan.metrics import inception
 from fastgan.models import read_official
 from fastgan.training import checkpoint, cyclegan, inference, loop
 from fastgan.training.cyclegan import CycleGanConfig
@@ -442,15 +443,25 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert run("evaluate", "--checkpoint", str(config.folder), "--fid") == 1
     assert "FID" in capsys.readouterr().err
     with monkeypatch.context() as patch:
+        for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+            patch.setitem(sys.modules, name, None)
+        weights = data / "weights.pth"
+        torch.save({}, weights)
+        patch.setattr(inception, "inception_weights", lambda *_: weights)
+        with pytest.raises(inception.MetricUnavailableError, match="torch-fidelity cannot be imported"):
+            inference.evaluate(config.folder, fid=True, progress=lambda *_: pytest.fail("translated before"))
+    with monkeypatch.context() as patch:
         sides: list[Any] = []
-        patch.setattr(inference, "inception_weights", lambda: None)
+        network = torch.nn.Identity()
+        patch.setattr(inference, "inception_features", lambda: network)
         patch.setattr(
-            cyclegan.report,
+            inference,
             "frechet_inception_distance",
-            lambda *images, device: sides.append((*images, device)) or 1.5,
+            lambda *images, features, device: sides.append((*images, features, device)) or 1.5,
         )
         assert inference.evaluate(str(config.folder), str(data), device="cpu", fid=True)["fid_A"] == 1.5
-    (real, fake, device), _ = sides
+    (real, fake, features, device), _ = sides
+    assert features is network
     assert device == torch.device("cpu")
     assert len(real) == len(fake) == len(list((data / "testA").iterdir()))
     assert {k: logged[k] for k in ("swd_A", "swd_B")} == pytest.approx({k: scores[k] for k in ("swd_A", "swd_B")})

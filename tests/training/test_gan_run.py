@@ -19,6 +19,7 @@ from torch import Tensor
 from fastgan import cli
 from fastgan.data import DataError, ImageTensor
 from fastgan.data.resident import ResidentImages
+from fastgan.metrics import MetricUnavailableError, inception
 from fastgan.models.gan import MinibatchDiscrimination
 from fastgan.training import checkpoint, distributed, gan, sampling
 from fastgan.training.batches import Shuffled
@@ -468,11 +469,25 @@ def test_fid_of_images(tmp_path, pictures, capsys, monkeypatch):
             cli.main(["evaluate", "--checkpoint", str(path), "--fid", "--device", "cpu"])
         assert message in capsys.readouterr().err
     seen = []
-    monkeypatch.setattr(sampling, "inception_weights", lambda: None)
-    monkeypatch.setattr(sampling, "frechet_inception_distance", lambda *sides, device: seen.extend(sides) or 1.5)
     trained = sampling.load(str(folder), device="cpu")
+    weights = tmp_path / "hub" / "checkpoints" / inception.WEIGHTS
+    weights.parent.mkdir(parents=True)
+    weights.write_text("hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(inception, "find_spec", lambda name: object())
+        patch.setenv("TORCH_HOME", str(tmp_path))
+        patch.setattr(sampling.Trained, "sample", lambda *_: pytest.fail("sampled before it was known"))
+        with pytest.raises(MetricUnavailableError, match="damaged, or not a file of weights"):
+            sampling.evaluate(trained, 70, fid=True)
+    network = torch.nn.Identity()
+    monkeypatch.setattr(sampling, "inception_features", lambda: network)
+    monkeypatch.setattr(
+        sampling, "frechet_inception_distance", lambda *sides, features, device: seen.extend((*sides, features)) or 1.5
+    )
     assert sampling.evaluate(trained, 70, fid=True)["fid"] == 1.5
-    real, fake = (torch.cat(list(batches)) for batches in seen)
+    *sides, features = seen
+    assert features is network
+    real, fake = (torch.cat(list(batches)) for batches in sides)
     assert torch.equal(fake, trained.sample(70, 0))
     assert real.shape == (10, 3, 8, 8)
     assert real.abs().max() <= 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgan.metrics import PairedScores, frechet_inception_distance, sliced_wasserstein_patches
+from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.nn import fuse
 from fastgan.training import distributed, sheet
 from fastgan.training.cyclegan.config import CycleGanConfig
@@ -49,11 +49,11 @@ def scores_of(
     translate: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     paired: bool,
     *,
-    fid: torch.device | None = None,
+    fid: Callable[[Iterable[Tensor], Iterable[Tensor]], float] | None = None,
 ) -> dict[str, float]:
     """:func:`scores` of batches (A, B) of one image: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A.
 
-    ``translate`` gives fake_B and fake_A; ``fid`` says where to compute the Fréchet inception distance, None: not.
+    ``translate`` gives fake_B and fake_A; ``fid`` the Fréchet inception distance of batches, None: it is left out.
     """
     real: dict[str, list[Tensor]] = {"B": [], "A": []}
     fake: dict[str, list[Tensor]] = {"B": [], "A": []}
@@ -67,7 +67,7 @@ def scores_of(
         of_domain = scores(real[domain], fake[domain], paired)
         if fid is not None:
             batches = ([image[None] for image in images[domain]] for images in (real, fake))
-            of_domain["fid"] = frechet_inception_distance(*batches, device=fid)
+            of_domain["fid"] = fid(*batches)
         found |= {f"{name}_{domain}": value for name, value in of_domain.items()}
     return found
 
