@@ -418,14 +418,28 @@ def test_images_that_are_not_in_range_are_refused(make: Callable[[dict[str, Tens
     task = CycleGan(tiny(), _Made(make))
     with pytest.raises((TypeError, ValueError), match=message):
         task.step()
+    with pytest.raises((TypeError, ValueError), match=message.replace("train", "test")):
+        CycleGan(tiny(), Pairs(), _Made(make))
 
 
 def test_images_in_0_1_are_warned_of_once(recwarn: pytest.WarningsRecorder) -> None:
-    task = CycleGan(tiny(), _Made(lambda item: item | {"B": (item["B"] + 1) / 2}))
+    images = _Made(lambda item: item | {"B": (item["B"] + 1) / 2})
+    task = CycleGan(tiny(), images, images)
     task.step()
     task.step()
-    (found,) = [str(warning.message) for warning in recwarn if "train" in str(warning.message)]
-    assert re.match(r"train: B of an item .* in \[−1, 1\], got values from 0\..* to (1|0\.9\d*) .*give 2 x - 1", found)
+    task.evaluate()
+    found = [str(warning.message) for warning in recwarn if "give 2 x - 1" in str(warning.message)]
+    for source, message in zip(("test", "train"), found, strict=True):
+        assert re.match(rf"{source}: B of an item .* in \[−1, 1\], got values from 0\..* to (1|0\.9\d*) ", message)
+
+
+def test_held_out_items_may_be_arrays() -> None:
+    """As those of ``train`` may: both are collated."""
+    arrays = _Made(lambda item: {name: image.numpy() for name, image in item.items()})
+    task = CycleGan(tiny(), arrays, arrays)
+    assert task.step()["G_A"].isfinite()
+    assert task.evaluate()["swd_B"] > 0
+    assert task.sheet() is not None
 
 
 def test_grey_to_colour() -> None:

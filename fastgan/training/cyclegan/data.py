@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from fastgan.data import DataError, Preprocess, UnpairedImageFolder
 from fastgan.data.decode import MODES, list_images
@@ -58,18 +59,18 @@ def held_out(config: CycleGanConfig) -> tuple[UnpairedImageFolder | None, bool]:
     return images, names[0] == names[1] and images.a.sizes == images.b.sizes
 
 
-def check_batch(batch: object, channels: Mapping[str, int], dtype: torch.dtype) -> None:
-    """Looks at a first batch of images from elsewhere, on the host; warns of images that seem to be in [0, 1].
+def check_batch(source: str, batch: object, channels: Mapping[str, int], dtype: torch.dtype) -> None:
+    """Looks at the first batch of a ``source`` from elsewhere, on the host; warns of images that seem to be in [0, 1].
 
     Raises:
         TypeError, ValueError: they are not what :class:`fastgan.training.cyclegan.CycleGan` says of ``train``.
     """
     if not isinstance(batch, Mapping) or not channels.keys() <= batch.keys():
         got = f"a dict of {list(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise TypeError(f"train: an item must be a dict of 'A' and 'B', got {got}")
+        raise TypeError(f"{source}: an item must be a dict of 'A' and 'B', got {got}")
     for name, count in channels.items():
         images = batch[name]
-        what = f"train: {name} of an item must be {dtype} [{count}, H, W] with values in [−1, 1]"
+        what = f"{source}: {name} of an item must be {dtype} [{count}, H, W] with values in [−1, 1]"
         if not isinstance(images, Tensor):
             raise TypeError(f"{what}, got {type(images).__name__}")
         if images.dtype != dtype or images.dim() != 4 or images.size(1) != count:
@@ -87,8 +88,8 @@ def check_batch(batch: object, channels: Mapping[str, int], dtype: torch.dtype) 
 def one_by_one(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
     """A and B of each item, without chance, as batches of one."""
     for index in range(len(source)):
-        item = source.sample(index, None)
-        yield item["A"][None], item["B"][None]
+        batch = default_collate([source.sample(index, None)])
+        yield batch["A"], batch["B"]
 
 
 def _preprocess(config: CycleGanConfig, least: int = 1) -> Preprocess:

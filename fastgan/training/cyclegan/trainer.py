@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import default_collate
 
 from fastgan.data import UnpairedImageFolder
 from fastgan.kernels.dispatch import use_backend
@@ -40,10 +41,11 @@ class CycleGan(Task):
         config: see :class:`CycleGanConfig`.
         train: a source of ``{"A": [C, H, W], "B": [C, H, W]}``, float32 in [−1, 1]; :meth:`step` looks at the first
             batch, and refuses bytes and other ranges.
-        test: a source of held-out pairs for sheets and, when ``paired``, for evaluation; or None.
+        test: a source of held-out items for sheets and evaluation, or None. Its first item is looked at, too, at once.
         paired: whether item i of ``test`` is one thing in both domains.
 
     Raises:
+        TypeError, ValueError: a ``test`` of something else.
         ValueError: settings that contradict each other, or no such device.
     """
 
@@ -83,6 +85,8 @@ class CycleGan(Task):
         self.ema = {name: Ema(self.networks[name], config.ema) for name in ("G_A", "G_B") if config.ema}
         self.train, self._resident = train, resident(config, train, self.device)
         self._looked = isinstance(train, UnpairedImageFolder)  # whose images are what they should be
+        if test is not None and not isinstance(test, UnpairedImageFolder):
+            self._check_batch("test", default_collate([test.sample(0, None)]))
         self.loader = Prefetcher(
             Loader(
                 train if self._resident is None else self._resident,
@@ -231,12 +235,15 @@ class CycleGan(Task):
     def _place(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Both domains' images on the device."""
         if not self._looked:
-            channels = {"A": self.config.input_nc, "B": self.config.output_nc}
-            check_batch(batch, channels, next(self.networks["G_A"].parameters()).dtype)
+            self._check_batch("train", batch)
             self._looked = True
         if self._resident is not None:
             batch = self._resident.finish(batch)
         return {name: self.precision.batch(batch[name]) for name in "AB"}
+
+    def _check_batch(self, source: str, batch: object) -> None:
+        channels = {"A": self.config.input_nc, "B": self.config.output_nc}
+        check_batch(source, batch, channels, next(self.networks["G_A"].parameters()).dtype)
 
     def backend(self) -> contextlib.AbstractContextManager[None]:
         """Where operators run: plain PyTorch unless ``config.fused``."""
