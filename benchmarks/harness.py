@@ -38,8 +38,13 @@ def keep_freed_memory() -> bool:
 
 # Before any tensor is made.
 MEMORY_KEPT = keep_freed_memory()
-# Seconds of samples for each contestant of each case.
+# Seconds of samples for each contestant of each case, as long as the session is in time.
 BUDGET = float(os.environ.get("FASTGAN_BENCH_SECONDS", "0.2"))
+# When the last case may begin, in Unix time; a case that has begun may take so many seconds longer.
+UNTIL = float(os.environ.get("FASTGAN_BENCH_UNTIL", time.time() + 400))
+GRACE = 60.0
+# Benchmarks that have not ended, this one included: conftest.py counts them.
+to_come = 1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Shapes stay the same: every contestant gets cuDNN's fastest convolutions.
 torch.backends.cudnn.benchmark = DEVICE == "cuda"
@@ -49,6 +54,8 @@ ROUNDING = 1e-3 if DEVICE == "cpu" else 5e-3
 _WITHOUT_TORCH = ("numpy", "scipy")
 # Cases that a contestant cannot do: for the result file (conftest.py writes it).
 UNSUPPORTED: list[dict[str, str]] = []
+# Benchmarks for which no time was left, likewise.
+LEFT_OUT: list[str] = []
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,12 +110,16 @@ def measure(
     if operations is not None:
         benchmark.extra_info["operations"] = operations
     turn = _turns(inputs)
+    call = lambda: run(next(turn))
     if DEVICE == "cuda":
-        _add_bandwidth(benchmark.extra_info, bytes_moved, _measure_cuda(benchmark, run, turn))
-        return
-    if contestant not in _WITHOUT_TORCH:
-        benchmark.extra_info["peak_bytes"] = peak_bytes(lambda: run(next(turn)))
-    _begin_cpu(benchmark, run, turn, bytes_moved)
+        _add_bandwidth(benchmark.extra_info, bytes_moved, _measure_cuda(benchmark, call))
+    else:
+        _begin_cpu(benchmark, call, bytes_moved)
+
+
+def budget() -> float:
+    """Seconds of samples for a contestant: of the time left, half is for the samples of those to come."""
+    return min(BUDGET, 0.5 * max(UNTIL - time.time(), 0.0) / to_come)
 
 
 def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) -> Callable[[], tuple[Any, ...]]:
@@ -249,17 +260,34 @@ class _Contestant:
 _waiting: list[_Contestant] = []  # the contestants of a case, on the CPU, until all are there
 
 
-def _begin_cpu(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any], bytes_moved: int | None) -> None:
-    call = lambda: run(next(turn))
-    call()
-    single = max(wall_seconds(call), 1e-9)
-    if single < 0.05:
-        single = min(single, *(wall_seconds(call) for _ in range(3)))
-    loops = max(1, int(2e-3 / single))
-    rounds = max(3 if single > 1 else 5 if single > 0.05 else 9, min(200, int(BUDGET / (single * loops))))
-    benchmark.pedantic(call, rounds=1, iterations=loops)
+def _begin_cpu(benchmark: Any, call: Callable[[], Any], bytes_moved: int | None) -> None:
+    info = benchmark.extra_info
+
+    def second() -> None:
+        if info["contestant"] in _WITHOUT_TORCH:
+            call()
+        else:
+            info["peak_bytes"] = peak_bytes(call)
+
+    # Calls that take seconds are not made once more than is needed: this one, after the check, warms up and says how
+    # long they take as well.
+    single = wall_seconds(lambda: benchmark.pedantic(second, rounds=1))
+    if single < 0.5:  # the profiler's part of it may be large
+        single = max(min(wall_seconds(call) for _ in range(3)), 1e-9)
+    loops, rounds = plan(single, budget())
+    if rounds < plan(single, BUDGET)[1]:
+        info["late"] = True
     if benchmark.stats is not None:  # None with --benchmark-disable
+        benchmark.stats.iterations = loops
         _waiting.append(_Contestant(benchmark, call, single, loops, rounds, bytes_moved))
+
+
+def plan(single: float, seconds: float) -> tuple[int, int]:
+    """How many calls of ``single`` seconds make a sample on the CPU, and how many samples fit into ``seconds``; a few
+    are taken in any case."""
+    loops = max(1, int(2e-3 / single))
+    least = 3 if single > 0.5 or seconds < BUDGET else 5 if single > 0.05 else 9
+    return loops, max(least, min(200, int(seconds / (single * loops))))
 
 
 def take_turns() -> None:
@@ -267,7 +295,8 @@ def take_turns() -> None:
     slow moments alike; conftest.py calls it after the last one.
 
     Each contestant's samples, many or few, are spread evenly over the whole time. What the others left in the caches,
-    and threads that fell asleep meanwhile, are dealt with by a call before each sample."""
+    and threads that fell asleep meanwhile, are dealt with by a call before each sample. When the session's time is up,
+    whoever has a sample makes do with what there is."""
     contestants = [*_waiting]
     _waiting.clear()
     for each in contestants:
@@ -275,6 +304,9 @@ def take_turns() -> None:
     turns = sorted(((k + 0.5) / each.rounds, i) for i, each in enumerate(contestants) for k in range(each.rounds))
     for _, i in turns:
         each = contestants[i]
+        if time.time() > UNTIL + GRACE and each.benchmark.stats.stats.data:
+            each.benchmark.extra_info["late"] = True
+            continue
         if each.seconds < 0.05:
             each.call()
         start = time.perf_counter()
@@ -285,8 +317,7 @@ def take_turns() -> None:
         _add_bandwidth(each.benchmark.extra_info, each.bytes_moved, float(each.benchmark.stats.stats.median))
 
 
-def _measure_cuda(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]) -> float:
-    call = lambda: run(next(turn))
+def _measure_cuda(benchmark: Any, call: Callable[[], Any]) -> float:
     for _ in range(5):
         call()
     torch.cuda.synchronize()
@@ -301,7 +332,7 @@ def _measure_cuda(benchmark: Any, run: Callable[[Any], Any], turn: Iterator[Any]
     benchmark.extra_info["reserved_bytes"] = torch.cuda.memory_reserved()
     launching = min(wall_seconds(call) for _ in range(3))
     samples: list[float] = []
-    end_at = time.perf_counter() + BUDGET
+    end_at = time.perf_counter() + budget()
     while len(samples) < 20 or (time.perf_counter() < end_at and len(samples) < 500):
         samples.append(device_seconds(call, launching))
     found = quantiles(samples)

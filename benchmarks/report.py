@@ -82,7 +82,9 @@ def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
             if part == "bench":
                 command = ["pytest", "benchmarks", "--benchmark-only", "--benchmark-save-data", "-q",
                            f"--benchmark-json={raw}", *pytest_args]  # fmt: skip
-            process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT)
+            # Here nothing is left out for want of time, unless whoever calls sets a limit.
+            environment = {"FASTGAN_BENCH_UNTIL": "inf"} | os.environ
+            process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
             try:
                 code = process.wait()
             except KeyboardInterrupt:
@@ -120,7 +122,7 @@ def condense(raw: dict[str, Any]) -> Results:
         rows.append(row | info)
     processor = raw["machine_info"].get("cpu", {}).get("brand_raw", platform.processor())
     return {**raw["environment"], "processor": processor, "commit": commit(),
-            "unsupported": raw["unsupported"], "rows": rows}  # fmt: skip
+            "unsupported": raw["unsupported"], "left_out": raw["left_out"], "rows": rows}  # fmt: skip
 
 
 def commit() -> str:
@@ -270,6 +272,10 @@ def _head(results: Results) -> list[str]:
             " and over that bandwidth; floor: the time those bytes take at that bandwidth. On a CPU, tensors that stay"
             " in its caches go beyond 100 %. Peak memory: what PyTorch's allocator held at most beyond the inputs.",
         ]
+    if late := sum(row.get("late", False) for row in results["rows"]):
+        lines += ["", f"Time was short: {late} of {len(results['rows'])} rows rest on fewer samples than usual."]
+    if left_out := results.get("left_out"):
+        lines += ["", f"No time was left for {len(left_out)} benchmarks: {', '.join(left_out)}."]
     return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 import fastgan.functional as F
-from benchmarks import harness, model_calls, profile_step
+from benchmarks import conftest, harness, model_calls, profile_step
 from fastgan.models import build_discriminator, build_generator
 
 
@@ -44,16 +46,52 @@ def test_peak_memory_is_that_of_results_and_temporaries() -> None:
     assert harness.peak_bytes(lambda: x.exp().sin().cos()) == 2 * x.nbytes  # each frees the one before the last
 
 
+class Samples:
+    """As much of pytest-benchmark's statistics as the harness uses."""
+
+    median = 1.0
+
+    def __init__(self) -> None:
+        self.data: list[float] = []
+
+
+class Benchmark:
+    """As much of pytest-benchmark's fixture."""
+
+    def __init__(self) -> None:
+        self.group, self.extra_info = "", {}
+        self.stats = SimpleNamespace(stats=Samples(), iterations=1, update=self.update)
+
+    def pedantic(self, function: Callable[[], Any], rounds: int) -> None:
+        for _ in range(rounds):
+            function()
+
+    def update(self, seconds: float) -> None:
+        self.stats.stats.data.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The harness's, which stands still unless a test moves it on. Four minutes are left."""
+    clock = SimpleNamespace(now=1000.0)
+    read = lambda: clock.now
+    monkeypatch.setattr(harness, "time", SimpleNamespace(time=read, perf_counter=read))
+    monkeypatch.setattr(conftest, "time", SimpleNamespace(time=read))
+    monkeypatch.setattr(harness, "UNTIL", clock.now + 240)
+    monkeypatch.setattr(harness, "to_come", 1)
+    monkeypatch.setattr(harness, "BUDGET", 0.2)
+    monkeypatch.setattr(harness, "_waiting", [])
+    monkeypatch.setattr(harness, "LEFT_OUT", [])
+    return clock
+
+
 def test_contestants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The samples of all lie between one another's, however many each has."""
     calls: list[str] = []
 
-    class Samples:
-        median = 1.0
-
     def contestant(name: str, loops: int, rounds: int) -> harness._Contestant:
-        stats = SimpleNamespace(stats=Samples(), update=lambda seconds: calls.append(f"{name} sampled"))
-        benchmark = SimpleNamespace(stats=stats, extra_info={})
+        benchmark = Benchmark()
+        benchmark.stats.update = lambda seconds: calls.append(f"{name} sampled")
         return harness._Contestant(benchmark, lambda: calls.append(name), 1e-3, loops, rounds, None)
 
     monkeypatch.setattr(harness, "_waiting", [contestant("a", 2, 2), contestant("b", 1, 3)])
@@ -61,6 +99,97 @@ def test_contestants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ["a", "a", "a", "a sampled"], ["b", "b", "b sampled"]  # the first call warms the caches
     assert calls == [*b, *a, *b, *a, *b]
     assert harness._waiting == []
+
+
+def call_of(clock: SimpleNamespace, seconds: float) -> tuple[Callable[[Any], None], list[float]]:
+    """A call that takes so long, and when each was made."""
+    made: list[float] = []
+
+    def run(_: Any) -> None:
+        made.append(clock.now)
+        clock.now += seconds
+
+    return run, made
+
+
+@pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's way to measure")
+@pytest.mark.parametrize(("seconds", "before", "samples"), [(3.0, 2, 3), (0.1, 5, 5), (0.01, 5, 20)])
+def test_slow_calls_are_made_no_more_often_than_needed(
+    clock: SimpleNamespace, seconds: float, before: int, samples: int
+) -> None:
+    """Checked, then warm and its memory watched, then timed: a training step takes seconds."""
+    run, made = call_of(clock, seconds)
+    benchmark, checked = Benchmark(), []
+    harness.measure(
+        benchmark, run, [None], operator="step", case="a", contestant="fastgan", check=lambda _: checked.append(1)
+    )
+    assert len(made) == before
+    assert checked == [1]
+    assert "peak_bytes" in benchmark.extra_info
+    harness.take_turns()
+    assert benchmark.stats.stats.data == pytest.approx([seconds] * samples)
+    assert "late" not in benchmark.extra_info
+
+
+@pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's way to measure")
+def test_a_late_session_takes_fewer_samples_and_says_so(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "to_come", 2000)  # half of 240 seconds, shared by as many
+    run, _ = call_of(clock, 0.01)
+    benchmark = Benchmark()
+    harness.measure(benchmark, run, [None], operator="norm", case="a", contestant="numpy")
+    harness.take_turns()
+    assert len(benchmark.stats.stats.data) == 5
+    assert benchmark.extra_info["late"] is True
+
+
+def test_when_time_is_up_one_sample_each_is_enough(clock: SimpleNamespace) -> None:
+    contestants = []
+    for seconds, rounds in ((200.0, 3), (0.001, 3), (200.0, 3)):
+        run, _ = call_of(clock, seconds)
+        contestants.append(harness._Contestant(Benchmark(), lambda run=run: run(None), seconds, 1, rounds, None))
+    harness._waiting[:] = contestants
+    harness.take_turns()
+    assert [len(each.benchmark.stats.stats.data) for each in contestants] == [1, 1, 1]
+    assert all(each.benchmark.extra_info["late"] for each in contestants)
+
+
+def item(name: str, file: str = "test_l1.py", contestant: str = "fastgan", **parameters: Any) -> Any:
+    callspec = SimpleNamespace(params={"contestant": contestant, **parameters})
+    return SimpleNamespace(
+        name=f"{name}[{contestant}]", path=Path(file), callspec=callspec, nodeid=f"benchmarks/{file}::{name}"
+    )
+
+
+def test_contestants_are_neighbours_and_whole_steps_come_last() -> None:
+    steps = [item("test_step", "test_cyclegan_step.py", name) for name in ("fastgan", "eager", "compile")]
+    loss = [item("test_loss", contestant=name, shape=shape) for name in ("fastgan", "eager") for shape in (1, 2)]
+    items = [*steps, *loss]
+    conftest.pytest_collection_modifyitems(items)
+    order = [loss[0], loss[2], loss[1], loss[3]]
+    assert items == ([*order, *steps] if harness.DEVICE == "cpu" else [*steps[:2], *order, steps[2]])
+
+
+def test_what_time_is_left_for_begins_and_the_rest_is_named(clock: SimpleNamespace) -> None:
+    """A case that has begun has some time to end; it would be worth nothing without its last contestants."""
+    items = [item("test_a", contestant="fastgan"), item("test_a", contestant="eager"), item("test_b")]
+    for each in items:
+        each.session = SimpleNamespace(items=items)
+    clock.now = harness.UNTIL - 1
+    conftest.pytest_runtest_setup(items[0])
+    assert harness.to_come == 3
+    clock.now = harness.UNTIL + 1
+    conftest.pytest_runtest_setup(items[1])
+    with pytest.raises(pytest.skip.Exception, match="no time left"):
+        conftest.pytest_runtest_setup(items[2])
+    assert harness.LEFT_OUT == ["test_l1.py::test_b"]
+    lines: list[str] = []
+    conftest.pytest_terminal_summary(SimpleNamespace(section=lines.append, write_line=lines.append))
+    assert lines[-1] == "test_l1.py::test_b"
+    clock.now = harness.UNTIL + harness.GRACE + 1
+    with pytest.raises(pytest.skip.Exception, match="no time left"):
+        conftest.pytest_runtest_setup(items[1])
 
 
 def test_quantiles() -> None:

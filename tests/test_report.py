@@ -65,6 +65,16 @@ def test_the_report_has_every_figure(tmp_path: Path) -> None:
     assert drawn == {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
 
 
+def test_the_report_says_what_time_was_too_short_for(tmp_path: Path) -> None:
+    rows = [row("a", "fastgan", 1.0, late=True), row("a", "eager", 2.0)]
+    source = tmp_path / "result.json"
+    source.write_text(json.dumps(RESULTS | {"rows": rows, "left_out": ["test_l1.py::test_b"]}))
+    report.write_report(source)
+    text = source.with_suffix(".md").read_text()
+    assert "Time was short: 1 of 2 rows rest on fewer samples than usual." in text
+    assert "No time was left for 1 benchmarks: test_l1.py::test_b." in text
+
+
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert json.loads(report.dump(RESULTS)) == RESULTS
     first, second = tmp_path / "a.json", tmp_path / "b.json"
@@ -103,8 +113,11 @@ def test_condense_takes_device_times_where_there_are_some(monkeypatch: pytest.Mo
         "environment": {"device": "cpu, 2 threads"},
         "machine_info": {},
         "unsupported": [],
+        "left_out": ["test_l1.py::test_b"],
     }
-    wall, on_device = report.condense(raw)["rows"]
+    results = report.condense(raw)
+    assert results["left_out"] == ["test_l1.py::test_b"]
+    wall, on_device = results["rows"]
     assert (wall["p20"], wall["p50"], wall["p80"], wall["samples"]) == (2.0, 3.0, 5.0, 6)
     assert (on_device["p20"], on_device["p50"], on_device["p80"]) == (1.0, 2.0, 3.0)
 
