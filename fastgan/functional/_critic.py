@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from fastgan.functional._piecewise import NOTHING
 Critic = Callable[..., Tensor]
 _NORMALISES = (
     "normalises over the batch, so each score depends on every sample and a per-sample gradient has no meaning. Use "
-    "layer or instance normalisation in the critic, or pass allow_batch_mixing=True."
+    "layer or instance normalisation in the critic"
 )
 _MIXES = (
     "mixes the samples of a batch, so each score depends on every sample and a per-sample gradient has no meaning. "
-    "Leave it out of the critic, or pass allow_batch_mixing=True."
+    "Leave it out of the critic"
 )
 
 
@@ -50,11 +51,8 @@ def input_gradient(
     _check.number(operator, "grad_scale", grad_scale)
     if grad_scale <= 0:
         raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
-    watch = NOTHING
-    if not allow_batch_mixing:
-        modules = refuse_batch_mixing(operator, critic)
-        if not modules or any(_names_batch_norm(type(module)) for module in modules):
-            watch = _WithoutBatchNorm(operator)
+    way_out = ", or pass allow_batch_mixing=True."
+    watch = NOTHING if allow_batch_mixing else without_batch_mixing(operator, critic, way_out)
     create_graph = torch.is_grad_enabled()
     inference = torch.is_inference_mode_enabled()  # its tensors have no gradients
     with torch.inference_mode(False) if inference else NOTHING, NOTHING if create_graph else torch.enable_grad():
@@ -111,9 +109,9 @@ def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
 class _WithoutBatchNorm(TorchFunctionMode):
     """Refuses the function batch_norm in the call of a critic, which cannot be looked for in its modules."""
 
-    def __init__(self, operator: str) -> None:
+    def __init__(self, operator: str, way_out: str) -> None:
         super().__init__()
-        self.operator = operator
+        self.operator, self.way_out = operator, way_out
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -123,33 +121,34 @@ class _WithoutBatchNorm(TorchFunctionMode):
             input = args[0] if args else kwargs["input"]
             training = args[5] if len(args) > 5 else kwargs.get("training", False)
             if training and len(input) > 1:  # a batch of one is what adaptive instance norm is made with
-                raise ValueError(f"{self.operator}: the critic {_NORMALISES}")
+                raise ValueError(f"{self.operator}: the critic {_NORMALISES}{self.way_out}")
         return func(*args, **kwargs)
 
 
-def refuse_batch_mixing(operator: str, critic: Critic) -> list[nn.Module]:
-    """Raises ValueError, beginning with ``operator``, if ``critic`` is a module whose scores depend on the whole batch.
+def without_batch_mixing(operator: str, critic: Critic, way_out: str = ".") -> AbstractContextManager[Any]:
+    """Raises ValueError, from ``operator`` to ``way_out``, if ``critic`` is a module whose scores depend on the batch.
 
     Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
 
     Returns:
-        The modules of ``critic``; none if it is none itself.
+        A context to call ``critic`` in, which raises it for a critic that is no module, or calls a function for it.
     """
     if not isinstance(critic, nn.Module):
-        return []
+        return _WithoutBatchNorm(operator, way_out)
     modules = [critic]
     for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
         reason = _mixing(module)
         if reason is not None:
             name = next(name for name, other in critic.named_modules() if other is module)
-            raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}")
+            raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}{way_out}")
         modules += [child for child in module._modules.values() if child is not None]
-    return modules
+    return _WithoutBatchNorm(operator, way_out) if any(_names_batch_norm(type(m)) for m in modules) else NOTHING
 
 
 _name_batch_norm: dict[type[nn.Module], bool] = {}
 
 
+@torch.compiler.assume_constant_result
 def _names_batch_norm(cls: type[nn.Module]) -> bool:
     """Whether a method of ``cls`` names the function."""
     if cls not in _name_batch_norm:

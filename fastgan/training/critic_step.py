@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastgan import functional as F
 from fastgan.functional import _check
-from fastgan.functional._critic import check_critic_args, refuse_batch_mixing
+from fastgan.functional._critic import check_critic_args, without_batch_mixing
 
 Tensors = Mapping[str, Tensor]
 
@@ -84,7 +84,7 @@ def critic_gradients(
         _check.number("critic_gradients", "weight", weight)
     _check.number("critic_gradients", "target", target, 0)
     check_critic_args("critic_gradients", critic_args)
-    refuse_batch_mixing("critic_gradients", critic)
+    watch = without_batch_mixing("critic_gradients", critic)
     real, fake = real.detach(), fake.detach()
     points = F.interpolate(real, fake, alpha)
     samples = torch.cat([real, fake])
@@ -98,7 +98,8 @@ def critic_gradients(
     def score(parameters: Tensors, buffers: Tensors, x: Tensor, args: list[Any]) -> tuple[Tensor, Tensors]:
         # A transform may write into what it has made, not into what it has found.
         buffers = {name: b.clone() for name, b in buffers.items()}
-        scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x, *args))
+        with watch:
+            scores: Tensor = torch.func.functional_call(critic, ({**fixed, **parameters, **buffers},), (x, *args))
         if not isinstance(scores, Tensor) or scores.dim() == 0:
             got = "a scalar" if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"critic_gradients: critic must return a Tensor of scores [N, ...], got {got}")

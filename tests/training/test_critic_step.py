@@ -176,7 +176,21 @@ def test_arguments(critic: nn.Module, options: dict[str, Any], error: type[Excep
         critic_gradients(critic, torch.ones(3, 2), torch.zeros(3, 2), **options)
 
 
+class CallsBatchNorm(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(super().forward(x), None, None, training=self.training).flatten(1).sum(1)
+
+
 def test_batch_norm_is_refused() -> None:
     critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match="critic_gradients: BatchNorm2d '1'"):
+    with pytest.raises(ValueError, match=r"critic_gradients: BatchNorm2d '1' .* normalisation in the critic\.$"):
         critic_gradients(critic, *make_batch())
+
+
+def test_batch_norm_as_a_function_is_refused_compiled_or_not() -> None:
+    critic = CallsBatchNorm(3, 4, 3)
+    with pytest.raises(ValueError, match="critic_gradients: the critic normalises over the batch"):
+        critic_gradients(critic, *make_batch())
+    compiled = torch.compile(critic_gradients, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="_NORMALISES"):  # the line that it would have raised in
+        compiled(critic, *make_batch())
