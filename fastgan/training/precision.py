@@ -28,7 +28,8 @@ class Precision:
     ) -> None:
         cuda = device.type == "cuda"
         if amp == "auto":
-            amp = "bf16" if cuda and torch.cuda.is_bf16_supported() else "none"
+            # By default PyTorch also counts the GPUs before Ampere, which emulate it, slower than they compute float32.
+            amp = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "none"
         self.device = device
         self.amp: str = amp
         self.dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fastgan.training import distributed, schedule, sheet
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.pool import ImagePool
+from fastgan.training.precision import Precision
 from fastgan.training.random import Generator
 from fastgan.training.watch import Meter, not_finite
 
@@ -338,3 +340,13 @@ def test_each_process_of_a_node_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatc
     assert distributed.resolve_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(ValueError, match=r"'cuda:3' was asked for, but there are 1 CUDA devices"):
         distributed.resolve_device("auto")
+
+
+@pytest.mark.parametrize(("major", "amp"), [(7, "none"), (8, "bf16")])
+def test_autocast_is_left_to_gpus_that_do_not_emulate_it(major: int, amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert Precision(torch.device("cuda"), "auto").amp == amp
+    assert Precision(torch.device("cpu"), "auto").amp == "none"
