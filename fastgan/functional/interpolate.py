@@ -14,7 +14,7 @@ from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional._function import Fused, keep, kept_of
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, kernel_of, may_need_tangents
+from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_final, kernel_of, may_need_tangents
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
@@ -127,6 +127,8 @@ class _Forward(Fused):
         backend: str,
         kept: list[Tensor] | bool,
     ) -> tuple[Tensor, ...]:
+        if type(kept) is list:
+            return keep(dispatch.kernels(backend, _NAME).forward(real, fake, alpha, seed), 1, kept)
         return keep(_forward(real, fake, alpha, seed, backend), 1, kept)
 
     @staticmethod
@@ -146,13 +148,12 @@ class _Forward(Fused):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 6
-        grads = apply(
-            _Backward,
-            layout.dense(grad, ctx.channels_last),
-            *ctx.saved_tensors,
-            ctx.needs_input_grad[:3],
-            ctx.backend,
-        )
+        tensors = layout.dense(grad, ctx.channels_last), *ctx.saved_tensors
+        need = ctx.needs_input_grad[:3]
+        if is_final(tensors):
+            grads = dispatch.kernels(ctx.backend, _NAME).backward(*tensors, *need)
+        else:
+            grads = apply(_Backward, *tensors, need, ctx.backend)
         return *grads, None, None, None
 
     @staticmethod
