@@ -67,7 +67,8 @@ def wants_graph(config: RunConfig, device: torch.device, obstacles: Mapping[str,
 class StepGraph:
     """A step that is called with new inputs and returns its losses.
 
-    Inputs of other shapes or types than the first ones' (an epoch's last batch) go through the step without the graph.
+    Inputs of other shapes or types than the first ones' (an epoch's last batch) go through the step without the graph,
+    unless they are larger: then the first ones were the exception, as where a run is continued before such a batch.
 
     Args:
         step: takes inputs by name, all on the device, and returns scalars, the same ones each time. See the module for
@@ -128,6 +129,8 @@ class StepGraph:
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A step on ``inputs``, which may be anywhere; the losses are the caller's to keep."""
         self._rates.follow(self._optimizers)
+        if self._inputs and _elements(inputs) > _elements(self._inputs):
+            self.reset()
         if not self._inputs:
             self._inputs = {name: torch.empty_like(value, device=self._device) for name, value in inputs.items()}
         if not self._fits(inputs):
@@ -141,7 +144,9 @@ class StepGraph:
             try:
                 self._record()
             except RuntimeError as error:
-                message = f"the step cannot be recorded (--cuda_graph off does without): {error}"
+                # The end of a recording that an error broke off raises another, which only says so.
+                first = f" (after: {error.__context__})" if error.__context__ is not None else ""
+                message = f"the step cannot be recorded (--cuda_graph off does without): {error}{first}"
                 if self._required:
                     raise RuntimeError(message) from error
                 logger.warning("%s; going on without a CUDA graph", message)
@@ -205,6 +210,10 @@ class StepGraph:
             losses = self._step(self._inputs)
             self._values = torch.stack([loss.detach().float() for loss in losses.values()])
         self._graph, self._names = graph, tuple(losses)
+
+
+def _elements(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 class _Rates:

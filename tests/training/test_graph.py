@@ -112,9 +112,11 @@ def test_calls_use_one_set_of_buffers_and_follow_the_learning_rate(fused: bool) 
     for a, b in zip(static.net.parameters(), plain.net.parameters(), strict=True):
         assert torch.equal(a, b)
     graph.reset()
-    graph({"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
-    graph({"x": torch.randn(2, 3), "y": torch.randn(2, 1)})
-    assert static.seen[-1] == static.seen[-2]
+    for rows in (2, 2, 5, 5, 2, 5):  # continued just before a short batch: the larger ones are the rule
+        graph({"x": torch.randn(rows, 3), "y": torch.randn(rows, 1)})
+    first, second, *seen = static.seen[6:]
+    assert first == second
+    assert seen[0] == seen[1] == seen[3] != seen[2]
 
 
 def test_what_a_graph_cannot_hold_is_noticed() -> None:
@@ -161,6 +163,23 @@ def test_a_failed_recording_says_how_to_do_without(monkeypatch: pytest.MonkeyPat
     graph = StepGraph(line.step, CPU, [line.optimizer], warmup=0)
     monkeypatch.setattr(graph, "_cuda", True)
     monkeypatch.setattr(graph, "_record", lambda: torch.empty(-1))
+    with pytest.raises(RuntimeError, match=r"cannot be recorded \(--cuda_graph off does without\): .*-1"):
+        graph({"x": torch.randn(4, 3), "y": torch.randn(4, 1)})
+
+
+def test_a_failed_recording_tells_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end raises another, because of it."""
+    line = Line()
+    graph = StepGraph(line.step, CPU, [line.optimizer], warmup=0)
+
+    def record() -> None:
+        try:
+            torch.empty(-1)
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(graph, "_record", record)
     with pytest.raises(RuntimeError, match=r"cannot be recorded \(--cuda_graph off does without\): .*-1"):
         graph({"x": torch.randn(4, 3), "y": torch.randn(4, 1)})
 
