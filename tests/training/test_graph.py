@@ -23,6 +23,7 @@ from fastgan.training.gan import GanTask
 from fastgan.training.graph import StepGraph, wants_graph
 from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.task import RunConfig
+from fastgan.training.watch import Meter
 from tests.training.test_cyclegan_step import Pairs, tiny
 from tests.training.test_gan_step import tiny as gan_tiny
 
@@ -436,3 +437,27 @@ def test_steps_of_gans_stay_on_their_device(case: str) -> None:
         task._update_critic(inputs)
         task._update_generator(inputs)
     assert not host.found
+
+
+@pytest.mark.usefixtures("anywhere", "on_meta")
+@pytest.mark.parametrize("graph", ["on", "off"])
+@pytest.mark.parametrize(
+    "case", [*(name for name in CYCLEGAN if name != "fp16"), "hinge", "wgan-gp", "ct-gan", "hinge, sngan"]
+)
+def test_neither_steps_nor_their_log_wait_for_the_device(case: str, graph: str) -> None:
+    """Tensors of "meta" have no values, and who asks for one gets an error: whole steps, averages, means of losses.
+
+    Not fp16: of optimizers that are not fused, the scaler asks whether to step."""
+    settings = {"batch_size": 2, "cuda_graph": graph}
+    task: CycleGan | GanTask
+    if case in CYCLEGAN:
+        task = CycleGan(tiny(**{**settings, "fused": True, **CYCLEGAN[case]}), Pairs())
+    else:
+        task = GanTask(gan_tiny(**{**settings, "ema": 0.9, "lr_decay": "linear", **GAN[case]}))
+    meter = Meter()
+    for k in range(2):
+        losses = task.step()
+        meter.add(k, losses)
+    assert all(loss.is_meta for loss in losses.values())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        meter.flush()
