@@ -77,11 +77,11 @@ def obstacle(folder: SingleImageFolder) -> str | None:
     """Why a folder's images cannot be kept on a device, or None."""
     if not folder.cached:
         return "images are not cached"
-    shape, dtype = folder.cached[0].shape, folder.cached[0].dtype
-    if any(image.shape != shape for image in folder.cached):
-        return "images have different sizes"
-    if any(image.dtype != "uint8" for image in folder.cached) or shape[2] != folder.channels:
-        return f"images have 16 bits (they are held as {dtype})"
+    for i, image in enumerate(folder.cached):
+        if image.dtype != "uint8":
+            return f"{folder.name(i)} has 16 bits, and only images of 8 are kept there"
+        if image.shape != folder.cached[0].shape:
+            return f"images have different sizes ({folder.name(0)} and {folder.name(i)})"
     return None
 
 

@@ -56,11 +56,16 @@ def test_what_cannot_be_kept_is_refused(root: Path) -> None:
     deep.mkdir()
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 999).save(deep / "a.png")
     folder = SingleImageFolder(deep, Preprocess("none"), cache=True)
-    with pytest.raises(ValueError, match="deep: images have 16 bits"):
+    with pytest.raises(ValueError, match="deep: a has 16 bits"):
         ResidentImages(folder, "cpu")
+    for name in ("0", "b"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(deep / f"{name}.png")
+    for channels in (1, 3):  # among images of 8 bits it is the one, not its number of channels
+        with pytest.raises(ValueError, match="deep: a has 16 bits, and only images of 8"):
+            ResidentImages(SingleImageFolder(deep, Preprocess("none"), channels=channels, cache=True), "cpu")
     Image.fromarray(np.zeros((12, 8, 3), np.uint8)).save(root / "trainA" / "tall.png")
     mixed = SingleImageFolder(root / "trainA", Preprocess("none"), cache=True)
-    with pytest.raises(ValueError, match="trainA: images have different sizes"):
+    with pytest.raises(ValueError, match=r"trainA: images have different sizes \(0 and tall\)"):
         ResidentImages(mixed, "cpu")
     cpu = torch.device("cpu")
     assert on_device("device", [mixed], cpu)  # and then refused
