@@ -63,9 +63,15 @@ bool Tensor::contiguous() const {
 }
 
 bool Tensor::gapless() const {
-  int64_t last = 0;
-  for (int i = 0; i < dims; ++i) last += (shape[i] - 1) * strides[i];
-  return last == elements() - 1;
+  const int64_t all = elements();
+  int64_t packed = 1;
+  while (packed != all) {
+    int next = dims - 1;  // the dimension that lies about those found so far
+    while (next >= 0 && (shape[next] == 1 || strides[next] != packed)) --next;
+    if (next < 0) return false;
+    packed *= shape[next];
+  }
+  return true;
 }
 
 bool Tensor::lies_like(const Tensor& other) const {

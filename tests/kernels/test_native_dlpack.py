@@ -103,6 +103,25 @@ def test_memory_of_other_devices_is_refused(device: int) -> None:
                 forward(x, torch.empty_like(x))
 
 
+@pytest.mark.parametrize(("field", "value"), [("device_type", 2), ("device_id", 1)])
+def test_tensors_of_two_devices_do_not_fit_each_other(field: str, value: int) -> None:
+    x, other, parameter = torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(3)
+
+    def move(tensor: DLTensor) -> None:
+        if tensor.data in (other.data_ptr(), parameter.data_ptr()):
+            setattr(tensor, field, value)
+
+    setting = (0.2, 0, 1e-5)
+    assert _C.instance_norm_fits(x, parameter, parameter, other, *setting)
+    with table(move):
+        if field == "device_type":
+            assert not _C.alike(x, other)
+            assert not _C.alike(other, x)
+        assert not _C.instance_norm_fits(x, None, None, other, *setting)
+        assert not _C.instance_norm_fits(x, parameter, None, None, *setting)
+        assert not _C.instance_norm_fits(x, None, parameter, None, *setting)
+
+
 def test_a_table_of_another_version_is_refused_and_the_one_before_kept() -> None:
     x = torch.randn(1, 2, 5)
     of_torch = Table.from_address(pointer(TORCH, NAME))
@@ -180,6 +199,23 @@ def test_sums_over_samples_that_do_not_fit_are_refused(mean: Tensor, total: Tens
         _C.instance_norm_over_samples(mean, 4.0, total)
 
 
+@pytest.mark.parametrize("dtype", [F32, torch.double, torch.half])
+def test_packed_statistics_of_another_size_are_refused(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 2, 5, dtype=dtype)
+    size = 2 * 4 * 2 * (8 if dtype == torch.double else 4)
+    y, packed = torch.empty_like(x), bytearray(size)
+    none = (None,) * 3
+    setting = (False, 0, 1.0, 1)
+    assert _C.instance_norm_forward(x, *none, y, packed, None, *setting, 1e-5)
+    grad_x = torch.empty_like(x)
+    assert _C.instance_norm_backward(y, x, *none, packed, None, grad_x, *none, *setting)
+    for wrong in (0, size // 2, size - 1, size + 1, 2 * size):
+        with pytest.raises(ValueError, match="packed statistics have not the size that x asks for"):
+            _C.instance_norm_forward(x, *none, y, bytearray(wrong), None, *setting, 1e-5)
+        with pytest.raises(ValueError, match="packed statistics have not the size that x asks for"):
+            _C.instance_norm_backward(y, x, *none, bytearray(wrong), None, grad_x, *none, *setting)
+
+
 X = torch.ones(2, 3, 4)
 ALIKE = {
     "equal in shape and dtype": (X, torch.zeros(2, 3, 4)),
@@ -220,11 +256,13 @@ def test_what_needs_no_further_check() -> None:
 
 
 ONE, NORMS, SIGNS, TURNED = torch.ones(()), torch.ones(2), torch.zeros(1024, dtype=torch.uint8), torch.ones(2, 4, 3).mT
+SHARED = torch.ones(8).as_strided((2, 2, 2), (4, 0, 3))  # its last element lies where a dense tensor's does
 PENALTY = (1.0, False)  # target, one_sided
 NEED = (True, True, True)
 REFUSED_BY_LOSSES = {
     "gradient_norm_penalty_forward": {
         "gaps": (X[..., :2], *PENALTY),
+        "elements in one place": (SHARED, *PENALTY),
         "samples apart": (torch.ones(4, 2, 3).transpose(0, 1), *PENALTY),
         "no samples": (X[:0], *PENALTY),
     },
@@ -254,22 +292,28 @@ REFUSED_BY_LOSSES = {
         "other shape": ([X, X[:1]], [1.0], [0], F32),
         "another layout": ([X, TURNED], [1.0], [0], F32),
         "gaps": ([X[..., :2], X[..., :2]], [1.0], [0], F32),
+        "elements in one place": ([SHARED, SHARED], [1.0], [0], F32),
         "dtypes that no kernel takes together": ([X, X.double()], [1.0], [0], F32),
         "two dtypes of 16 bits": ([X.half(), X.bfloat16()], [1.0], [0], F32),
         "empty": ([X[:0], X[:0]], [1.0], [0], F32),
         "no weight": ([X, X], [], [], F32),
         "a value in 16 bits": ([X, X], [1.0], [0], torch.half),
         "few signs": ([X, X], [1.0], [512], F32),
+        "many signs": ([X, X], [1.0], [2048], F32),
+        "a tensor too few": ([X], [1.0], [0], F32),
     },
     "weighted_l1_backward": {
         "signs of one pair": (ONE, SIGNS, [24, 24], [1.0, 1.0], [1024, 1024], [0, -1, 0, -1]),
         "no signs": (ONE, SIGNS[:0], [24], [1.0], [0], [0, -1]),
         "signs that are no bytes": (ONE, SIGNS.int(), [24], [1.0], [1024], [0, -1]),
+        "signs that have signs": (ONE, SIGNS.char(), [24], [1.0], [1024], [0, -1]),
         "strided signs": (ONE, SIGNS.repeat(2)[::2], [24], [1.0], [1024], [0, -1]),
     },
     "weighted_l1_directional": {
         "other direction": ([X[:1], None], SIGNS, [24], [1.0], [1024], F32),
         "gaps": ([torch.ones(48)[::2], None], SIGNS, [24], [1.0], [1024], F32),
+        "elements in one place": ([SHARED, None], SIGNS, [8], [1.0], [1024], F32),
+        "no sizes": ([X, X], SIGNS, [], [1.0], [1024], F32),
     },
 }
 
@@ -295,6 +339,46 @@ def test_a_gradient_that_does_not_fit_is_refused_before_it_is_written() -> None:
         assert (grad == -1).all()
 
 
+def test_what_does_not_fit_is_refused_by_the_kernels_of_l1() -> None:
+    """What no operator hands over."""
+    value, grad = torch.ones(()), torch.full_like(X, -1.0)
+    calls: list[tuple[Any, ...]] = [
+        (_C.l1_forward, torch.ones(1), [X, X], [1.0], [0], SIGNS, [None, None]),
+        (_C.l1_forward, value, [X, X], [1.0], [1024], SIGNS, [None]),
+        (_C.l1_forward, value, [X, X], [1.0], [0], SIGNS, [grad, None]),
+        (_C.l1_forward, value, [X, X], [1.0], [0], SIGNS, [None, grad]),
+        (_C.l1_backward, 1.0, SIGNS, [], [1.0], [1024], [grad, None]),
+        (_C.l1_backward, 1.0, SIGNS, [24], [1.0], [1024], [grad]),
+    ]
+    for function, *arguments in calls:
+        with pytest.raises(ValueError, match="a tensor has not"):
+            function(*arguments, 1)
+        assert (grad == -1).all()
+
+
+def test_gradients_of_l1_may_begin_at_any_address() -> None:
+    """Where both would be written past the caches, which takes whole vectors at their own addresses only."""
+    n = 1 << 20
+    a, b, signs = torch.randn(n), torch.randn(n), torch.empty(n // 4, dtype=torch.uint8)
+    aligned, shifted = torch.empty(n), torch.empty(n + 1)[1:]
+    for grads in ([aligned, shifted], [shifted, aligned]):
+        _C.l1_forward(torch.empty(()), [a, b], [1.0], [n // 4], signs, grads, 1)
+        assert torch.equal(grads[0], (a - b).sign() / n)
+        assert torch.equal(grads[1], (b - a).sign() / n)
+
+
+def test_signs_do_not_depend_on_what_lay_in_their_memory() -> None:
+    signs = torch.full((1024,), 255, dtype=torch.uint8)
+    _C.l1_forward(torch.empty(()), [X, 2 * X], [1.0], [1024], signs, [None, None], 1)  # 24 elements of a < b
+    assert signs.tolist() == [0] * 8 + [255] * 3 + [0] * 1013
+
+
+def test_one_sample_may_lie_anywhere() -> None:
+    one = torch.randn(3, 1, 4).transpose(0, 1)  # whose stride is that of its rows
+    got = torch.ops.fastgan.gradient_norm_penalty_forward(one, *PENALTY, "native")
+    torch.testing.assert_close(got[1], one.flatten().norm()[None])
+
+
 PLAIN, RECORDED, UNKNOWN = 0, 1, -1
 LEAF = torch.ones(2, requires_grad=True)
 NEGATIVE = torch.ones(2, dtype=torch.complex64).conj().imag
@@ -307,6 +391,8 @@ HELD: dict[str, tuple[Any, int]] = {
     "a frozen parameter": ((torch.nn.Parameter(torch.ones(2), requires_grad=False),), PLAIN),
     "a list": (([torch.ones(2), torch.ones(2)], 3), PLAIN),
     "a list with one that requires a gradient": (([torch.ones(2), LEAF], torch.ones(2)), RECORDED),
+    "a list with one before one without": (([LEAF], [torch.ones(2)]), RECORDED),
+    "tensors in a list alone": ([torch.ones(2), LEAF], RECORDED),
     "the negative of its memory": ((torch.ones(2), NEGATIVE), UNKNOWN),
     "the negative of its memory in a list": (([NEGATIVE],), UNKNOWN),
     "a subclass": ((torch.ones(2).as_subclass(type("Mine", (Tensor,), {})),), UNKNOWN),

@@ -190,6 +190,49 @@ def test_tensors_are_taken_in_any_dense_or_strided_form() -> None:
     assert torch.equal(got[0], dense[0])
 
 
+@pytest.mark.parametrize("gaps", ["samples", "planes"])
+@pytest.mark.parametrize("shape", [(3, 5, 2, 2), (1, 19, 3, 3), (2, 3, 5, 7)])
+def test_any_tensor_may_have_gaps(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], gaps: str) -> None:
+    """One of them at a time, between samples or planes: where none has, planes are taken as one run of elements."""
+    n, c, h, w = shape
+    inputs = [torch.randn(shape) for _ in range(5)]
+    weight, bias, v_weight, v_bias = (torch.randn(c) for _ in range(4))
+    setting = ("leaky_relu", 0.2, 0)
+    dense = kernels._result
+
+    def gapped(t: Tensor) -> Tensor:
+        if gaps == "samples":
+            return torch.full((n, c + 1, h, w), math.nan)[:, :c].copy_(t)
+        return torch.full((n, c, h + 1, w), math.nan)[:, :, :h].copy_(t)
+
+    def results(read: int | None = None, written: int | None = None) -> list[Tensor]:
+        x, residual, grad, u, v_residual = (gapped(t) if k == read else t for k, t in enumerate(inputs))
+        made: list[Tensor] = []
+
+        def result(*arguments: Any) -> tuple[Tensor, bool]:
+            y, channels_last = dense(*arguments)
+            made.append(gapped(y.fill_(math.nan)) if len(made) == written else y)
+            return made[-1], channels_last
+
+        monkeypatch.setattr(kernels, "_result", result)
+        y, mean, rstd = kernels.forward(x, weight, bias, residual, *setting, 1e-5)
+        back = kernels.backward(grad, x, weight, bias, residual, mean, rstd, *setting, True)
+        double = kernels.double_backward(
+            u, v_residual, v_weight, v_bias, grad, x, weight, bias, residual, mean, rstd, *back[2:], *setting
+        )
+        if written is not None:
+            whole = made[written]._base
+            assert whole is not None
+            assert whole.isnan().sum() == whole.numel() - n * c * h * w
+        return [y, mean, rstd, *back, *double]
+
+    want = results()
+    for k in range(5):  # as many are read as written: y, grad_x, grad_z, grad_grad and grad_x
+        for got in (results(read=k), results(written=k)):
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("far", ["n", "c", "h"])
 def test_indices_are_64_bit(monkeypatch: pytest.MonkeyPatch, channels_last: bool, far: str) -> None:
