@@ -273,10 +273,10 @@ def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective
     """Raises ValueError if the loss of a batch is no mean of its parts' losses."""
     if config.accumulate > settings.batch_size:
         raise ValueError(f"accumulate must be between 1 and batch_size {settings.batch_size}, got {config.accumulate}")
-    options = any(getattr(objective, name, False) for name in ("feature_matching", "pulling_away"))
-    whole = options or objective.requires.real or isinstance(objective, RegretAnalytic)
+    options = [f" with {name}" for name in ("feature_matching", "pulling_away") if getattr(objective, name, False)]
+    whole = bool(options) or objective.requires.real or isinstance(objective, RegretAnalytic)
     for reason, holds in (
-        (f"objective {config.objective!r} looks at the batch as a whole", whole),
+        (f"objective {config.objective!r}{''.join(options)} looks at the batch as a whole", whole),
         (f"minibatch {config.minibatch} compares the samples of a batch", config.minibatch > 0),
     ):
         if holds and config.accumulate > 1:
