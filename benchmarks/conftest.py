@@ -54,6 +54,10 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         harness.take_turns()
 
 
+def pytest_keyboard_interrupt() -> None:
+    harness.LEFT_OUT.append(harness.ENDED)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if harness.LEFT_OUT:
         terminalreporter.section("no time left")

@@ -20,14 +20,17 @@ _LARGE = 2**18  # bytes
 
 
 def draw(results: dict[str, Any], ratios: dict[str, dict[str, dict[str, float]]], stem: Path) -> list[Path]:
-    """Writes <stem>.svg (speed-ups), and where the results have them <stem>-roofline.svg and <stem>-scaling.svg."""
+    """Writes, where the results have them, <stem>.svg (speed-ups), <stem>-roofline.svg and <stem>-scaling.svg."""
     import matplotlib
 
     matplotlib.use("Agg")
     # No dates or random ids: the same results give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "fastgan", "svg.fonttype": "none", "font.size": 8})
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
-    figures = {"": _speed_ups(ratios)}
+    figures = {}
+    if any("fastgan" in contestants and COLOURS.keys() & contestants for cases in ratios.values()
+           for contestants in cases.values()):  # fmt: skip
+        figures[""] = _speed_ups(ratios)
     large = [row for row in results["rows"] if "operations" in row and row.get("bytes", 0) >= _LARGE]
     if "copy_bytes_per_s" in results and large:
         figures["-roofline"] = _roofline(large, results["copy_bytes_per_s"], results["operations_per_s"])

@@ -64,7 +64,7 @@ def main() -> None:
             print(f"  {contestant}: {1e3 * result['step']:.1f} ms")
             for part, seconds in sorted(result["parts"].items(), key=lambda item: -item[1]):
                 print(f"    {part:28s} {1e3 * seconds:9.2f} ms  {100 * seconds / result['step']:5.1f} %")
-    out.write_text(json.dumps({"threads": torch.get_num_threads(), "steps": found}))
+        out.write_text(json.dumps({"threads": torch.get_num_threads(), "steps": found}))  # it may be interrupted
 
 
 def steps() -> dict[str, dict[str, Callable[[], Any]]]:

@@ -2,7 +2,8 @@
 
 python -m benchmarks.report                       run everything, write benchmarks/results/<device>.json, .md and .svg
 python -m benchmarks.report --parts bench,scaling only some of bench, scaling, profile; others stay as the file has them
-python -m benchmarks.report --from FILE [FILE…]   only write the report of a result file, after adding the others to it
+python -m benchmarks.report --from FILE [FILE…]   only write the report of a result file, after adding the others to it;
+                                                  FILE.rows.jsonl is what benchmarks that were killed had found
 python -m benchmarks.report --readme [--check]    write (or only compare) what README.md and docs/ show of the results
 """
 
@@ -54,13 +55,23 @@ def main() -> None:
 
 def merge(sources: list[Path]) -> Path:
     """Adds the parts of the later result files to the first."""
-    first, *others = sources
+    first, *others = sources = [_result_file(source) for source in sources]
     if others:
         results: Results = {}
         for source in sources:
             results |= json.loads(source.read_text())
         first.write_text(dump(results))
     return first
+
+
+def _result_file(source: Path) -> Path:
+    """The result file itself; or one made of the rows that benchmarks had written one by one."""
+    if source.suffix != ".jsonl":
+        return source
+    made = source.with_name(source.name.removesuffix(".rows.jsonl") + ".json")
+    results = json.loads(made.read_text()) if made.exists() else {}
+    made.write_text(dump(results | condense(_interrupted(source))))
+    return made
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -83,19 +94,33 @@ def measure(out: Path | None, parts: list[str], pytest_args: list[str]) -> Path:
                 command = ["pytest", "benchmarks", "--benchmark-only", "--benchmark-save-data", "-q",
                            f"--benchmark-json={raw}", *pytest_args]  # fmt: skip
             # Here nothing is left out for want of time, unless whoever calls sets a limit.
-            environment = {"FASTGAN_BENCH_UNTIL": "inf"} | os.environ
+            rows = out.with_suffix(".rows.jsonl")
+            rows.unlink(missing_ok=True)
+            environment = {"FASTGAN_BENCH_UNTIL": "inf"} | os.environ | {"FASTGAN_BENCH_ROWS": str(rows)}
             process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
             try:
                 code = process.wait()
             except KeyboardInterrupt:
                 code = process.wait()  # interrupted with us, it writes what it has
-            if not raw.exists() or not raw.read_text().strip():
+            if raw.exists() and raw.read_text().strip():
+                found = json.loads(raw.read_text())
+            elif rows.exists():
+                found = _interrupted(rows)
+            else:
                 raise SystemExit(f"{part} left no results (exit status {code})")
-            found = json.loads(raw.read_text())
+        rows.unlink(missing_ok=True)
         results |= condense(found) if part == "bench" else {part: found | {"commit": commit()}}
         out.write_text(dump(results))
         print(f"wrote {part} to {out}")
     return out
+
+
+def _interrupted(rows: Path) -> dict[str, Any]:
+    """What pytest-benchmark would have written, as far as its session came."""
+    from benchmarks.harness import ENDED
+
+    first, *entries = [json.loads(line) for line in rows.read_text().splitlines() if line.endswith("}")]
+    return {**first, "benchmarks": entries, "machine_info": {}, "unsupported": [], "left_out": [ENDED]}
 
 
 def dump(results: Results) -> str:
@@ -120,7 +145,7 @@ def condense(raw: dict[str, Any]) -> Results:
         if "device_p50" in info:
             row |= {f"p{q}": info.pop(f"device_p{q}") for q in (20, 50, 80)}
         rows.append(row | info)
-    processor = raw["machine_info"].get("cpu", {}).get("brand_raw", platform.processor())
+    processor = raw["machine_info"].get("cpu", {}).get("brand_raw") or platform.processor() or platform.machine()
     return {**raw["environment"], "processor": processor, "commit": commit(),
             "unsupported": raw["unsupported"], "left_out": raw["left_out"], "rows": rows}  # fmt: skip
 
@@ -245,6 +270,7 @@ def write_report(source: Path) -> None:
     source.with_suffix(".md").write_text("\n".join(lines) + "\n")
     for path in (source.with_suffix(".md"), *drawn):
         print(f"wrote {path}")
+    print("\n".join(["", *found, "", *summary(results)]))
 
 
 _HEADLINE_NOTE = (
@@ -275,7 +301,7 @@ def _head(results: Results) -> list[str]:
     if late := sum(row.get("late", False) for row in results["rows"]):
         lines += ["", f"Time was short: {late} of {len(results['rows'])} rows rest on fewer samples than usual."]
     if left_out := results.get("left_out"):
-        lines += ["", f"No time was left for {len(left_out)} benchmarks: {', '.join(left_out)}."]
+        lines += ["", f"No time was left for: {', '.join(left_out)}."]
     return lines
 
 

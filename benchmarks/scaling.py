@@ -34,7 +34,7 @@ def main() -> None:
         row = {"operator": operator, "varied": varied, "value": value, **compare(contestants)}
         rows.append(row)
         print(f"{operator}, {varied} {value}: {row['eager']['p50'] / row['fastgan']['p50']:.2f} times as fast")
-    out.write_text(json.dumps({"threads": all_threads, "rows": rows}))
+        out.write_text(json.dumps({"threads": all_threads, "rows": rows}))  # at once: it may be interrupted
 
 
 def cases(all_threads: int) -> Iterator[tuple[str, str, Any, int, dict[str, Run]]]:

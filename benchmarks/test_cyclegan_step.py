@@ -43,7 +43,8 @@ COMPILED: dict[str, dict[str, Any]] = {
     "compile": SETTINGS["eager"] | {"compile": True},
     "fastgan, compiled": SETTINGS["fastgan"] | {"compile": True},
 }
-CONTESTANTS = [(case, contestant) for case in CASES for contestant in [*SETTINGS, "official", "floor"]]
+# The first case last: its compilation is what a session that runs late leaves out.
+CONTESTANTS = [(case, contestant) for case in reversed(CASES) for contestant in [*SETTINGS, "official", "floor"]]
 CONTESTANTS += [(next(iter(CASES)), contestant) for contestant in COMPILED]
 
 

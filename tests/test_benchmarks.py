@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import fastgan.functional as F
-from benchmarks import conftest, harness, model_calls, profile_step
+from benchmarks import conftest, harness, model_calls, profile_step, report, test_cyclegan_step
 from fastgan.models import build_discriminator, build_generator
 
 
@@ -144,6 +145,33 @@ def test_a_late_session_takes_fewer_samples_and_says_so(
     assert benchmark.extra_info["late"] is True
 
 
+def test_what_was_measured_is_kept_at_once(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And a report can be made of it, if the session is killed amid a line."""
+    rows = tmp_path / "bench.rows.jsonl"
+    monkeypatch.setattr(harness, "ROWS", str(rows))
+    facts = {"device": "a device", "versions": {"torch": "2.13"}, "threads": 2}
+    monkeypatch.setattr(harness, "environment", lambda: facts)
+    for name, seconds in (("fastgan", 1.0), ("eager", 3.0)):
+        run, _ = call_of(clock, seconds)
+        each = harness._Contestant(Benchmark(), lambda run=run: run(None), seconds, 1, 3, None)
+        each.benchmark.extra_info.update(operator="norm", case="a", contestant=name)
+        harness._waiting.append(each)
+    harness.take_turns()
+    rows.write_text(rows.read_text() + '{"extra_info": {"operator"')
+    (tmp_path / "bench.json").write_text('{"scaling": {}}')
+    results = json.loads(report.merge([rows]).read_text())
+    assert [(row["contestant"], row["p50"], row["samples"]) for row in results["rows"]] == [
+        ("fastgan", 1.0, 3), ("eager", 3.0, 3),
+    ]  # fmt: skip
+    assert results["device"] == "a device"
+    assert results["scaling"] == {}
+    assert results["left_out"] == [harness.ENDED]
+    conftest.pytest_keyboard_interrupt()
+    assert harness.LEFT_OUT == [harness.ENDED]
+
+
 def test_when_time_is_up_one_sample_each_is_enough(clock: SimpleNamespace) -> None:
     contestants = []
     for seconds, rounds in ((200.0, 3), (0.001, 3), (200.0, 3)):
@@ -153,6 +181,12 @@ def test_when_time_is_up_one_sample_each_is_enough(clock: SimpleNamespace) -> No
     harness.take_turns()
     assert [len(each.benchmark.stats.stats.data) for each in contestants] == [1, 1, 1]
     assert all(each.benchmark.extra_info["late"] for each in contestants)
+
+
+def test_what_compiles_whole_networks_comes_at_the_very_end() -> None:
+    cases = [case for case, _ in test_cyclegan_step.CONTESTANTS]
+    assert cases == sorted(cases, key=cases.index)
+    assert [contestant for _, contestant in test_cyclegan_step.CONTESTANTS[-2:]] == [*test_cyclegan_step.COMPILED]
 
 
 def item(name: str, file: str = "test_l1.py", contestant: str = "fastgan", **parameters: Any) -> Any:

@@ -19,8 +19,9 @@ from benchmarks import gpu_run
 
 
 @pytest.fixture(autouse=True)
-def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setattr(gpu_run, "GRACE", 5.0)
+    monkeypatch.setattr(gpu_run, "STAMP", tmp_path_factory.mktemp("build") / "stamp")
 
 
 def packed(archive: Path) -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return code.removeprefix("skip: ") if code.startswith("skip: ") else [sys.executable, "-c", code, str(work)]
 
     monkeypatch.setattr(gpu_run, "_command", command)
-    monkeypatch.setattr(gpu_run, "_architecture", lambda: None)
+    monkeypatch.setattr(gpu_run, "_architecture", lambda: "90")
     return commands
 
 
@@ -102,7 +103,7 @@ def test_a_part_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
 def test_a_run_that_is_killed_leaves_what_its_part_had_found(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from benchmarks import gpu_run\n"
-        "gpu_run.PACK_EVERY, gpu_run._architecture = 0.2, lambda: None\n"
+        "gpu_run.PACK_EVERY, gpu_run._architecture = 0.2, lambda: '90'\n"
         'found = \'import sys, time; open(sys.argv[1] + "/sweep.jsonl", "w").write("{}"); time.sleep(600)\'\n'
         "gpu_run._command = lambda part, work, *_: [sys.executable, '-c', found, str(work)]\n"
         "sys.argv = ['gpu_run.py', sys.argv[1], '--parts', 'sweep']; gpu_run.main()"
@@ -135,9 +136,11 @@ def test_an_interrupted_test_part_leaves_what_it_has(
         f"def test_second():\n    if {hangs}:\n        signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         f"    open({str(begun)!r}, 'w').close()\n    time.sleep(600)\n"
     )
-    command = gpu_run._command("test", tmp_path, 60, False)
+    with monkeypatch.context() as without_xdist:
+        without_xdist.setattr(gpu_run.importlib.util, "find_spec", lambda name: None)
+        command = gpu_run._command("test", tmp_path, 60, False)
     assert isinstance(command, list)
-    words = [word for word in command if not word.startswith("tests/") and word not in ("-n", "6")]
+    words = [word for word in command if not word.startswith("tests/")]
     monkeypatch.setattr(gpu_run, "PACK_EVERY", 0.2)
     monkeypatch.setattr(gpu_run, "GRACE", 1.0 if hangs else 60.0)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
@@ -185,7 +188,86 @@ def test_parts_end_within_the_whole_time(
     parts["build"] = "print('never')"
     assert run(monkeypatch, str(tmp_path), "--parts", "build", "--seconds", "5") == 0
     assert json.loads(packed(tmp_path / "results.tar.gz")["summary.json"])["build"] == {"skipped": "no time left"}
-    assert max(gpu_run.LIMITS.values()) < 570
+
+
+def test_the_calls_are_all_parts_in_their_order() -> None:
+    named = [part for parts in gpu_run.CALLS.values() for part in parts.split(",")]
+    assert list(dict.fromkeys(named)) == list(gpu_run.LIMITS)
+    assert all(parts.startswith("build,") for parts in gpu_run.CALLS.values())
+
+
+def test_nothing_begins_without_a_gpu(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts["build"] = "print('built')"
+    monkeypatch.setattr(gpu_run, "_architecture", lambda: None)
+    monkeypatch.setattr(gpu_run, "_why_no_gpu", lambda: "RuntimeError: no driver")
+    assert run(monkeypatch, str(tmp_path / "out"), "--call", "1") == 2
+    assert "No GPU, nothing done" in (said := capsys.readouterr().out)
+    assert "RuntimeError: no driver" in said
+    assert not (tmp_path / "out").exists()
+    assert run(monkeypatch, str(tmp_path / "out"), "--parts", "build", "--dry-run") == 0
+
+
+def test_what_was_built_of_the_same_sources_is_used_again(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_run, "_architecture", lambda: None)
+    assert not gpu_run._built()
+    parts["build"] = "raise SystemExit(1)"
+    assert run(monkeypatch, str(tmp_path), "--parts", "build", "--dry-run") == 1
+    assert not gpu_run._built()
+    parts["build"] = "print('built')"
+    assert run(monkeypatch, str(tmp_path), "--parts", "build", "--dry-run") == 0
+    assert gpu_run._built()
+    monkeypatch.setattr(gpu_run.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1))
+    assert not gpu_run._built()  # nor what cannot be imported
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu_run, "_architecture", lambda: "80")
+    assert not gpu_run._built()
+
+
+def test_a_part_belongs_to_the_run_s_session(tmp_path: Path) -> None:
+    code = "import os; print(os.getsid(0), os.getpgid(0) == os.getpid())"
+    assert gpu_run._run("sweep", [sys.executable, "-c", code], tmp_path, 60.0, "abc", lambda: None)["code"] == 0
+    assert (tmp_path / "sweep.log").read_text() == f"{os.getsid(0)} True\n"
+
+
+def test_the_archive_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "ARCHIVE", 1000)
+    work = tmp_path / "work"
+    work.mkdir()
+    for name, size in (("bench.json", 600), ("sweep.jsonl", 300), ("plot.png", 5000)):
+        (work / name).write_bytes(bytes(size))
+    gpu_run._pack(work, {"commit": "abc"}, tmp_path / "results.tar.gz")
+    files = packed(tmp_path / "results.tar.gz")
+    assert files.keys() == {"bench.json", "sweep.jsonl", "summary.json"}
+    assert json.loads(files["summary.json"]) == {"commit": "abc", "left out, too large": ["plot.png"]}
+
+
+def test_the_table_at_the_end_says_what_became_of_each_part(tmp_path: Path) -> None:
+    logs = {
+        "test": "x\nFAILED tests/test_a.py::test_b - wrong\n= 1 failed, 2 passed, 3 warnings in 61.20s (0:01:01) =\n",
+        "memcheck": "=== 3 passed in 5.1s ===\n========= ERROR SUMMARY: 0 errors\n",
+        "sweep": "working\nbuilding a table\n\n",
+    }
+    for part, text in logs.items():
+        (tmp_path / f"{part}.log").write_text(text)
+    results = {
+        "test": {"code": 1, "seconds": 70.5},
+        "memcheck": {"code": 0, "seconds": 9.0},
+        "racecheck": {"skipped": "compute-sanitizer was not found"},
+        "sweep": {"ended": "stopped after 9 s", "code": 124},
+    }
+    text = gpu_run._table(results, tmp_path)
+    assert "FAILED tests/test_a.py::test_b - wrong" in text
+    lines = {line.split()[0]: line for line in text[text.index("--- parts") :].splitlines()[1:]}
+    assert "FAILED" in lines["test"]
+    assert lines["test"].endswith("70.5  1 failed, 2 passed, 3 warnings in 61.20s (0:01:01)")
+    assert lines["memcheck"].endswith("3 passed in 5.1s; ERROR SUMMARY: 0 errors")
+    assert lines["racecheck"].endswith("compute-sanitizer was not found")
+    assert "stopped after 9 s" in lines["sweep"]
+    assert lines["sweep"].endswith("building a table")
 
 
 def test_the_sanitizers_run_tests_that_exist() -> None:

@@ -72,7 +72,22 @@ def test_the_report_says_what_time_was_too_short_for(tmp_path: Path) -> None:
     report.write_report(source)
     text = source.with_suffix(".md").read_text()
     assert "Time was short: 1 of 2 rows rest on fewer samples than usual." in text
-    assert "No time was left for 1 benchmarks: test_l1.py::test_b." in text
+    assert "No time was left for: test_l1.py::test_b." in text
+
+
+def test_a_report_of_a_run_that_ended_early_has_no_empty_plot(tmp_path: Path) -> None:
+    source = tmp_path / "result.json"
+    for rows in (
+        [],
+        [row("a", "fastgan", 1.0)],
+        [row("a", "eager", 1.0)],
+        [row("a", "eager", 1.0, bytes=1e9, operations=1)],
+    ):
+        source.write_text(
+            json.dumps({key: RESULTS[key] for key in RESULTS if key not in ("rows", "scaling")} | {"rows": rows})
+        )
+        report.write_report(source)
+        assert not source.with_suffix(".svg").exists()
 
 
 def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
