@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -303,7 +304,10 @@ def plan(single: float, seconds: float) -> tuple[int, int]:
     """How many calls of ``single`` seconds make a sample on the CPU, and how many samples fit into ``seconds``; a few
     are taken in any case."""
     loops = max(1, int(2e-3 / single))
-    least = 3 if single > 0.5 or seconds < BUDGET else 5 if single > 0.05 else 9
+    if seconds < BUDGET or (single > 0.5 and math.isfinite(UNTIL)):
+        least = 3
+    else:
+        least = 5 if single > 0.05 else 9
     return loops, max(least, min(200, int(seconds / (single * loops))))
 
 

@@ -74,7 +74,8 @@ def _speed_ups(ratios: dict[str, dict[str, dict[str, float]]]) -> Any:
             axes.barh(place, mean - 1, left=1, color=COLOURS[name], height=0.8, alpha=0.75)
             if len(each) > 1:
                 axes.scatter(each, [place] * len(each), s=4, color="black", linewidths=0, zorder=3)
-            axes.annotate(f" {mean:.1f}×", (max(mean, *each, 1.0), place), va="center", fontsize=6)
+            # Apart: beside the last dot the mean would seem to be that case's.
+            axes.annotate(f"{mean:.1f}×", (1.005, place), xycoords=("axes fraction", "data"), va="center", fontsize=6)
             place += 1
         place += 0.8
     axes.axvline(1.0, color="black", linewidth=0.8)
@@ -84,7 +85,7 @@ def _speed_ups(ratios: dict[str, dict[str, dict[str, float]]]) -> Any:
     axes.set_ylim(place, -1)
     shown = dict.fromkeys(name for group in groups.values() for name in group)
     handles = [Patch(color=COLOURS[name], alpha=0.75, label=name) for name in shown]
-    axes.legend(handles=handles, fontsize=7, loc="upper right")
+    axes.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(1.08, 1), frameon=False)
     return figure
 
 

@@ -183,6 +183,22 @@ def ratios(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
+def by_pass(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """The ratios, with forward, forward + backward and double backward of an operator apart: a mean over all of them
+    would mostly say how many cases each has."""
+    counted = {row["operator"] for row in results["rows"] if "calls" in row}
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for operator, cases in ratios(results).items():
+        for case, contestants in cases.items():
+            found = _PASS.match(case)
+            kind = "" if found is None or operator in counted else f", {found[1].replace('d+b', 'd + b')}"
+            table.setdefault(operator + kind, {})[case] = contestants
+    return table
+
+
+_PASS = re.compile(r".+?[ ,]+(forward ?\+ ?backward|double backward|forward)$")
+
+
 def weighted(results: Results) -> dict[str, dict[str, float]]:
     """model's step -> contestant -> seconds in all its norms, losses and penalties, each as often as it is called.
 
@@ -204,10 +220,10 @@ def weighted(results: Results) -> dict[str, dict[str, float]]:
 
 
 def summary(results: Results) -> list[str]:
-    """One table: for each operator, the geometric mean over its cases against each contestant, and the range."""
+    """One table: for each operator and pass, the geometric mean over its cases against each other, and the range."""
     lines = ["| operator | cases | against | geometric mean | range |", "|---|---:|---|---:|---:|"]
     counted = {row["operator"] for row in results["rows"] if "calls" in row}  # the headline has those
-    for operator, cases in ratios(results).items():
+    for operator, cases in by_pass(results).items():
         names = {name for case in cases.values() for name in case} if operator not in counted else set()
         # Variants of our own and the copy are for the report; here are only competitors.
         for other in sorted(name for name in names if not name.startswith("fastgan") and name not in ("copy", "floor")):
@@ -256,7 +272,7 @@ _INSIDE = ("convolution forward", "convolution backward", "Winograd's transforms
 def write_report(source: Path) -> None:
     """Writes ``source``'s report beside it: tables as Markdown; plots as SVG, and as PNG."""
     results = json.loads(source.read_text())
-    drawn = plots.draw(results, ratios(results), source.with_suffix(""))
+    drawn = plots.draw(results, by_pass(results), source.with_suffix(""))
     lines = [*_head(results), ""]
     if found := headline(results):
         lines += ["## Time outside convolutions", "", *_HEADLINE_NOTE, "", *found, ""]

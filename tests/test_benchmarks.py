@@ -132,6 +132,13 @@ def test_slow_calls_are_made_no_more_often_than_needed(
     assert "late" not in benchmark.extra_info
 
 
+def test_without_an_end_slow_calls_are_sampled_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "UNTIL", 1e9)
+    assert harness.plan(3.0, harness.BUDGET) == (1, 3)
+    monkeypatch.setattr(harness, "UNTIL", float("inf"))
+    assert harness.plan(3.0, harness.BUDGET) == (1, 5)
+
+
 @pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's way to measure")
 def test_a_late_session_takes_fewer_samples_and_says_so(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,24 @@ def test_the_summary_leaves_out_what_the_headline_has() -> None:
     assert lines[2:] == ["| norm | 1 | compile | 2.0× | 2.0–2.0× |", "| norm | 2 | eager | 6.0× | 4.0–9.0× |"]
 
 
+def test_means_are_of_one_pass() -> None:
+    """Of whatever spelling. A call that the models make is one case, with all its passes."""
+    words = (
+        ("norm", "[2, 2] float32, forward"),
+        ("norm", "[2, 2] NCHW double backward"),
+        ("norm", "[2, 2] forward+backward"),
+    )
+    words += ("norm", "[4, 4], forward + backward"), ("small", "forward"), ("calls", "norm 2x2, double backward")
+    rows = []
+    for operator, case in words:
+        facts = {"calls": 2, "step": "a step"} if operator == "calls" else {}
+        rows += [row(case, "fastgan", 1.0, operator, **facts), row(case, "eager", 3.0, operator, **facts)]
+    found = report.by_pass({"rows": rows})
+    assert {name: len(cases) for name, cases in found.items()} == {
+        "norm, forward": 1, "norm, double backward": 1, "norm, forward + backward": 2, "small": 1, "calls": 1,
+    }  # fmt: skip
+
+
 def test_condense_takes_device_times_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "commit", lambda: "abc")
     info = {"operator": "norm", "case": "a", "contestant": "fastgan"}

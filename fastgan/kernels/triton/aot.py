@@ -303,7 +303,7 @@ _COLUMNS = {
     "case": "case", "kernel": "kernel", "arch": "sm", "num_warps": "warps/program", "registers": "registers",
     "shared": "shared B", "spills": "spills", "wide_loads": "128-bit loads", "loads": "loads",
     "wide_stores": "128-bit stores", "stores": "stores", "warps": "resident warps", "occupancy": "occupancy",
-    "waves": "waves", "floor_us": "predicted µs",
+    "waves": "waves", "bytes": "least bytes", "floor_us": "their µs",
 }  # fmt: skip
 
 
