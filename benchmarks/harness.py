@@ -141,12 +141,14 @@ def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) 
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     y = function(*leaves)
     torch.manual_seed(1)
-    seed = torch.randn(y.shape).to(y) if y.dim() else torch.ones_like(y.detach())  # losses are differentiated so
+    seed = (
+        torch.randn(y.shape, device=y.device).to(y) if y.dim() else torch.ones_like(y.detach())
+    )  # losses are differentiated so
     if kind == "forward + backward":
         return lambda: torch.autograd.grad(function(*leaves), leaves, seed)
     seed.requires_grad_()
     first = torch.autograd.grad(y, leaves, seed, create_graph=True)
-    cotangents = [torch.randn(each.shape).to(each) for each in first]
+    cotangents = [torch.randn(each.shape, device=each.device).to(each) for each in first]
     wanted = (seed, *leaves)
     return lambda: torch.autograd.grad(first, wanted, cotangents, retain_graph=True, materialize_grads=True)
 

@@ -66,7 +66,7 @@ def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad:
     y = function(*arguments)
     torch.manual_seed(1)
     # The same numbers for every contestant, in its own layout.
-    seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape)) for t in (y.detach(), x))
+    seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape, device=t.device)) for t in (y.detach(), x))
     if kind == "forward+backward":
         return lambda: torch.autograd.grad(function(*arguments), leaves, seed)
     seed.requires_grad_()

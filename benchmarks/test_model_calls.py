@@ -83,7 +83,8 @@ def runner(call: ModelCall, function: Callable[..., Tensor], tensors: list[Tenso
     y = function(*tensors, **settings)
     torch.manual_seed(1)
     # The same numbers for every contestant, in its own layout.
-    seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape)) for t in (y.detach(), wanted[0].detach()))
+    plain = (y.detach(), wanted[0].detach())
+    seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape, device=t.device)) for t in plain)
     if y.dim() == 0:
         seed = torch.ones_like(y)  # losses are differentiated so
     if not call.twice:
