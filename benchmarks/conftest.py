@@ -42,7 +42,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     items = item.session.items
     harness.to_come = len(items) - items.index(item)
     case = _case(item)
-    if time.time() > harness.UNTIL + (harness.GRACE if case in _begun else 0):
+    end = harness.UNTIL - harness.SLOW * _slow(item) + harness.GRACE * (case in _begun)
+    if time.time() > end:
         harness.LEFT_OUT.append(item.nodeid.removeprefix("benchmarks/"))
         pytest.skip("no time left (FASTGAN_BENCH_UNTIL)")
     _begun[:] = [case]

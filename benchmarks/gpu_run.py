@@ -171,7 +171,7 @@ def _run(
     if part in ("memcheck", "racecheck"):
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     # Cases that have not begun by then are left out, so that the others' results are written and drawn.
-    environment["FASTGAN_BENCH_UNTIL"] = str(time.time() + 0.75 * limit)
+    environment["FASTGAN_BENCH_UNTIL"] = str(time.time() + 0.9 * limit)
     start = time.monotonic()
     with (work / f"{part}.log").open("w") as log:
         # Interrupted while it starts, a part would be left that nobody ends.
