@@ -316,7 +316,7 @@ def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
 
 def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float]:
     """Evaluates, and remembers the step if it is the best so far."""
-    metrics = task.evaluate()
+    metrics = distributed.gather(task.evaluate())[0]  # of one: who thinks another step the best waits for the others
     if config.best_metric:
         if config.best_metric not in metrics:
             raise RunError(f"best_metric must be one of {', '.join(metrics) or 'none'}, got {config.best_metric!r}")

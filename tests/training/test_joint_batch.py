@@ -80,3 +80,11 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(written: Path) ->
     for rank in (0, 1):
         assert json.loads((written / f"found {rank}").read_text())["interrupted"] == [3, signal.SIGINT, 3]
     assert checkpoint.Checkpoints(written / "interrupted" / "checkpoints").steps() == [3]
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_best_step(written: Path) -> None:
+    """They would wait for each other for ever."""
+    for rank in (0, 1):
+        assert json.loads((written / f"found {rank}").read_text())["best"] == [1, 2, 3]
+    assert checkpoint.locate(written / "best", "best").name == "step-00000002.safetensors"
