@@ -420,6 +420,11 @@ def test_images_that_are_not_in_range_are_refused(make: Callable[[dict[str, Tens
         CycleGan(tiny(), Pairs(), _Made(make))
 
 
+def test_no_held_out_items_are_refused() -> None:
+    with pytest.raises(ValueError, match="test: the data set is empty"):
+        CycleGan(tiny(), Pairs(), Pairs(count=0))
+
+
 def test_images_in_0_1_are_warned_of_once(recwarn: pytest.WarningsRecorder) -> None:
     images = _Made(lambda item: item | {"B": (item["B"] + 1) / 2})
     task = CycleGan(tiny(), images, images)

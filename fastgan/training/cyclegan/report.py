@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 def check(config: CycleGanConfig, test: Source | None, paired: bool) -> None:
     """Raises ValueError if ``config`` asks for scores that ``test`` cannot have."""
+    if test is not None and len(test) == 0:
+        raise ValueError("test: the data set is empty")
     if config.eval_freq and test is None:
         raise ValueError(f"eval_freq evaluates held-out images: {config.dataroot} has no testA and testB")
     known = [f"{name}_{domain}" for name in (*(("l1", "psnr", "ssim") if paired else ()), "swd") for domain in "BA"]
