@@ -316,7 +316,8 @@ def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
 
 def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float]:
     """Evaluates, and remembers the step if it is the best so far."""
-    metrics = distributed.gather(task.evaluate())[0]  # of one: who thinks another step the best waits for the others
+    # Those of one process: who thought another step the best would wait for the others for ever.
+    metrics: dict[str, float] = distributed.gather(task.evaluate())[0]
     if config.best_metric:
         if config.best_metric not in metrics:
             raise RunError(f"best_metric must be one of {', '.join(metrics) or 'none'}, got {config.best_metric!r}")
