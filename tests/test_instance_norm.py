@@ -446,6 +446,7 @@ def test_refuses_a_third_derivative() -> None:
         ({"bias": torch.ones(3, device="meta")}, ValueError, "bias must be on x's device"),
         ({"weight": torch.ones(3, 1)}, ValueError, r"weight must have shape \[3\]"),
         ({"residual": torch.ones(2, 3, 4, 4)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
+        ({"residual": torch.ones(1, 3, 4, 4, 2)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
         ({"residual": torch.ones(3, 4, 4)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
         ({"residual": torch.ones(1, 3, 4, 5)}, ValueError, r"residual must have shape \[1, 3, 4, 4\]"),
         ({"residual": torch.ones(1, 3, 4, 4).half()}, TypeError, "residual must have x's dtype"),

@@ -200,16 +200,17 @@ def test_sums_over_samples_that_do_not_fit_are_refused(mean: Tensor, total: Tens
 
 
 @pytest.mark.parametrize("dtype", [F32, torch.double, torch.half])
-def test_packed_statistics_of_another_size_are_refused(dtype: torch.dtype) -> None:
+def test_packed_statistics_lie_one_after_the_other_and_have_one_size(dtype: torch.dtype) -> None:
     x = torch.randn(4, 2, 5, dtype=dtype)
-    size = 2 * 4 * 2 * (8 if dtype == torch.double else 4)
-    y, packed = torch.empty_like(x), bytearray(size)
-    none = (None,) * 3
-    setting = (False, 0, 1.0, 1)
+    statistics = torch.empty(2, 4, 2, dtype=torch.double if dtype == torch.double else F32)
+    packed = bytearray(statistics.nbytes)
+    y, grad_x = torch.empty_like(x), torch.empty_like(x)
+    none, setting = (None,) * 3, (False, 0, 1.0, 1)
+    assert _C.instance_norm_forward(x, *none, y, *statistics, *setting, 1e-5)
     assert _C.instance_norm_forward(x, *none, y, packed, None, *setting, 1e-5)
-    grad_x = torch.empty_like(x)
+    assert packed == statistics.numpy().tobytes()
     assert _C.instance_norm_backward(y, x, *none, packed, None, grad_x, *none, *setting)
-    for wrong in (0, size // 2, size - 1, size + 1, 2 * size):
+    for wrong in (0, len(packed) // 2, len(packed) - 1, len(packed) + 1, 2 * len(packed)):
         with pytest.raises(ValueError, match="packed statistics have not the size that x asks for"):
             _C.instance_norm_forward(x, *none, y, bytearray(wrong), None, *setting, 1e-5)
         with pytest.raises(ValueError, match="packed statistics have not the size that x asks for"):
