@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -64,6 +65,22 @@ LEFT_OUT: list[str] = []
 ENDED = "all after the last row, for the session was ended"
 # A file that gets each contestant's line as soon as it has been measured: a session that is killed leaves that.
 ROWS = os.environ.get("FASTGAN_BENCH_ROWS")
+
+
+class _Fallbacks(logging.Handler):
+    """Keeps what fastgan says when no kernel of ours serves an operator: such a figure is not one of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "falls back" in (message := record.getMessage()):
+            self.messages.append(message)
+
+
+FALLBACKS = _Fallbacks()
+logging.getLogger("fastgan").addHandler(FALLBACKS)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,6 +202,7 @@ def environment() -> dict[str, Any]:
         "copy_bytes_per_s": copy_bandwidth(),
         "operations_per_s": peak_arithmetic(),
         "load": os.getloadavg()[0],
+        "fallbacks": FALLBACKS.messages,
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import json
 import pkgutil
 import re
@@ -164,11 +163,10 @@ def named_kernels() -> Iterator[None]:
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
                     patch(operator, "kernel", operator.name)
-        for name in ("forward", "backward"):
-            patch(dispatch.kernels("native", "winograd"), name, "winograd")
-        for operator, stem in dispatch.OPERATORS.items():
+        stems = {**dispatch.OPERATORS, "winograd": "winograd"}
+        for operator, stem in stems.items():
             for backend in dispatch.order(harness.DEVICE)[:-1]:
-                if importlib.util.find_spec(f"fastgan.kernels.{backend}.{stem}") is not None:
+                with contextlib.suppress(dispatch.BackendError):  # not there, or not built
                     kernels = dispatch.kernels(backend, stem)
                     for name in _DIRECT:
                         if hasattr(kernels, name):

@@ -314,6 +314,8 @@ def _head(results: Results) -> list[str]:
             " and over that bandwidth; floor: the time those bytes take at that bandwidth. On a CPU, tensors that stay"
             " in its caches go beyond 100 %. Peak memory: what PyTorch's allocator held at most beyond the inputs.",
         ]
+    if fallbacks := results.get("fallbacks"):
+        lines += ["", f"**Not measured on kernels of fastgan's: {'; '.join(fallbacks)}.**"]
     if late := sum(row.get("late", False) for row in results["rows"]):
         lines += ["", f"Time was short: {late} of {len(results['rows'])} rows rest on fewer samples than usual."]
     if left_out := results.get("left_out"):

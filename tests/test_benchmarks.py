@@ -14,6 +14,7 @@ from torch import nn
 
 import fastgan.functional as F
 from benchmarks import conftest, harness, model_calls, profile_step, report, test_cyclegan_step
+from fastgan.kernels import dispatch
 from fastgan.models import build_discriminator, build_generator
 
 
@@ -177,6 +178,29 @@ def test_what_was_measured_is_kept_at_once(
     assert results["left_out"] == [harness.ENDED]
     conftest.pytest_keyboard_interrupt()
     assert harness.LEFT_OUT == [harness.ENDED]
+
+
+def test_an_operator_that_plain_pytorch_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a figure of PyTorch's under our name."""
+    monkeypatch.setattr(harness.FALLBACKS, "messages", [])
+    monkeypatch.setattr(dispatch, "_fallback_logged", set())
+    monkeypatch.setattr(dispatch, "_selected", {})
+    x = torch.randn(2, 3, device="meta")
+    F.gradient_norm_penalty(x)
+    (message,) = harness.FALLBACKS.messages
+    assert message.startswith("gradient_norm_penalty falls back to plain PyTorch on meta")
+    for name in ("copy_bandwidth", "peak_arithmetic"):
+        monkeypatch.setattr(harness, name, lambda: 1.0)
+    assert harness.environment()["fallbacks"] == [message]
+
+
+def test_a_step_is_profiled_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(backend: str, stem: str) -> Any:
+        raise dispatch.BackendError("not built")
+
+    monkeypatch.setattr(dispatch, "kernels", none)
+    with profile_step.named_kernels():
+        pass
 
 
 def test_when_time_is_up_one_sample_each_is_enough(clock: SimpleNamespace) -> None:

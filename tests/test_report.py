@@ -68,10 +68,12 @@ def test_the_report_has_every_figure(tmp_path: Path) -> None:
 def test_the_report_says_what_time_was_too_short_for(tmp_path: Path) -> None:
     rows = [row("a", "fastgan", 1.0, late=True), row("a", "eager", 2.0)]
     source = tmp_path / "result.json"
-    source.write_text(json.dumps(RESULTS | {"rows": rows, "left_out": ["test_l1.py::test_b"]}))
+    more = {"left_out": ["test_l1.py::test_b"], "fallbacks": ["weighted_l1 falls back to plain PyTorch on cuda (no)"]}
+    source.write_text(json.dumps(RESULTS | {"rows": rows} | more))
     report.write_report(source)
     text = source.with_suffix(".md").read_text()
     assert "Time was short: 1 of 2 rows rest on fewer samples than usual." in text
+    assert "kernels of fastgan's: weighted_l1 falls back to plain PyTorch on cuda (no)." in text
     assert "No time was left for: test_l1.py::test_b." in text
 
 
