@@ -132,10 +132,9 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
     shape = fixed.get(kind, (config.channels, size, size))
     if kind in fixed and (kind in ("mnist", "cifar10")) != bool(colon and folder):
         raise ValueError(f"data must be {DATA}, got {config.data!r}")
-    if config.image_size is not None and config.image_size != shape[-1]:
-        raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
     of_folders, in_memory = kind not in fixed, kind in ("digits", "mnist", "cifar10")
     for name, given, used, purpose in (
+        ("image_size", config.image_size is not None, kind not in points.NAMES, "images"),
         ("flip", config.flip, of_folders or kind == "cifar10", "folders of images and CIFAR-10"),
         ("dequantize", config.dequantize, in_memory, "digits, MNIST and CIFAR-10"),
         ("channels", config.channels not in (3, shape[0]), of_folders, "folders of images"),
@@ -143,6 +142,8 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
     ):
         if given and not used:
             raise ValueError(f"{name} is for {purpose}, not for data {kind!r}")
+    if config.image_size is not None and config.image_size != shape[-1]:
+        raise ValueError(f"image_size must be {shape[-1]} for data {kind!r}, or left out; got {config.image_size}")
     return shape
 
 
