@@ -65,20 +65,20 @@ def resolve_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def session(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did, and leaves them at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        gc.collect()  # wrappers in reference cycles must go before the process group that they use
-        dist.destroy_process_group()
+    """Joins the processes that torchrun started, if it did, and leaves them at the end.
+
+    ``device`` is the current one meanwhile: pinned memory, say, names none, and would take memory of the first GPU.
+    """
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            yield
+            return
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            gc.collect()  # wrappers in reference cycles must go before the process group that they use
+            dist.destroy_process_group()
 
 
 def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:

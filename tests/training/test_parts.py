@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -340,6 +342,23 @@ def test_each_process_of_a_node_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatc
     assert distributed.resolve_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(ValueError, match=r"'cuda:3' was asked for, but there are 1 CUDA devices"):
         distributed.resolve_device("auto")
+
+
+def test_a_run_makes_its_gpu_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
+
+    @contextlib.contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with distributed.session(torch.device("cuda", 1)):
+        assert current == [torch.device("cuda", 1)]
+    assert not current
+    with distributed.session(torch.device("cpu")):
+        assert not current
 
 
 @pytest.mark.parametrize(("major", "amp"), [(7, "none"), (8, "bf16")])
