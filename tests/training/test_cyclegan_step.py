@@ -347,7 +347,7 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
         ({"output_nc": 1}, "identity loss needs as many input as output channels"),
         ({"gan_mode": "wgangp", "norm": "batch"}, "norm must be instance or none, got batch"),
         ({"batched_calls": "on", "norm": "batch"}, "batched_calls changes the result of norm batch"),
-        ({"accumulate": 3}, "accumulate must be between 1 and batch_size 2, got 3"),
+        ({"accumulate": 3}, "accumulate must be between 1 and batch_size 2, that of the whole step, got 3"),
         ({"epoch_count": 5}, "nothing to train: epoch_count 5"),
         ({"device": "cuda:9"}, "cuda:9"),
         ({"netG": "resnet"}, "netG must be resnet_9blocks, .* got 'resnet'"),

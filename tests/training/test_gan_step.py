@@ -304,7 +304,7 @@ def test_a_batch_in_parts_gives_the_same_losses(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"accumulate": 17}, "between 1 and batch_size 16, got 17"),
+        ({"accumulate": 17}, "between 1 and batch_size 16, that of the whole step, got 17"),
         ({"objective": "sliced"}, "'sliced' looks at the batch as a whole"),
         ({"objective": "ebgan"}, "'ebgan' with pulling_away looks at the batch as a whole"),
         ({"objective": "dragan"}, "'dragan' looks at the batch as a whole"),

@@ -169,7 +169,10 @@ def check(config: CycleGanConfig) -> None:
     if config.batched_calls == "on" and config.norm == "batch":
         raise ValueError("batched_calls changes the result of norm batch; it needs norm instance or none")
     if config.accumulate > config.batch_size:
-        raise ValueError(f"accumulate must be between 1 and batch_size {config.batch_size}, got {config.accumulate}")
+        raise ValueError(
+            f"accumulate must be between 1 and batch_size {config.batch_size}, that of the whole step, got "
+            f"{config.accumulate}"
+        )
     if config.n_epochs + config.n_epochs_decay < config.epoch_count:
         raise ValueError(
             f"nothing to train: epoch_count {config.epoch_count} is past n_epochs {config.n_epochs} + "

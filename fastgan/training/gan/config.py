@@ -273,7 +273,10 @@ def graphs(config: GanConfig, settings: Defaults, device: torch.device, *, dropo
 def check_accumulate(config: GanConfig, settings: Defaults, objective: Objective) -> None:
     """Raises ValueError if the loss of a batch is no mean of its parts' losses."""
     if config.accumulate > settings.batch_size:
-        raise ValueError(f"accumulate must be between 1 and batch_size {settings.batch_size}, got {config.accumulate}")
+        raise ValueError(
+            f"accumulate must be between 1 and batch_size {settings.batch_size}, that of the whole step, got "
+            f"{config.accumulate}"
+        )
     options = [f" with {name}" for name in ("feature_matching", "pulling_away") if getattr(objective, name, False)]
     whole = bool(options) or objective.requires.real or isinstance(objective, RegretAnalytic)
     for reason, holds in (
