@@ -97,7 +97,6 @@ def test_instance_norm(benchmark: Any, case: Any, contestant: str) -> None:
             )  # fmt: skip
         if shape != (1, 256, 64, 64):
             pytest.skip("one shape is enough: each compilation takes seconds")
-        torch._dynamo.reset()
         function = harness.compiled(_eager)
     if contestant == "copy":
         runs: list[Callable[[], Any]] = [lambda x=x: x.clone() for x, _ in inputs]

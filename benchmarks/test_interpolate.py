@@ -32,7 +32,8 @@ def test_interpolate(benchmark: Any, kind: str, dtype: torch.dtype, contestant: 
             operator="interpolate", case=name, contestant=contestant,
             reason="torch.compile does not support double backward",
         )  # fmt: skip
-    function = {"fastgan": F.interpolate, "eager": eager, "compile": compiled(eager)}[contestant]
+    function = F.interpolate if contestant == "fastgan" else eager
+    function = compiled(function) if contestant == "compile" else function
     torch.manual_seed(0)
     alpha = torch.rand(SHAPE[0], device=DEVICE)
     one = dtype.itemsize * torch.Size(SHAPE).numel()

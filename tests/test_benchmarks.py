@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,21 @@ def test_what_was_measured_is_kept_at_once(
     assert results["left_out"] == [harness.ENDED]
     conftest.pytest_keyboard_interrupt()
     assert harness.LEFT_OUT == [harness.ENDED]
+
+
+def test_a_compiled_contestant_is_compiled_whatever_came_before() -> None:
+    import torch._dynamo.testing
+
+    function = lambda x: x.sin() * 2
+    for n in range(2, 2 + torch._dynamo.config.recompile_limit + 2):
+        counter = torch._dynamo.testing.CompileCounter()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+            run = harness.compiled(function)
+        run(torch.randn(n))
+        assert counter.frame_count == 1
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        [run(torch.randn(200 + n)) for n in range(100)]
 
 
 def test_an_operator_that_plain_pytorch_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
