@@ -11,8 +11,14 @@ from collections.abc import Hashable
 from typing import Any
 
 import pytest
+import torch._dynamo
 
 from benchmarks import harness
+
+
+def pytest_sessionstart() -> None:
+    # Else a contestant that PyTorch has compiled too often would be eager PyTorch.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
