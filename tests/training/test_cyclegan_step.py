@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastgan.nn import fuse
 from fastgan.nn.winograd import Conv3x3
 from fastgan.training.cyclegan import CycleGan, CycleGanConfig, build_networks
+from fastgan.training.cyclegan.losses import gan_loss
 from fastgan.training.cyclegan.networks import skip_idle_biases
 from fastgan.training.cyclegan.report import activation_bytes
 from fastgan.training.pool import ImagePool
@@ -517,3 +518,13 @@ def test_a_bias_ahead_of_an_instance_norm_may_be_skipped(netG: str, fused: bool)
         network.load_state_dict(skipping.state_dict())
         skipping.load_state_dict(network.state_dict())
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), skipping.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("judging", [True, False])
+@pytest.mark.parametrize("mode", ["lsgan", "vanilla", "wgangp", "hinge"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_low_precision_scores_are_not_rounded_to_it(dtype: torch.dtype, mode: Any, judging: bool) -> None:
+    scores = (torch.randn(2, 1, 30, 30) + 0.3).to(dtype)
+    for real in (True, False):
+        got, expected = (gan_loss(s, real, mode, judging=judging) for s in (scores, scores.double()))
+        torch.testing.assert_close(got, expected, check_dtype=False, rtol=1e-5, atol=1e-6)

@@ -22,6 +22,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastgan.functional as F
+from fastgan.objectives.base import full
 from fastgan.training.cyclegan.config import CycleGanConfig, GanMode
 from fastgan.training.cyclegan.networks import Network
 
@@ -148,7 +149,9 @@ def gan_loss(scores: Tensor, real: bool, mode: GanMode, *, judging: bool = False
 
     ``lsgan``: mean (D − t)², ``vanilla``: mean cross-entropy of logits with t, t = 1 for real; ``wgangp``: ∓ mean D;
     ``hinge``: mean max(0, 1 ∓ D) for the discriminators (``judging``), ∓ mean D for the generators.
+    In at least float32.
     """
+    scores = full(scores)
     if mode == "hinge" and judging:
         return (1 - scores if real else 1 + scores).relu().mean()
     if mode in ("wgangp", "hinge"):
