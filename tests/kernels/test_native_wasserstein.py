@@ -324,7 +324,9 @@ def test_signs_of_long_rows(kind: str, size: int) -> None:
         for unit, right in zip(units, [e for k, e in enumerate(expected) if need >> k & 1], strict=True):
             assert torch.equal(native.scale_signs(unit, torch.ones(1, dtype=torch.float64), n, x.dtype)[0], right)
     cost, _, _ = native.forward(x[None], y[None], None, None, 1.0, 0)
-    assert all(torch.equal(c, cost) and scale.item() == 1 for c, scale in found)
+    assert all(torch.equal(c, found[0][0]) and scale.item() == 1 for c, scale in found)
+    # Without signs samples lie closer together, and a compiler (Clang 14) may add them up in another order.
+    torch.testing.assert_close(found[0][0], cost, rtol=1e-7, atol=0)
     exact = reference.wasserstein_1d(x[None].double(), y[None].double())
     torch.testing.assert_close(cost, exact, rtol=5e-7, atol=0)  # less than one sample's share
 
