@@ -142,13 +142,14 @@ def without_batch_mixing(operator: str, critic: Critic, way_out: str = ".") -> A
             name = next(name for name, other in critic.named_modules() if other is module)
             raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}{way_out}")
         modules += [child for child in module._modules.values() if child is not None]
-    return _WithoutBatchNorm(operator, way_out) if any(_names_batch_norm(type(m)) for m in modules) else NOTHING
+    # What is traced is watched once, whatever it is; elsewhere each call would take longer for it.
+    watched = torch.compiler.is_compiling() or any(_names_batch_norm(type(m)) for m in modules)
+    return _WithoutBatchNorm(operator, way_out) if watched else NOTHING
 
 
 _name_batch_norm: dict[type[nn.Module], bool] = {}
 
 
-@torch.compiler.assume_constant_result
 def _names_batch_norm(cls: type[nn.Module]) -> bool:
     """Whether a method of ``cls`` names the function."""
     if cls not in _name_batch_norm:
