@@ -25,14 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the contestants of a case next to each other, and last what takes longest: it leaves the operators their
     time, and what is left to itself is known then."""
     first: dict[Hashable, int] = {}
-    items.sort(key=lambda item: (_slow(item), first.setdefault(_case(item), len(first))))
+    items.sort(key=lambda item: (_kept_back(item) > 0, first.setdefault(_case(item), len(first))))
 
 
-def _slow(item: pytest.Item) -> bool:
-    """A whole step: on the CPU because it takes seconds, on a GPU where it is compiled."""
+def _kept_back(item: pytest.Item) -> float:
+    """How many seconds before the session's last beginnings this one must begin: on the CPU whole steps take many, and
+    compiling them takes more."""
     if item.path.name != "test_cyclegan_step.py":
-        return False
-    return harness.DEVICE == "cpu" or "compile" in item.name
+        return 0.0
+    return harness.COMPILED_STEP if "compile" in item.name else harness.STEP
 
 
 def _case(item: pytest.Item) -> Hashable:
@@ -48,7 +49,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     items = item.session.items
     harness.to_come = len(items) - items.index(item)
     case = _case(item)
-    end = harness.UNTIL - harness.SLOW * _slow(item) + harness.GRACE * (case in _begun)
+    end = harness.UNTIL - _kept_back(item) + harness.GRACE * (case in _begun)
     if time.time() > end:
         harness.LEFT_OUT.append(item.nodeid.removeprefix("benchmarks/"))
         pytest.skip("no time left (FASTGAN_BENCH_UNTIL)")

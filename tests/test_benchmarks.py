@@ -257,20 +257,27 @@ def test_contestants_are_neighbours_and_whole_steps_come_last() -> None:
 def test_what_time_is_left_for_begins_and_the_rest_is_named(clock: SimpleNamespace) -> None:
     """A case that has begun has some time to end; it would be worth nothing without its last contestants."""
     items = [item("test_a", contestant="fastgan"), item("test_a", contestant="eager"), item("test_b")]
-    items.append(item("test_step", "test_cyclegan_step.py", "compile"))
+    items += [item("test_step", "test_cyclegan_step.py", contestant) for contestant in ("eager", "compile")]
     for each in items:
         each.session = SimpleNamespace(items=items)
     clock.now = harness.UNTIL - 1
     conftest.pytest_runtest_setup(items[0])
-    assert harness.to_come == 4
-    with pytest.raises(pytest.skip.Exception, match="no time left"):  # for a whole step
-        conftest.pytest_runtest_setup(items[3])
+    assert harness.to_come == 5
+    for step, kept_back in ((items[3], harness.STEP), (items[4], harness.COMPILED_STEP)):
+        clock.now = harness.UNTIL - kept_back - 1
+        conftest.pytest_runtest_setup(step)
+        conftest.pytest_runtest_setup(items[0])
+        clock.now = harness.UNTIL - kept_back + 1
+        with pytest.raises(pytest.skip.Exception, match="no time left"):
+            conftest.pytest_runtest_setup(step)
+    assert harness.COMPILED_STEP > harness.STEP
     conftest.pytest_runtest_setup(items[0])
     clock.now = harness.UNTIL + 1
     conftest.pytest_runtest_setup(items[1])
     with pytest.raises(pytest.skip.Exception, match="no time left"):
         conftest.pytest_runtest_setup(items[2])
-    assert harness.LEFT_OUT == ["test_cyclegan_step.py::test_step", "test_l1.py::test_b"]
+    assert harness.LEFT_OUT[:2] == ["test_cyclegan_step.py::test_step"] * 2
+    assert harness.LEFT_OUT[2:] == ["test_l1.py::test_b"]
     lines: list[str] = []
     conftest.pytest_terminal_summary(SimpleNamespace(section=lines.append, write_line=lines.append))
     assert lines[-1].splitlines() == harness.LEFT_OUT
