@@ -181,21 +181,22 @@ def test_what_was_measured_is_kept_at_once(
     assert harness.LEFT_OUT == [harness.ENDED]
 
 
-def test_a_compiled_contestant_is_compiled_whatever_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_contestant_is_compiled_whatever_came_before() -> None:
     import torch._dynamo.testing
 
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", False)
-    conftest.pytest_sessionstart()
-    function = lambda x: x.sin() * 2
-    for n in range(2, 2 + torch._dynamo.config.recompile_limit + 2):
-        counter = torch._dynamo.testing.CompileCounter()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-            run = harness.compiled(function)
-        run(torch.randn(n))
-        assert counter.frame_count == 1
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-        [run(torch.randn(200 + n)) for n in range(100)]
+    # As monkeypatch does it, nobody could read the setting afterwards.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):
+        conftest.pytest_sessionstart()
+        function = lambda x: x.sin() * 2
+        for n in range(2, 2 + torch._dynamo.config.recompile_limit + 2):
+            counter = torch._dynamo.testing.CompileCounter()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+                run = harness.compiled(function)
+            run(torch.randn(n))
+            assert counter.frame_count == 1
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            [run(torch.randn(200 + n)) for n in range(100)]
 
 
 def test_an_operator_that_plain_pytorch_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
