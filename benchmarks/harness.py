@@ -163,9 +163,8 @@ def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) 
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     y = function(*leaves)
     torch.manual_seed(1)
-    seed = (
-        torch.randn(y.shape, device=y.device).to(y) if y.dim() else torch.ones_like(y.detach())
-    )  # losses are differentiated so
+    # A loss is differentiated with a gradient of 1.
+    seed = torch.randn(y.shape, device=y.device).to(y) if y.dim() else torch.ones_like(y.detach())
     if kind == "forward + backward":
         return lambda: torch.autograd.grad(function(*leaves), leaves, seed)
     seed.requires_grad_()

@@ -163,8 +163,7 @@ def gan_loss(scores: Tensor, real: bool, mode: GanMode, *, judging: bool = False
 
 
 def _l1(x: Tensor, y: Tensor, weight: float) -> Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return nnf.l1_loss(x.to(dtype), y.to(dtype)) * weight
+    return nnf.l1_loss(full(x), full(y)) * weight
 
 
 def added(terms: Sequence[Tensor]) -> Tensor:
