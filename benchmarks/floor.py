@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from fastgan.kernels import dispatch
 
 aten = torch.ops.aten
 PRODUCTS = {aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm}
@@ -22,8 +26,27 @@ class _Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in PRODUCTS:
-            self.calls.append((func, *tree_map_only(Tensor, self._like, (args, kwargs or {}))))
+            self._record(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+    @contextlib.contextmanager
+    def of_kernels(self) -> Iterator[None]:
+        """Our own convolutions, which no dispatcher sees, are recorded too."""
+        with contextlib.ExitStack() as stack:
+            kernels = dispatch._load("native", "winograd")
+            for name in () if isinstance(kernels, str) else ("forward", "backward"):
+                stack.enter_context(mock.patch.object(kernels, name, self._recorded(getattr(kernels, name))))
+            yield
+
+    def _recorded(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self._record(kernel, args, {})
+            return kernel(*args)
+
+        return call
+
+    def _record(self, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.calls.append((func, *tree_map_only(Tensor, self._like, (args, kwargs))))
 
     def _like(self, tensor: Tensor) -> Tensor:
         key = tensor.size(), tensor.stride(), tensor.dtype
@@ -40,7 +63,7 @@ def products(step: Callable[[], object]) -> Callable[[], int]:
 
     Tensors of one shape are one tensor, so that the floor is also free of cache misses which a step has.
     """
-    with _Products() as recorded:
+    with _Products() as recorded, recorded.of_kernels():
         step()
     if not recorded.calls:
         raise AssertionError("the step has no product")

@@ -35,7 +35,7 @@ from fastgan.models import build_generator
 PARTS = {
     "convolution backward": r"aten::\w*conv\w*backward\w*",
     "convolution forward": r"aten::\w*conv",
-    "Winograd's transforms": r"fastgan::winograd",
+    "convolution by Winograd": r"fastgan::winograd",
     "matrix product": r"aten::(addmm_?|mm|bmm|baddbmm_?|linear|matmul|addmv|mv)$|mkldnn_linear",
     "norm": r"fastgan::instance_norm|aten::\w*(batch|layer|group|instance)_norm",
     "penalty": r"fastgan::(interpolate|gradient_norm)|aten::(linalg_vector_)?norm$",

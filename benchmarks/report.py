@@ -263,7 +263,7 @@ def outside(profile: dict[str, Any]) -> float:
     return float(profile["step"] - sum(profile["parts"].get(name, 0.0) for name in _INSIDE))
 
 
-_INSIDE = ("convolution forward", "convolution backward", "Winograd's transforms", "matrix product")
+_INSIDE = ("convolution forward", "convolution backward", "convolution by Winograd", "matrix product")
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

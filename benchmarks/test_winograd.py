@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.harness import DEVICE, close, copies, measure
 from fastgan.functional.winograd import conv3x3
 
-SHAPES = [(1, 128, 32), (1, 256, 32), (1, 256, 64)]  # images, channels, height and width of the result
+SHAPES = [(4, 64, 32), (1, 128, 32), (1, 256, 32), (1, 256, 64)]  # images, channels, height and width of the result
 PASSES = {"forward": 1, "forward + backward": 3}
 
 

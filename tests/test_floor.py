@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks import floor
+from fastgan.functional import winograd
+from fastgan.kernels import dispatch
 
 
 class _Counted(torch.utils._python_dispatch.TorchDispatchMode):
@@ -37,3 +41,17 @@ def test_products_of_a_step_with_a_double_backward() -> None:
     assert len(counted.calls) == count >= 8
     with pytest.raises(AssertionError, match="no product"):
         floor.products(lambda: torch.ones(2) + 1)
+
+
+@pytest.mark.skipif(isinstance(dispatch._load("native", "winograd"), str), reason="needs the C++ kernels")
+def test_convolutions_of_our_own() -> None:
+    x, weight = (
+        torch.randn(*shape).to(memory_format=torch.channels_last) for shape in ((1, 64, 18, 18), (64, 64, 3, 3))
+    )
+    if not winograd.serves(x, weight):
+        pytest.skip("PyTorch's convolution is faster here")
+    weight.requires_grad_()
+    kernels = dispatch.kernels("native", "winograd")
+    replay = floor.products(lambda: winograd.conv3x3(x, weight).sum().backward())
+    with mock.patch.object(kernels, "forward", side_effect=AssertionError):  # a replay is of the kernels themselves
+        assert replay() == 2

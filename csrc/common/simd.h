@@ -54,7 +54,7 @@ FASTGAN_INLINE V bits_at(const T* p) {
 
 template <typename A>
 FASTGAN_INLINE Vec<A> broadcast(A value) {
-  return Vec<A>{} + value;
+  return value - Vec<A>{};  // folds: x - 0 is x, 0 + x is not where x is -0
 }
 
 // a * b + c, rounded once where the instruction set has it.

@@ -15,16 +15,17 @@ from torch.autograd import forward_ad
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import is_batch
 
-LEAST_CHANNELS = 128  # at 96, transforms cost what products save
+LEAST_CHANNELS = 64  # at 48, transforms cost what products save
 LEAST_TILES = 64
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.conv2d(x, weight, bias)`` of 3×3 weights, without stride and padding.
 
-    Winograd's way serves dense float32 tensors on the CPU, channels_last, of even height and width, with at least 128
-    channels and filters and 64 tiles of 2×2 results; not under autocast, ``torch.compile``, ``torch.func``, forward
-    mode or ``use_backend("reference")``. Everything else is ``torch.conv2d`` to the bit.
+    Winograd's way serves dense float32 tensors on the CPU, channels_last, of even height and width, with at least 64
+    channels and filters and 64 tiles of 2×2 results, on x86-64 processors with AVX2; not under autocast,
+    ``torch.compile``, ``torch.func``, forward mode or ``use_backend("reference")``. Everything else is
+    ``torch.conv2d`` to the bit.
 
     Args:
         x: [N, C, H + 2, W + 2].
@@ -78,7 +79,8 @@ def _plain(x: Tensor) -> bool:
 
 
 def _available() -> bool:
-    return not isinstance(dispatch._load("native", "winograd"), str)
+    kernels = dispatch._load("native", "winograd")
+    return not isinstance(kernels, str) and kernels.FASTER
 
 
 class _Winograd(torch.autograd.Function):

@@ -15,7 +15,7 @@ class Conv3x3(nn.Conv2d):
 
 
 def use_winograd(model: nn.Module) -> list[str]:
-    """Makes every such ``nn.Conv2d`` of at least 128 channels in ``model`` a :class:`Conv3x3`, in place.
+    """Makes every such ``nn.Conv2d`` of at least 64 channels in ``model`` a :class:`Conv3x3`, in place.
 
     Parameters, ``state_dict`` and hooks stay. Left alone are subclasses of ``nn.Conv2d``.
 
