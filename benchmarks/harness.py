@@ -85,10 +85,10 @@ logging.getLogger("fastgan").addHandler(FALLBACKS)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` at its defaults, with static shapes. What was compiled before is forgotten: a function that was
-    compiled for eight shapes would not be for the next one."""
+    """``torch.compile`` at its defaults, with static shapes, and whole: after a graph break it would in part be eager.
+    What was compiled before is forgotten: a function compiled for eight shapes would not be for the next one."""
     torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def copies(make: Callable[[], Any], bytes_each: int) -> list[Any]:

@@ -46,7 +46,10 @@ PARTS = {
     "additions": r"aten::(add|sub|mul|sum|div|neg)",
 }
 # Kernels that may be called without their raw operator.
-_DIRECT = ("forward", "backward", "over_samples", "forward_with_gradient", "forward_with_gradients")
+_DIRECT = (
+    "forward", "backward", "over_samples", "forward_with_gradient", "forward_with_gradients", "input_gradient",
+    "weight_gradient",
+)  # fmt: skip
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
 GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
 

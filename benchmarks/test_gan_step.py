@@ -26,7 +26,10 @@ from fastgan.training.gan import GanConfig, GanTask
 CPU_CASES: dict[str, dict[str, Any]] = {
     "toy, mlp 512, batch 256": {"data": "8gaussians"},
     "digits, wgan-gp conv 32, batch 64": {"data": "digits", "architecture": "wgan-gp", "width_d": 32, "width_g": 32},
-}
+    "32 px, resnet 64, batch 16": {
+        "data": "noise", "image_size": 32, "architecture": "resnet", "batch_size": 16, "width_d": 64, "width_g": 64,
+    },
+}  # fmt: skip
 GPU_CASES: dict[str, dict[str, Any]] = {
     "64 px, dcgan 64, batch 64": {"data": "noise", "image_size": 64, "architecture": "dcgan", "batch_size": 64},
     "32 px, resnet 128, batch 64": {"data": "noise", "image_size": 32, "architecture": "resnet", "batch_size": 64},

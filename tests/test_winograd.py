@@ -36,25 +36,32 @@ SHAPES = [
 ]
 
 
-def draw(n: int, channels: int, filters: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(
+    n: int, channels: int, filters: int, height: int, width: int, padding: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, weight, bias and the gradient of the result; x off centre."""
-    x = (torch.randn(n, channels, height + 2, width + 2) + 3).to(memory_format=torch.channels_last)
+    x = (torch.randn(n, channels, height + 2 - 2 * padding, width + 2 - 2 * padding) + 3).to(
+        memory_format=torch.channels_last
+    )
     weight = (torch.randn(filters, channels, 3, 3) * 0.1).to(memory_format=torch.channels_last)
     grad = torch.randn(n, filters, height, width).to(memory_format=torch.channels_last)
     return x.requires_grad_(), weight.requires_grad_(), torch.randn(filters, requires_grad=True), grad
 
 
-def results(conv: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
-    y = conv(x, weight, bias)
+def results(
+    conv: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, padding: int = 0
+) -> list[Tensor]:
+    y = conv(x, weight, bias, padding=padding)
     return [y, *torch.autograd.grad(y, (x, weight, bias), grad)]
 
 
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_errors_are_those_of_pytorch(shape: tuple[int, ...]) -> None:
-    arguments = draw(*shape)
-    assert serves(*arguments[:2])
-    exact = results(torch.conv2d, *(t.detach().double().requires_grad_() for t in arguments))
-    ours, theirs = results(conv3x3, *arguments), results(torch.conv2d, *arguments)
+def test_errors_are_those_of_pytorch(shape: tuple[int, ...], padding: int) -> None:
+    arguments = draw(*shape, padding)
+    assert serves(*arguments[:2], padding=padding)
+    exact = results(torch.conv2d, *(t.detach().double().requires_grad_() for t in arguments), padding)
+    ours, theirs = results(conv3x3, *arguments, padding), results(torch.conv2d, *arguments, padding)
     for truth, mine, plain in zip(exact, ours, theirs, strict=True):
         assert mine.shape == plain.shape
         assert mine.stride() == plain.stride()
@@ -120,23 +127,63 @@ def test_expanded_gradients_and_weights_of_another_format() -> None:
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
-def test_double_backward() -> None:
-    arguments = draw(1, 128, 128, 16, 16)
-    found = []
-    for conv in (conv3x3, torch.conv2d):
-        x, weight, bias, _ = (t.detach().requires_grad_() for t in arguments)
-        y = conv(x, weight, bias)
-        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        found.append(torch.autograd.grad(g.square().sum(), (x, weight, bias)))
-    for mine, plain in zip(*found, strict=True):
-        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+@pytest.mark.parametrize("padding", [0, 1])
+def test_second_and_third_derivatives(padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our kernels alone, and as exact as PyTorch's."""
+    arguments = draw(2, 65, 70, 16, 18, padding)
+
+    def derivatives(conv: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        x, weight, bias, grad = (t.detach().to(dtype).requires_grad_() for t in arguments)
+        found = list(torch.autograd.grad(conv(x, weight, bias, padding=padding), (x, weight), grad, create_graph=True))
+        for _ in range(2):
+            more = torch.autograd.grad(sum(t.square().mean() for t in found), (x, weight, grad), create_graph=True)
+            found = [t / t.detach().norm() for t in more]
+        return [t.detach() for t in found]
+
+    exact, theirs = derivatives(torch.conv2d, torch.float64), derivatives(torch.conv2d, torch.float32)
+    monkeypatch.setattr("fastgan.functional.winograd._plain_gradients", None)
+    monkeypatch.setattr(torch, "conv2d", None)
+    ours = derivatives(conv3x3, torch.float32)
+    for truth, mine, plain in zip(exact, ours, theirs, strict=True):
+        assert (mine - truth).norm() <= 2 * (plain - truth).norm() + 1e-7 * truth.norm()
+
+
+def test_derivatives_that_nobody_needs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, grad = draw(1, 64, 64, 16, 16)
+    kernels, called = dispatch.kernels("native", "winograd"), []
+    for name in ("forward", "input_gradient", "weight_gradient"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, kernel=kernel, name=name: (called.append(name), kernel(*a))[1])
+    y = conv3x3(x, weight, bias)
+    (grad_x,) = torch.autograd.grad(y, x, grad, create_graph=True)
+    assert called == ["forward", "input_gradient"]
+    torch.autograd.grad(grad_x.square().sum(), weight)
+    assert called == ["forward", "input_gradient", "weight_gradient"]
+    conv3x3(x, weight * 1, bias).sum().backward()  # a weight that is no leaf, and all leaves
+    assert called[3:] == ["forward", "input_gradient", "weight_gradient"]
+    assert None not in (x.grad, weight.grad, bias.grad)
 
 
 @pytest.mark.parametrize(
     "case",
-    ["odd", "layout", "double", "few", "small", "negative", "autocast", "reference", "vmap", "jvp", "grad", "compile"],
+    [
+        "odd",
+        "layout",
+        "double",
+        "few",
+        "small",
+        "negative",
+        "padding",
+        "autocast",
+        "reference",
+        "vmap",
+        "jvp",
+        "grad",
+        "compile",
+    ],
 )
 def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
+    padding = 2 if case == "padding" else 0
     x, weight, bias, _ = (t.detach() for t in draw(1, 128, 128, 16, 16))
     if case == "odd":
         x = x[:, :, 1:].contiguous(memory_format=torch.channels_last)
@@ -156,12 +203,12 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
         "jvp": lambda conv: torch.func.jvp(lambda t: conv(t, weight, bias), (x,), (x,)),
         "grad": lambda conv: torch.func.grad(lambda t: conv(t, weight, bias).square().sum())(x),
         "compile": lambda conv: torch.compile(lambda t: conv(t, weight, bias), backend="aot_eager", fullgraph=True)(x),
-    }.get(case, lambda conv: conv(x, weight, bias))
+    }.get(case, lambda conv: conv(x, weight, bias, padding=padding))
     with context.get(case, contextlib.nullcontext()):
         torch.testing.assert_close(call(conv3x3), call(torch.conv2d), rtol=0, atol=0)
 
 
-def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
+def test_gradients_that_are_no_plain_memory() -> None:
     x, weight, bias, grad = draw(1, 128, 128, 16, 16)
     y, plain = conv3x3(x, weight, bias), torch.conv2d(x, weight, bias)
     negative = torch._neg_view(-grad)
@@ -170,7 +217,8 @@ def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
             torch.autograd.grad(value, (x, weight, bias), cotangent, retain_graph=True, **options)
             for value in (y, plain)
         )
-        assert all(map(torch.equal, mine, theirs))
+        for ours, expected in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_arguments_that_pytorch_refuses_are_refused() -> None:
@@ -219,10 +267,21 @@ def test_in_a_model() -> None:
     assert use_winograd(model) == []
     assert list(model.state_dict()) == list(plain.state_dict())
     others = nn.Sequential(
-        nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, stride=2), nn.Conv2d(256, 256, 3, groups=2),
+        nn.Conv2d(128, 128, 3, padding=2), nn.Conv2d(128, 128, 3, stride=2), nn.Conv2d(256, 256, 3, groups=2),
         nn.Conv2d(128, 128, 3, dilation=2), nn.Conv2d(128, 128, 4), nn.Conv2d(63, 128, 3),
     )  # fmt: skip
     assert use_winograd(others) == []
+    padded = nn.Sequential(*(nn.Conv2d(128, 128, 3, padding=p) for p in (1, (1, 1), "same", "valid", (0, 0))))
+    assert use_winograd(padded) == ["0", "1", "2", "3", "4"]
+    x = torch.randn(1, 128, 18, 18).to(memory_format=torch.channels_last)
+    for layer in padded.to(memory_format=torch.channels_last):
+        plain_layer = nn.Conv2d(128, 128, 3, padding=layer.padding)
+        plain_layer.load_state_dict(layer.state_dict())
+        y = layer(x)
+        assert type(y.grad_fn).__name__ == "_ConvolutionBackward"
+        torch.testing.assert_close(y, plain_layer(x), rtol=1e-4, atol=1e-5)
+    uneven = nn.Conv2d(128, 128, 3, padding=(0, 1))
+    assert use_winograd(uneven) == []
     x = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
     for network in (model, copy.deepcopy(model)):
         network.to(memory_format=torch.channels_last)

@@ -124,6 +124,16 @@ struct Tiles {
 // of two apart share few lines of a cache.
 constexpr int64_t kApart = 64;
 
+// Where the 4 x 4 pixels of a tile of x lie, which has `pad` zeros around it.
+FASTGAN_INLINE void pixels_of(const float* x, const Images& images, int64_t pad, int64_t n, int64_t i, int64_t j,
+                              const float* zeros, const float** pixels) {
+  for (int k = 0; k < 16; ++k) {
+    const int64_t row = 2 * i + k / 4 - pad, column = 2 * j + k % 4 - pad;
+    const bool inside = row >= 0 && row < images.rows && column >= 0 && column < images.columns;
+    pixels[k] = inside ? x + images.at(n, row, column) : zeros;
+  }
+}
+
 // B' d B.
 FASTGAN_INLINE void transformed_input(const V* d, V* out) {
   V half[16];
@@ -167,15 +177,11 @@ void convolve(const float* x, const Images& from, int64_t pad, const Transform& 
       for (int64_t b = range.begin; b < range.end; ++b) {
         const int64_t first = b * block, end = first + block < tiles.count() ? first + block : tiles.count();
         tiles.each(first, end, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-          const float* of[16];
-          for (int k = 0; k < 16; ++k) {
-            const int64_t row = 2 * i + k / 4 - pad, column = 2 * j + k % 4 - pad;
-            const bool inside = row >= 0 && row < from.rows && column >= 0 && column < from.columns;
-            of[k] = inside ? x + from.at(n, row, column) : zeros;
-          }
+          const float* pixels[16];
+          pixels_of(x, from, pad, n, i, j, zeros, pixels);
           each_vector<float>(0, depth, [&](int64_t c, auto lanes) {
             V d[16], out[16];
-            for (int k = 0; k < 16; ++k) d[k] = load_vector(of[k] + c, lanes);
+            for (int k = 0; k < 16; ++k) d[k] = load_vector(pixels[k] + c, lanes);
             transformed_input(d, out);
             for (int k = 0; k < 16; ++k) store_vector(v + k * inputs + t * depth + c, out[k], lanes);
           });
@@ -229,7 +235,7 @@ FASTGAN_INLINE void transpose(V* rows) {
 }  // namespace
 
 void winograd_forward(const float* x, const float* w, const float* bias, float* y, int64_t samples, int64_t rows,
-                      int64_t columns, int64_t channels, int64_t filters, int threads) {
+                      int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
   const auto transform = [&](float* u, int64_t plane, int64_t filter, int64_t first, int64_t end) {
     for (int64_t f = 0; f < kPanel; f += kVector) {
       for (int64_t c = first; c < end; c += kVector) {
@@ -250,13 +256,14 @@ void winograd_forward(const float* x, const float* w, const float* bias, float* 
       }
     }
   };
-  convolve(x, {samples, rows + 2, columns + 2, channels}, 0, transform, bias, y, {samples, rows, columns, filters},
-           threads);
+  const int64_t less = 2 - 2 * pad;
+  convolve(x, {samples, rows + less, columns + less, channels}, pad, transform, bias, y,
+           {samples, rows, columns, filters}, threads);
 }
 
 void winograd_backward_x(const float* grad, const float* w, float* grad_x, int64_t samples, int64_t rows,
-                         int64_t columns, int64_t channels, int64_t filters, int threads) {
-  // The convolution of the gradient, with two zeros around it, with the weights turned round.
+                         int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
+  // The convolution of the gradient, with 2 - pad zeros around it, with the weights turned round.
   const auto transform = [&](float* u, int64_t plane, int64_t channel, int64_t first, int64_t end) {
     const int64_t width = channels - channel < kPanel ? channels - channel : kPanel;
     for (int64_t f = first; f < end; ++f) {
@@ -268,13 +275,15 @@ void winograd_backward_x(const float* grad, const float* w, float* grad_x, int64
       }
     }
   };
-  convolve(grad, {samples, rows, columns, filters}, 2, transform, nullptr, grad_x,
-           {samples, rows + 2, columns + 2, channels}, threads);
+  const int64_t less = 2 - 2 * pad;
+  convolve(grad, {samples, rows, columns, filters}, 2 - pad, transform, nullptr, grad_x,
+           {samples, rows + less, columns + less, channels}, threads);
 }
 
 void winograd_backward_w(const float* grad, const float* x, float* grad_w, int64_t samples, int64_t rows,
-                         int64_t columns, int64_t channels, int64_t filters, int threads) {
-  const Images images{samples, rows + 2, columns + 2, channels}, grads{samples, rows, columns, filters};
+                         int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
+  const Images images{samples, rows + 2 - 2 * pad, columns + 2 - 2 * pad, channels},
+      grads{samples, rows, columns, filters};
   const Tiles tiles{samples, rows / 2, columns / 2};
   // A piece of the weights at a time, for which all tiles are transformed anew: a twentieth of its products' time.
   constexpr int64_t kSide = 64, kBlock = 64;
@@ -282,6 +291,7 @@ void winograd_backward_w(const float* grad, const float* x, float* grad_w, int64
   const int64_t across = ceil_div(filters, kSide), pieces = ceil_div(channels, kSide) * across;
   const int workers = pieces < threads ? static_cast<int>(pieces) : threads;
   constexpr int64_t kEach = 16 * (2 * kPlane + kResults);
+  constexpr float zeros[kSide] = {};
   const Scratch<float> scratch(workers * kEach);
   Shares shares(pieces, workers);
   parallel(workers, [&](int thread, int) {
@@ -297,10 +307,11 @@ void winograd_backward_w(const float* grad, const float* x, float* grad_w, int64
         for (int64_t first = 0; first < tiles.count(); first += kBlock) {
           const int64_t end = first + kBlock < tiles.count() ? first + kBlock : tiles.count();
           tiles.each(first, end, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-            const float* from = x + images.at(n, 2 * i, 2 * j) + channel;
+            const float* pixels[16];
+            pixels_of(x + channel, images, pad, n, i, j, zeros, pixels);
             each_vector<float>(0, width, [&](int64_t c, auto lanes) {
               V d[16], out[16];
-              for (int k = 0; k < 16; ++k) d[k] = load_vector(from + images.at(0, k / 4, k % 4) + c, lanes);
+              for (int k = 0; k < 16; ++k) d[k] = load_vector(pixels[k] + c, lanes);
               transformed_input(d, out);
               float* to = v + (c / kPanel * kBlock + t) * kPanel + c % kPanel;
               for (int k = 0; k < 16; ++k) store_vector(to + k * kPlane, out[k]);

@@ -142,8 +142,9 @@ def without_batch_mixing(operator: str, critic: Critic, way_out: str = ".") -> A
             name = next(name for name, other in critic.named_modules() if other is module)
             raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}{way_out}")
         modules += [child for child in module._modules.values() if child is not None]
-    # What is traced is watched once, whatever it is; elsewhere each call would take longer for it.
-    watched = torch.compiler.is_compiling() or any(_names_batch_norm(type(m)) for m in modules)
+    # Not without a reason: each call would take longer, and torch.compile cannot trace some of Tensor's methods
+    # (unflatten, split) while they are watched.
+    watched = any(_names_batch_norm(type(m)) for m in modules)
     return _WithoutBatchNorm(operator, way_out) if watched else NOTHING
 
 
@@ -157,6 +158,10 @@ def _names_batch_norm(cls: type[nn.Module]) -> bool:
         codes = [value.__code__ for base in own for value in vars(base).values() if hasattr(value, "__code__")]
         _name_batch_norm[cls] = any("batch_norm" in code.co_names for code in codes)
     return _name_batch_norm[cls]
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler with fastgan.
+_names_batch_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _mixing(module: nn.Module) -> str | None:

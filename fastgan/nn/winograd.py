@@ -8,10 +8,13 @@ from fastgan.functional.winograd import LEAST_CHANNELS, conv3x3
 
 
 class Conv3x3(nn.Conv2d):
-    """An ``nn.Conv2d`` of 3×3 weights without stride, padding, dilation and groups."""
+    """An ``nn.Conv2d`` of 3×3 weights without stride, dilation and groups, with at most one zero around its input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return conv3x3(input, self.weight, self.bias)
+        return conv3x3(input, self.weight, self.bias, _PADDINGS[self.padding])
+
+
+_PADDINGS = {(0, 0): 0, "valid": 0, (1, 1): 1, "same": 1}  # nn.Conv2d's to conv3x3's
 
 
 def use_winograd(model: nn.Module) -> list[str]:
@@ -28,7 +31,8 @@ def use_winograd(model: nn.Module) -> list[str]:
             type(module) is nn.Conv2d
             and module.kernel_size == (3, 3)
             and module.stride == module.dilation == (1, 1)
-            and module.padding in ((0, 0), 0, "valid")
+            and module.padding in _PADDINGS
+            and module.padding_mode == "zeros"
             and module.groups == 1
             and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
         ):

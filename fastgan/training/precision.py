@@ -19,8 +19,8 @@ class Precision:
 
     Args:
         amp: ``bf16`` or ``fp16`` (with loss scaling) autocast, or ``none``. ``auto``: bf16 on a GPU that has it.
-        channels_last: ``auto``: on a GPU, or with fused operators.
-        fused: whether the networks' operators are fused: PyTorch's instance norm would undo channels_last.
+        channels_last: ``auto``: on a GPU, or with such operators.
+        fused: whether the networks' operators are fused and gain by channels_last: PyTorch's instance norm undoes it.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgan.functional as F
+from fastgan.models.gan import ARCHITECTURES, build_critic
 from fastgan.nn import InstanceNormAct2d
 from fastgan.training.critic_step import assign_gradients, critic_gradients
 
@@ -179,6 +180,28 @@ def test_arguments(critic: nn.Module, options: dict[str, Any], error: type[Excep
 class CallsBatchNorm(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.batch_norm(super().forward(x), None, None, training=self.training).flatten(1).sum(1)
+
+
+class UsesMethods(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = super().forward(x.flatten(1)).unflatten(1, (2, 2)).split(1, dim=1)
+        return (first * second).relu().sum((1, 2))
+
+
+def test_critics_with_methods_that_torch_compile_cannot_trace_while_they_are_watched() -> None:
+    compiles_whole(UsesMethods(3 * 8 * 8, 4), make_batch())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_critics_of_every_architecture_compile_whole(architecture: str) -> None:
+    critic = build_critic(architecture, (3, 16, 16), width=8, norm="layer")
+    compiles_whole(critic, (torch.randn(4, 3, 16, 16) + 0.3, torch.randn(4, 3, 16, 16), torch.rand(4)))
+
+
+def compiles_whole(critic: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    compiled = torch.compile(critic_gradients, backend="eager", fullgraph=True)
+    for found, expected in zip(compiled(critic, *batch), critic_gradients(critic, *batch), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_batch_norm_is_refused() -> None:

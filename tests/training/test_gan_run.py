@@ -19,6 +19,7 @@ from torch import Tensor
 from fastgan import cli
 from fastgan.data import DataError, ImageTensor
 from fastgan.data.resident import ResidentImages
+from fastgan.kernels import dispatch
 from fastgan.metrics import MetricUnavailableError, inception
 from fastgan.models.gan import MinibatchDiscrimination
 from fastgan.training import checkpoint, distributed, gan, sampling
@@ -240,6 +241,26 @@ def test_fused_computes_what_plain_pytorch_does():
     for name in ("wgan-gp", "ebgan", "lsgan"):
         plain, fused = trace(objective=name, fused=False), trace(objective=name, fused=True)
         assert fused == pytest.approx(plain, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.skipif(isinstance(dispatch._load("native", "winograd"), str), reason="needs the C++ kernels")
+def test_residual_networks_convolve_by_winograd_and_follow_plain_ones(monkeypatch):
+    """Whole WGAN-GP steps with the penalty's double backward pass."""
+    kernels, called = dispatch.kernels("native", "winograd"), []
+    for name in ("forward", "input_gradient", "weight_gradient"):
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, kernel=kernel, name=name: (called.append(name), kernel(*a))[1])
+    monkeypatch.setattr(kernels, "FASTER", True)
+    config = {"objective": "wgan-gp", "data": "digits", "architecture": "resnet", "channels_last": "auto"}
+    plain, fused = (GanTask(tiny(**config, width_g=64, width_d=64, fused=fused)) for fused in (False, True))
+    for _ in range(2):
+        expected = plain.step()
+        assert not called
+        losses = fused.step()
+        assert {*called} == {"forward", "input_gradient", "weight_gradient"}
+        called.clear()
+        for name in expected:
+            torch.testing.assert_close(losses[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_channels_last_changes_the_format_and_not_the_result():

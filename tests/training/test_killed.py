@@ -74,7 +74,7 @@ def test_killed_runs_continue_exactly(trainer: str, tmp_path: Path) -> None:
     assert len(lines) == STEPS
     for where, step, left in (("step", 5, [3]), ("write", 6, [3])):
         folder = tmp_path / where
-        killed = multiprocessing.get_context("fork").Process(target=die, args=(trainer, folder, where, step))
+        killed = multiprocessing.get_context("spawn").Process(target=die, args=(trainer, folder, where, step))
         killed.start()
         killed.join(300)
         killed.kill()  # had it hung

@@ -1,7 +1,7 @@
 """3×3 convolutions by Winograd's minimal filtering, in C++ (csrc/cpu/winograd.cpp).
 
 The formulas: :mod:`fastgan.reference.winograd`. Tensors are float32 on the CPU; images and weights are dense in
-channels_last.
+channels_last; padding is 0 or 1, and height and width of a result are even.
 """
 
 from __future__ import annotations
@@ -14,31 +14,38 @@ from fastgan.kernels.native._tensor import _C, CPU, address, threads
 FASTER = _C.cpu_isa() != "baseline"  # than PyTorch's convolution; with vectors of 16 bytes it is not
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(x, weight, bias), [N, K, H, W]. x: [N, C, H + 2, W + 2], H and W even; weight: [K, C, 3, 3]."""
-    (n, channels, height, width), filters = x.shape, weight.size(0)
-    y = _images(n, filters, height - 2, width - 2)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """conv2d(x, weight, bias, padding=padding), [N, K, H, W]."""
+    n, channels, height, width = x.shape
+    y = _images(n, weight.size(0), height + 2 * padding - 2, width + 2 * padding - 2)
     _C.winograd_forward(
-        x.data_ptr(), weight.data_ptr(), address(bias), y.data_ptr(), n, height - 2, width - 2, channels, filters,
-        threads(),
-    )  # fmt: skip
+        x.data_ptr(), weight.data_ptr(), address(bias), y.data_ptr(), *_sizes(y, channels), padding, threads()
+    )
     return y
 
 
-def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and weight, if needed; grad: [N, K, H, W]."""
-    (n, filters, height, width), channels = grad.shape, x.size(1)
-    sizes = (n, height, width, channels, filters, threads())
-    grad_x = grad_weight = None
-    if need_x:
-        grad_x = _images(*x.shape)
-        _C.winograd_backward_x(grad.data_ptr(), weight.data_ptr(), grad_x.data_ptr(), *sizes)
-    if need_weight:
-        grad_weight = _images(*weight.shape)
-        _C.winograd_backward_w(grad.data_ptr(), x.data_ptr(), grad_weight.data_ptr(), *sizes)
-    return grad_x, grad_weight
+def input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """The gradient of x, from that of the result."""
+    n, _, height, width = grad.shape
+    grad_x = _images(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
+    _C.winograd_backward_x(
+        grad.data_ptr(), weight.data_ptr(), grad_x.data_ptr(), *_sizes(grad, weight.size(1)), padding, threads()
+    )
+    return grad_x
+
+
+def weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
+    """The gradient of the weight, from that of the result."""
+    grad_weight = _images(grad.size(1), x.size(1), 3, 3)
+    _C.winograd_backward_w(
+        grad.data_ptr(), x.data_ptr(), grad_weight.data_ptr(), *_sizes(grad, x.size(1)), padding, threads()
+    )
+    return grad_weight
+
+
+def _sizes(y: Tensor, channels: int) -> tuple[int, int, int, int, int]:
+    n, filters, height, width = y.shape
+    return n, height, width, channels, filters
 
 
 def _images(n: int, channels: int, height: int, width: int) -> Tensor:

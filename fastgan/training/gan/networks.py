@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
+from fastgan.nn import use_winograd
 from fastgan.nn.layer_norm import use_layer_norm
 from fastgan.objectives import Defaults, Objective
 from fastgan.training import distributed
@@ -28,6 +29,7 @@ def make_generator(config: GanConfig) -> LatentGenerator:
     )
     if config.fused:
         use_layer_norm(generator)
+        use_winograd(generator)
     return generator
 
 
@@ -56,6 +58,7 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
     )
     if config.fused:
         use_layer_norm(critic)
+        use_winograd(critic)
     return critic
 
 
