@@ -143,20 +143,21 @@ FASTGAN_INLINE void transformed_input(const V* d, V* out) {
 
 // --- the convolution -------------------------------------------------------------------------------------------
 
-// How many tiles are transformed at once: 288 KiB of inputs, which stay in a core's second cache.
-FASTGAN_INLINE int64_t block_of(int64_t channels) {
-  const int64_t most = 4608 / channels / kRows * kRows;
-  return most < kRows ? kRows : most;
+// How many tiles are transformed at once: 288 KiB of inputs, which stay in a core's second cache, or a thread's share.
+FASTGAN_INLINE int64_t block_of(int64_t tiles, int64_t channels, int threads) {
+  const int64_t most = 4608 / channels / kRows, share = ceil_div(ceil_div(tiles, threads), kRows);
+  return kRows * (most < 1 ? 1 : most < share ? most : share);
 }
 
-// y = the convolution of x, with `pad` zeros around it, + bias. transform(u, panel, first, end) puts those of `depth`
-// channels of a panel's filters into u [16, depth, kPanel].
+// y = the convolution of x, with `pad` zeros around it, + bias. transform(u, plane, filter, first, end) puts the
+// weights of channels first .. end for the kPanel filters from `filter` on into u [16, channels, kPanel], the 16
+// `plane` apart.
 template <typename Transform>
 void convolve(const float* x, const Images& from, int64_t pad, const Transform& transform, const float* bias, float* y,
               const Images& to, int threads) {
   const Tiles tiles{to.samples, to.rows / 2, to.columns / 2};
   const int64_t depth = from.channels, panels = ceil_div(to.channels, kPanel);
-  const int64_t block = block_of(depth), blocks = ceil_div(tiles.count(), block);
+  const int64_t block = block_of(tiles.count(), depth, threads), blocks = ceil_div(tiles.count(), block);
   const int64_t inputs = block * depth + kApart, outputs = block * kPanel + kApart, plane = depth * kPanel + kApart,
                 panel = 16 * plane;
   const int workers = blocks < threads ? static_cast<int>(blocks) : threads;
