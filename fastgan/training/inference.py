@@ -103,7 +103,8 @@ def load_translator(
     generator.eval().requires_grad_(False)
     if fused:
         fuse(generator)
-        use_winograd(generator)
+        if place.type == "cpu":
+            use_winograd(generator)
         generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Translator(generator.to(place), channels, place, config)
 

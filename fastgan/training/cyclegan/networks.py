@@ -65,7 +65,8 @@ def trainable_networks(config: CycleGanConfig, precision: Precision) -> dict[str
             if precision.device.type == "cuda":
                 skip_idle_biases(network)
             fuse(network)
-            use_winograd(network)
+            if precision.device.type == "cpu":
+                use_winograd(network)
         precision.place(network)
         distributed.join_batch_norms(network)
     return networks

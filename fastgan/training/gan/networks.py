@@ -29,7 +29,6 @@ def make_generator(config: GanConfig) -> LatentGenerator:
     )
     if config.fused:
         use_layer_norm(generator)
-        use_winograd(generator)
     return generator
 
 
@@ -58,12 +57,13 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
     )
     if config.fused:
         use_layer_norm(critic)
-        use_winograd(critic)
     return critic
 
 
 def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> None:
     """Puts a network in its place, joins its batch norms over the processes, and lets it recompute if asked for."""
+    if config.fused and precision.device.type == "cpu":
+        use_winograd(network)
     precision.place(network)
     distributed.join_batch_norms(network)
     for module in network.modules():
