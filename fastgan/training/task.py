@@ -146,10 +146,11 @@ class RunConfig:
 
 
 def _types(config: type[Any]) -> dict[str, Any]:
-    """The types of a configuration's settings; not those of a subclass that has one which only a type checker sees."""
+    """The types of a configuration's settings; not those of a subclass that has one which only a type checker sees, or,
+    in Python 3.10, ``KW_ONLY``."""
     try:
         return get_type_hints(config)
-    except NameError:
+    except (NameError, TypeError):
         return _types(config.__mro__[1])
 
 
