@@ -215,7 +215,7 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
         torch.testing.assert_close(call(conv3x3), call(torch.conv2d), rtol=0, atol=0)
 
 
-def test_gradients_that_are_no_plain_memory() -> None:
+def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:
     x, weight, bias, grad = draw(1, 128, 128, 16, 16)
     y, plain = conv3x3(x, weight, bias), torch.conv2d(x, weight, bias)
     negative = torch._neg_view(-grad)
@@ -224,8 +224,7 @@ def test_gradients_that_are_no_plain_memory() -> None:
             torch.autograd.grad(value, (x, weight, bias), cotangent, retain_graph=True, **options)
             for value in (y, plain)
         )
-        for ours, expected in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        assert all(map(torch.equal, mine, theirs))
 
 
 def test_arguments_that_pytorch_refuses_are_refused() -> None:

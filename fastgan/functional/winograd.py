@@ -38,7 +38,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
     """
     if not serves(x, weight, bias, padding):
         return torch.conv2d(x, weight, bias, padding=padding)
-    return _convolved(x, weight, bias, padding)
+    y: Tensor = _Convolution.apply(x, weight, bias, padding)
+    return y
 
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> bool:
@@ -88,10 +89,10 @@ def _available() -> bool:
 # three are differentiable to any order. PyTorch's own take what is no plain memory (batched gradients, torch.func).
 
 
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not _plain(x, weight):
-        return torch.conv2d(x, weight, bias, padding=padding)
-    y: Tensor = _Convolution.apply(x, weight, bias, padding)
+        return torch.conv2d(x, weight, padding=padding)
+    y: Tensor = _Convolution.apply(x, weight, None, padding)
     return y
 
 
@@ -113,9 +114,10 @@ def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
 
 
 def _plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, padding: int, need: list[bool]) -> tuple[Tensor, ...]:
+    """Those of x, weight and bias that are needed, by PyTorch's convolution."""
     ones = [1, 1]
     gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, ones, [padding, padding], ones, False, [0, 0], 1, need
+        grad, x, weight, [weight.size(0)], ones, [padding, padding], ones, False, [0, 0], 1, need
     )
     return gradients
 
@@ -158,10 +160,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        need = [_wanted(ctx, i) for i in range(3)]
+        if not _plain(grad):
+            return *_plain_gradients(grad, x, weight, ctx.padding, need), None
         return (
-            _input_gradient(grad, weight, ctx.padding) if _wanted(ctx, 0) else None,
-            _weight_gradient(grad, x, ctx.padding) if _wanted(ctx, 1) else None,
-            grad.sum((0, 2, 3)) if _wanted(ctx, 2) else None,
+            _input_gradient(grad, weight, ctx.padding) if need[0] else None,
+            _weight_gradient(grad, x, ctx.padding) if need[1] else None,
+            grad.sum((0, 2, 3)) if need[2] else None,
             None,
         )
 
@@ -180,7 +185,7 @@ class _InputGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, weight = ctx.saved_tensors
         return (
-            _convolved(v, weight, None, ctx.padding) if _wanted(ctx, 0) else None,
+            _convolved(v, weight, ctx.padding) if _wanted(ctx, 0) else None,
             _weight_gradient(grad, v, ctx.padding) if _wanted(ctx, 1) else None,
             None,
         )
@@ -200,7 +205,7 @@ class _WeightGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, x = ctx.saved_tensors
         return (
-            _convolved(x, v, None, ctx.padding) if _wanted(ctx, 0) else None,
+            _convolved(x, v, ctx.padding) if _wanted(ctx, 0) else None,
             _input_gradient(grad, v, ctx.padding) if _wanted(ctx, 1) else None,
             None,
         )
