@@ -26,32 +26,37 @@ pytestmark = pytest.mark.skipif(isinstance(dispatch._load("native", "winograd"),
 
 @pytest.fixture(autouse=True)
 def serving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on a processor whose vectors are too short for them to be the faster ones."""
-    monkeypatch.setattr(dispatch.kernels("native", "winograd"), "FASTER", True)
+    """Also on a processor on which they are not the faster ones."""
+    monkeypatch.setattr(dispatch.kernels("native", "winograd"), "FASTER", (torch.float32, torch.bfloat16))
 
 
-# Images, channels, filters, height, width: whole vectors; lanes left over; many images; many blocks of tiles, the last
-# of which is short; one row of tiles; the fewest channels; more of them than tiles.
+# Images, channels, filters, height, width: whole tiles and vectors; parts of tiles, and lanes left over; many images;
+# tiles that are transformed in several parts; one row of tiles; the fewest channels; more of them than tiles.
 SHAPES = [
     (1, 128, 128, 16, 16),
     (2, 129, 133, 18, 34),
-    (11, 128, 160, 16, 10),
-    (2, 144, 128, 48, 62),
-    (1, 128, 128, 2, 1200),
-    (3, 64, 71, 10, 12),
+    (11, 128, 160, 15, 10),
+    (2, 144, 128, 97, 62),
+    (1, 128, 128, 4, 601),
+    (3, 64, 71, 10, 13),
+    (1, 64, 64, 16, 16),
     (1, 1000, 515, 16, 16),
 ]
 
 
+CENTER = 3
+
+
 def draw(
-    n: int, channels: int, filters: int, height: int, width: int, padding: int = 0
+    n: int, channels: int, filters: int, height: int, width: int, padding: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, weight, bias and the gradient of the result; x off centre."""
-    x = (torch.randn(n, channels, height + 2 - 2 * padding, width + 2 - 2 * padding) + 3).to(
+    """x, weight, bias and the gradient of the result, of which x and the last are of that dtype; x about CENTER."""
+    x = (torch.randn(n, channels, height + 2 - 2 * padding, width + 2 - 2 * padding) + CENTER).to(
         memory_format=torch.channels_last
     )
     weight = (torch.randn(filters, channels, 3, 3) * 0.1).to(memory_format=torch.channels_last)
     grad = torch.randn(n, filters, height, width).to(memory_format=torch.channels_last)
+    x, grad = x.to(dtype), grad.to(dtype)
     return x.requires_grad_(), weight.requires_grad_(), torch.randn(filters, requires_grad=True), grad
 
 
@@ -62,10 +67,12 @@ def results(
     return [y, *torch.autograd.grad(y, (x, weight, bias), grad)]
 
 
+@pytest.mark.parametrize("center", [0, 3])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_errors_are_those_of_pytorch(shape: tuple[int, ...], padding: int) -> None:
+def test_errors_are_those_of_pytorch(shape: tuple[int, ...], padding: int, center: float) -> None:
     arguments = draw(*shape, padding)
+    arguments[0].detach().add_(center - CENTER)
     assert serves(*arguments[:2], padding=padding)
     exact = results(torch.conv2d, *(t.detach().double().requires_grad_() for t in arguments), padding)
     ours, theirs = results(conv3x3, *arguments, padding), results(torch.conv2d, *arguments, padding)
@@ -77,20 +84,59 @@ def test_errors_are_those_of_pytorch(shape: tuple[int, ...], padding: int) -> No
             assert error <= 2 * allowed + 5e-8
 
 
-def test_the_formulas_are_a_convolution() -> None:
-    x, weight, bias = torch.randn(2, 3, 8, 6).double(), torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
-    torch.testing.assert_close(winograd(x, weight, bias), torch.conv2d(x, weight, bias), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16_errs_no_more_than_pytorch(shape: tuple[int, ...], padding: int) -> None:
+    """Under autocast, where weights and their gradients stay float32 as they are; and everything in bfloat16."""
+    x, weight, bias, grad = draw(*shape, padding, torch.bfloat16)
+    for arguments in (
+        (x, weight, bias, grad),
+        [t.detach().bfloat16().requires_grad_() for t in (x, weight, bias, grad)],
+    ):
+        whole = arguments[1].dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+            assert serves(*arguments[:3], padding=padding)
+            ours, theirs = results(conv3x3, *arguments, padding), results(torch.conv2d, *arguments, padding)
+        exact = results(torch.conv2d, *(t.detach().double().requires_grad_() for t in arguments), padding)
+        for truth, mine, plain in zip(exact, ours, theirs, strict=True):
+            assert (mine.shape, mine.stride(), mine.dtype) == (plain.shape, plain.stride(), plain.dtype)
+            for size in (lambda t: t.abs().max(), lambda t: t.norm()):
+                error, allowed = (float((size(t - truth) / size(truth)).detach()) for t in (mine, plain))
+                assert error <= 1.1 * allowed
 
 
-def test_every_element_is_written_and_none_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias, grad = draw(2, 129, 130, 40, 62)
+def test_autocast_rounds_images_only() -> None:
+    """float32 images become bfloat16, by which gradients pass on as float32."""
+    x, weight, bias, grad = draw(1, 64, 64, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv3x3(x, weight, bias)
+    assert y.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(y, (x, weight, bias), grad.bfloat16())
+    assert [g.dtype for g in gradients] == 3 * [torch.float32]
+    rounded = x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        again = conv3x3(rounded, weight, bias)
+    assert torch.equal(y, again)
+    assert torch.equal(gradients[0], torch.autograd.grad(again, rounded, grad.bfloat16())[0].float())
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_the_formulas_are_a_convolution(tile: int) -> None:
+    x, weight, bias = torch.randn(2, 3, 10, 6).double(), torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
+    torch.testing.assert_close(winograd(x, weight, bias, tile), torch.conv2d(x, weight, bias), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_element_is_written_and_none_beyond(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, grad = draw(2, 129, 130, 41, 62, 0, dtype)
+    weight, bias = (t.detach().to(dtype).requires_grad_() for t in (weight, bias))
     expected = results(conv3x3, x, weight, bias, grad)
     empty = torch.empty
     made: list[Tensor] = []
 
     def guarded(*sizes: int, **options: object) -> Tensor:
         like = empty(*sizes, **options)  # type: ignore[call-overload]
-        storage = torch.full((like.numel() + 128,), torch.nan)
+        storage = torch.full((like.numel() + 128,), torch.nan, dtype=like.dtype)
         made.append(storage)
         return storage[64:-64].as_strided(like.shape, like.stride())
 
@@ -103,8 +149,9 @@ def test_every_element_is_written_and_none_beyond(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(before, after)  # which also says: the same each time
 
 
-def test_threads_do_not_change_the_results() -> None:
-    arguments = draw(2, 129, 133, 18, 34)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_do_not_change_the_results(dtype: torch.dtype) -> None:
+    arguments = [t.detach().to(dtype).requires_grad_() for t in draw(2, 129, 133, 50, 34)]
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
@@ -155,6 +202,23 @@ def test_second_and_third_derivatives(padding: int, monkeypatch: pytest.MonkeyPa
         assert (mine - truth).norm() <= 2 * (plain - truth).norm() + 1e-7 * truth.norm()
 
 
+def test_second_derivatives_in_bfloat16() -> None:
+    """As a gradient penalty takes them under autocast."""
+    arguments = draw(2, 64, 70, 16, 18, 1, torch.bfloat16)
+
+    def derivatives(conv: Callable[..., Tensor], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        x, weight, bias, grad = (t.detach().to(dtype).requires_grad_() for t in arguments)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+            y = conv(x, weight, bias, padding=1)
+        (slope,) = torch.autograd.grad(y, x, grad, create_graph=True)
+        return torch.autograd.grad(slope, (weight, grad), x.detach() / 64)
+
+    exact, ours, theirs = derivatives(torch.conv2d, torch.float64), derivatives(conv3x3), derivatives(torch.conv2d)
+    for truth, mine, plain in zip(exact, ours, theirs, strict=True):
+        assert mine.dtype == plain.dtype
+        assert (mine - truth).norm() <= 1.1 * (plain - truth).norm()
+
+
 def test_derivatives_that_nobody_needs_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias, grad = draw(1, 64, 64, 16, 16)
     kernels, called = dispatch.kernels("native", "winograd"), []
@@ -174,11 +238,11 @@ def test_derivatives_that_nobody_needs_are_not_computed(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "case",
     [
-        "odd",
         "layout",
         "double",
         "few",
         "small",
+        "flat",
         "negative",
         "padding",
         "autocast",
@@ -192,9 +256,7 @@ def test_derivatives_that_nobody_needs_are_not_computed(monkeypatch: pytest.Monk
 def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
     padding = 2 if case == "padding" else 0
     x, weight, bias, _ = (t.detach() for t in draw(1, 128, 128, 16, 16))
-    if case == "odd":
-        x = x[:, :, 1:].contiguous(memory_format=torch.channels_last)
-    elif case == "layout":
+    if case == "layout":
         x = x.contiguous()
     elif case == "double":
         x, weight, bias = x.double(), weight.double(), bias.double()
@@ -202,9 +264,11 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
         x, weight = x[:, :8].contiguous(memory_format=torch.channels_last), weight[:, :8]
     elif case == "small":
         x = x[:, :, :8, :8].contiguous(memory_format=torch.channels_last)
+    elif case == "flat":
+        x = x[:, :, :5].repeat(1, 1, 1, 8).contiguous(memory_format=torch.channels_last)
     elif case == "negative":
         x = torch._neg_view(-x)
-    context = {"autocast": torch.autocast("cpu", torch.bfloat16), "reference": fastgan.use_backend("reference")}
+    context = {"autocast": torch.autocast("cpu", torch.float16), "reference": fastgan.use_backend("reference")}
     call = {
         "vmap": lambda conv: torch.vmap(lambda t: conv(t, weight, bias))(x[None]),
         "jvp": lambda conv: torch.func.jvp(lambda t: conv(t, weight, bias), (x,), (x,)),
@@ -254,14 +318,15 @@ def test_other_instruction_sets(isa: str) -> None:
         "from fastgan.kernels.native import winograd\n"
         "from tests.test_winograd import conv3x3, draw, results, serves\n"
         "torch.manual_seed(0)\n"
-        f"assert winograd.FASTER == {isa != 'baseline'}\n"
-        "winograd.FASTER = True\n"
+        f"assert bool(winograd.FASTER) == {isa != 'baseline'}\n"
+        "winograd.FASTER = (torch.float32, torch.bfloat16)\n"
         "for padding in (0, 1):\n"
-        "    arguments = draw(2, 129, 133, 18, 34, padding)\n"
-        "    assert serves(*arguments[:2], padding=padding)\n"
-        "    both = (results(conv, *arguments, padding) for conv in (conv3x3, torch.conv2d))\n"
-        "    for mine, plain in zip(*both, strict=True):\n"
-        "        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))\n"
+        "    for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):\n"
+        "        arguments = [t.detach().to(dtype).requires_grad_() for t in draw(2, 129, 133, 17, 34, padding)]\n"
+        "        assert serves(*arguments[:3], padding=padding)\n"
+        "        both = (results(conv, *arguments, padding) for conv in (conv3x3, torch.conv2d))\n"
+        "        for mine, plain in zip(*both, strict=True):\n"
+        "            torch.testing.assert_close(mine, plain, rtol=10 * error, atol=error * float(plain.abs().max()))\n"
     )
     environment = {**os.environ, "FASTGAN_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)

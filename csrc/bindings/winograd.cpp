@@ -5,37 +5,42 @@
 
 namespace py = pybind11;
 
+using fastgan::WinogradSizes;
+
 namespace {
 
-const float* in(uintptr_t address) { return reinterpret_cast<const float*>(address); }
-float* out(uintptr_t address) { return reinterpret_cast<float*>(address); }
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
 
 }  // namespace
 
 void bind_winograd(py::module_& m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  // The sizes of all three: dtype of the images, samples, rows, columns, channels, filters, pad.
   m.def(
       "winograd_forward",
-      [](uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y, int64_t samples, int64_t rows, int64_t columns,
-         int64_t channels, int64_t filters, int64_t pad, int threads) {
-        FASTGAN_CALL(winograd_forward, in(x), in(w), in(bias), out(y), samples, rows, columns, channels, filters, pad,
-                     threads);
+      [](uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y, int dtype, int64_t samples, int64_t rows,
+         int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
+        const WinogradSizes of{dtype, samples, rows, columns, channels, filters, pad};
+        FASTGAN_CALL(winograd_forward, at<void>(x), at<float>(w), at<float>(bias), at<void>(y), of, threads);
       },
       no_gil);
   m.def(
       "winograd_backward_x",
-      [](uintptr_t grad, uintptr_t w, uintptr_t grad_x, int64_t samples, int64_t rows, int64_t columns,
+      [](uintptr_t grad, uintptr_t w, uintptr_t grad_x, int dtype, int64_t samples, int64_t rows, int64_t columns,
          int64_t channels, int64_t filters, int64_t pad, int threads) {
-        FASTGAN_CALL(winograd_backward_x, in(grad), in(w), out(grad_x), samples, rows, columns, channels, filters, pad,
-                     threads);
+        const WinogradSizes of{dtype, samples, rows, columns, channels, filters, pad};
+        FASTGAN_CALL(winograd_backward_x, at<void>(grad), at<float>(w), at<void>(grad_x), of, threads);
       },
       no_gil);
   m.def(
       "winograd_backward_w",
-      [](uintptr_t grad, uintptr_t x, uintptr_t grad_w, int64_t samples, int64_t rows, int64_t columns,
+      [](uintptr_t grad, uintptr_t x, uintptr_t grad_w, int dtype, int64_t samples, int64_t rows, int64_t columns,
          int64_t channels, int64_t filters, int64_t pad, int threads) {
-        FASTGAN_CALL(winograd_backward_w, in(grad), in(x), out(grad_w), samples, rows, columns, channels, filters, pad,
-                     threads);
+        const WinogradSizes of{dtype, samples, rows, columns, channels, filters, pad};
+        FASTGAN_CALL(winograd_backward_w, at<void>(grad), at<void>(x), at<float>(grad_w), of, threads);
       },
       no_gil);
 }

@@ -4,110 +4,131 @@
 
 #include "common/simd.h"
 #include "cpu/samples.h"
+#include "cpu/winograd/tiles.h"
 
 namespace fastgan::FASTGAN_ISA {
 namespace {
 
-using V = Vec<float>;
 constexpr int64_t kVector = kLanes<float>;
 
-// --- transforms: the rows of B' d, of A' m, of A y, of G g and of G' u, for vectors d, m, y, g, u of 4, 4, 2, 3, 4 ---
-
-FASTGAN_INLINE void input(const V* d, int step, V* out, int to) {
-  const V d1 = d[step], d2 = d[2 * step];
-  out[0] = d[0] - d2;
-  out[to] = d1 + d2;
-  out[2 * to] = d2 - d1;
-  out[3 * to] = d1 - d[3 * step];
-}
-
-FASTGAN_INLINE void output(const V* m, int step, V* out, int to) {
-  const V m1 = m[step], m2 = m[2 * step];
-  out[0] = m[0] + m1 + m2;
-  out[to] = m1 - m2 - m[3 * step];
-}
-
-FASTGAN_INLINE void output_adjoint(const V* y, int step, V* out, int to) {
-  out[0] = y[0];
-  out[to] = y[0] + y[step];
-  out[2 * to] = y[0] - y[step];
-  out[3 * to] = -y[step];
-}
-
-FASTGAN_INLINE void weight(const V* g, int step, V* out, int to) {
-  const V half = broadcast(0.5F), even = (g[0] + g[2 * step]) * half, odd = g[step] * half;
-  out[0] = g[0];
-  out[to] = even + odd;
-  out[2 * to] = even - odd;
-  out[3 * to] = g[2 * step];
-}
-
-FASTGAN_INLINE void weight_adjoint(const V* u, int step, V* out, int to) {
-  const V half = broadcast(0.5F), sum = (u[step] + u[2 * step]) * half;
-  out[0] = u[0] + sum;
-  out[to] = (u[step] - u[2 * step]) * half;
-  out[2 * to] = sum + u[3 * step];
-}
+FASTGAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTGAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // --- products --------------------------------------------------------------------------------------------------
 
 // kRows x kPanel results stay in registers.
-constexpr int kRows = 6, kVectors = kVector == 16 ? 4 : 2;
+constexpr int kRows = kVector == 16 ? 12 : 6, kVectors = 2;
 constexpr int64_t kPanel = kVectors * kVector;
 
-// c [R, kPanel] = sum over k < depth of a[r * row + k * step] b[k, kPanel], or that added to it.
-template <int R, bool kOnto>
-FASTGAN_INLINE void product_of_rows(const float* a, int64_t row, int64_t step, const float* b, int64_t depth,
-                                    float* c) {
+// c [R, kPanel] = sum over k < terms of a[r * kRow + k * kStep] b[k, kPanel], or that added to it.
+template <int R, int64_t kRow, int64_t kStep, bool kOnto>
+FASTGAN_INLINE void product_of_terms(const float* a, const float* b, int64_t terms, float* c) {
   V sum[R][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k, a += step, b += kPanel) {
+  for (int64_t k = 0; k < terms; ++k, a += kStep, b += kPanel) {
     V right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = load_vector(b + v * kVector);
     for (int r = 0; r < R; ++r) {
-      const V left = broadcast(a[r * row]);
+      const V left = broadcast(a[r * kRow]);
       for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       float* to = c + r * kPanel + v * kVector;
-      if constexpr (kOnto) sum[r][v] += load_vector(to);  // last: sums of sums err less than one long one
-      store_vector(to, sum[r][v]);
+      store_vector(to, kOnto ? load_vector(to) + sum[r][v] : sum[r][v]);
+    }
+  }
+  asm volatile("" : : : "memory");  // GCC would keep the sums for the next terms, in more registers than there are
+}
+
+// The same for any depth: so many terms at a time are added up in registers, and then to the sums before. One long sum
+// errs more.
+template <int R, int64_t kRow, int64_t kStep, bool kOnto>
+FASTGAN_INLINE void product_of_rows(const float* a, const float* b, int64_t depth, int64_t terms, float* c) {
+  for (int64_t k = 0; k < depth; k += terms) {
+    if constexpr (kStep == 1) {  // the next terms of these rows, or the first of the next rows
+      const float* next = a + (k + terms < depth ? k + terms : R * kRow);
+      for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * kRow);
+    }
+    if (kOnto || k > 0) {
+      product_of_terms<R, kRow, kStep, true>(a + k * kStep, b + k * kPanel, smaller(terms, depth - k), c);
+    } else {
+      product_of_terms<R, kRow, kStep, false>(a + k * kStep, b + k * kPanel, smaller(terms, depth - k), c);
     }
   }
 }
 
-template <bool kOnto>
-void product(int64_t rows, const float* a, int64_t row, int64_t step, const float* b, int64_t depth, float* c) {
-  for (; rows >= kRows; rows -= kRows, a += kRows * row, c += kRows * kPanel) {
-    product_of_rows<kRows, kOnto>(a, row, step, b, depth, c);
+template <int64_t kRow, int64_t kStep, bool kOnto, int R = kRows>
+void product(int64_t rows, const float* a, const float* b, int64_t depth, int64_t terms, float* c) {
+  for (; rows >= R; rows -= R, a += R * kRow, c += R * kPanel) {
+    product_of_rows<R, kRow, kStep, kOnto>(a, b, depth, terms, c);
   }
-  switch (rows) {
-    case 5: return product_of_rows<5, kOnto>(a, row, step, b, depth, c);
-    case 4: return product_of_rows<4, kOnto>(a, row, step, b, depth, c);
-    case 3: return product_of_rows<3, kOnto>(a, row, step, b, depth, c);
-    case 2: return product_of_rows<2, kOnto>(a, row, step, b, depth, c);
-    case 1: return product_of_rows<1, kOnto>(a, row, step, b, depth, c);
-    default: return;
+  if constexpr (R > 1) {
+    if (rows > 0) product<kRow, kStep, kOnto, R / 2>(rows, a, b, depth, terms, c);
   }
 }
+
+// Memory for a call, of which the thread keeps up to 64 MiB for the next: to make megabytes of new pages ready for use
+// takes half as long as the products.
+class Workspace {
+ public:
+  FASTGAN_INLINE explicit Workspace(int64_t count) {
+    if (count > kept_.size) kept_.resize(count);
+    memory_ = kept_.memory;
+  }
+  FASTGAN_INLINE ~Workspace() {
+    if (kept_.size > (64 << 20) / 4) kept_.resize(0);
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  FASTGAN_INLINE operator float*() const { return memory_; }
+
+ private:
+  struct Kept {
+    ~Kept() { std::free(memory); }
+    void resize(int64_t count) {
+      std::free(memory);
+      memory = count == 0 ? nullptr
+                          : static_cast<float*>(std::aligned_alloc(64, 64 * static_cast<size_t>(ceil_div(count, 16))));
+      if (count > 0 && memory == nullptr) std::abort();
+      size = count;
+    }
+    float* memory = nullptr;
+    int64_t size = 0;
+  };
+  static thread_local Kept kept_;
+  float* memory_;  // for all threads
+};
+thread_local Workspace::Kept Workspace::kept_;
 
 // --- tiles -----------------------------------------------------------------------------------------------------
 
 struct Images {
   int64_t samples, rows, columns, channels;
   FASTGAN_INLINE int64_t at(int64_t n, int64_t i, int64_t j) const { return ((n * rows + i) * columns + j) * channels; }
+
+  // Where the kHigh x kWide pixels from (i, j) on lie; those outside are zeros.
+  template <int kHigh, int kWide, typename T>
+  FASTGAN_INLINE void pixels(const T* x, int64_t n, int64_t i, int64_t j, const T* zeros, const T** to) const {
+    for (int k = 0; k < kHigh * kWide; ++k) {
+      const int64_t row = i + k / kWide, column = j + k % kWide;
+      const bool inside = row >= 0 && row < rows && column >= 0 && column < columns;
+      to[k] = inside ? x + at(n, row, column) : zeros;
+    }
+  }
 };
 
-// Tiles of 2 x 2, of all images in turn: their sample, row and column.
+// Tiles of results, of all images in turn: their sample, row and column. The last may reach beyond.
 struct Tiles {
   int64_t samples, high, wide;
+  FASTGAN_INLINE Tiles(const Images& results, int rows, int columns)
+      : samples(results.samples), high(ceil_div(results.rows, rows)), wide(ceil_div(results.columns, columns)) {}
   FASTGAN_INLINE int64_t count() const { return samples * high * wide; }
-  // Calls body(index from first on, sample, row, column) for the tiles from first to end.
+  // Calls body(index from first on, sample, row, column) for the tiles of a range.
   template <typename Body>
-  FASTGAN_INLINE void each(int64_t first, int64_t end, const Body& body) const {
-    int64_t n = first / (high * wide), i = first / wide % high, j = first % wide;
-    for (int64_t t = 0; t < end - first; ++t) {
+  FASTGAN_INLINE void each(const Range& range, const Body& body) const {
+    int64_t n = range.begin / (high * wide), i = range.begin / wide % high, j = range.begin % wide;
+    for (int64_t t = 0; t < range.end - range.begin; ++t) {
       body(t, n, i, j);
       if (++j == wide) {
         j = 0;
@@ -120,103 +141,224 @@ struct Tiles {
   }
 };
 
-// Transformed tiles are [16, tiles, channels]. Planes lie this much further apart than they need to: addresses a power
-// of two apart share few lines of a cache.
+// Transformed tiles, or a part of them, as [channels / kWide, points, tiles, kWide]. Planes of a point lie this much
+// further apart than they need to: addresses a power of two apart share few lines of a cache.
 constexpr int64_t kApart = 64;
 
-// Where the 4 x 4 pixels of a tile of x lie, which has `pad` zeros around it.
-FASTGAN_INLINE void pixels_of(const float* x, const Images& images, int64_t pad, int64_t n, int64_t i, int64_t j,
-                              const float* zeros, const float** pixels) {
-  for (int k = 0; k < 16; ++k) {
-    const int64_t row = 2 * i + k / 4 - pad, column = 2 * j + k % 4 - pad;
-    const bool inside = row >= 0 && row < images.rows && column >= 0 && column < images.columns;
-    pixels[k] = inside ? x + images.at(n, row, column) : zeros;
+template <int64_t kWide>
+struct Planes {
+  float* memory;
+  int64_t points, plane;
+
+  static FASTGAN_INLINE int64_t size_of(int64_t tiles) { return tiles * kWide + kApart; }
+  static FASTGAN_INLINE int64_t size_of(int64_t channels, int64_t points, int64_t tiles) {
+    return ceil_div(channels, kWide) * points * size_of(tiles);
   }
+  FASTGAN_INLINE Planes(float* where, int64_t points_of_all, int64_t tiles)
+      : memory(where), points(points_of_all), plane(size_of(tiles)) {}
+  FASTGAN_INLINE float* at(int64_t channel, int64_t point, int64_t tile) const {
+    return memory + (channel / kWide * points + point) * plane + tile * kWide + channel % kWide;
+  }
+};
+
+// Transforms, by Map, what the tiles of a range are computed of, or their gradients: pixels of x, `pad` before theirs,
+// so many channels of them. Where the first tile goes `to` is `first`.
+template <typename Tile, typename Map, typename T, typename To>
+void transform_tiles(const T* x, const Images& images, int64_t channels, const Tiles& tiles, const Range& range,
+                     int64_t pad, const T* zeros, const To& to, int64_t first) {
+  tiles.each(range, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
+    const T* pixels[Map::kFrom];
+    images.pixels<Map::kHigh, Map::kWide>(x, n, Tile::kHigh * i - pad, Tile::kWide * j - pad, zeros, pixels);
+    each_vector<float>(0, channels, [&](int64_t c, auto lanes) {
+      V in[Map::kFrom], out[Map::kTo];
+      for (int k = 0; k < Map::kFrom; ++k) in[k] = load_vector(pixels[k] + c, lanes);
+      Map::apply(in, out);
+      float* at = to.at(c, 0, range.begin + t - first);
+      for (int k = 0; k < Map::kTo; ++k) store_vector(at + k * to.plane, out[k]);
+    });
+  });
 }
 
-// B' d B.
-FASTGAN_INLINE void transformed_input(const V* d, V* out) {
-  V half[16];
-  for (int k = 0; k < 4; ++k) input(d + k, 4, half + k, 4);
-  for (int k = 0; k < 4; ++k) input(half + 4 * k, 1, out + 4 * k, 1);
+// How many of so many tiles are transformed before their products are computed, all parts being of one size: their
+// numbers, 12 MiB, are to stay in the third cache.
+FASTGAN_INLINE int64_t tiles_of_part(int64_t tiles, int64_t numbers) {
+  const int64_t most = larger((3 << 20) / numbers, 1);
+  return ceil_div(tiles, ceil_div(tiles, most));
 }
+
+// As many zeros as any image has channels.
+template <typename T>
+class Zeros {
+ public:
+  FASTGAN_INLINE explicit Zeros(int64_t count) : memory_(count) {
+    std::memset(memory_, 0, static_cast<size_t>(count) * sizeof(T));
+  }
+  FASTGAN_INLINE const T* get() const { return memory_; }
+
+ private:
+  const Scratch<T> memory_;
+};
 
 // --- the convolution -------------------------------------------------------------------------------------------
 
-// How many tiles are transformed at once: 288 KiB of inputs, which stay in a core's second cache, or a thread's share.
-FASTGAN_INLINE int64_t block_of(int64_t tiles, int64_t channels, int threads) {
-  const int64_t most = 4608 / channels / kRows, share = ceil_div(ceil_div(tiles, threads), kRows);
-  return kRows * (most < 1 ? 1 : most < share ? most : share);
-}
+constexpr int64_t kDepth = 64;  // channels at a time
 
-// y = the convolution of x, with `pad` zeros around it, + bias. transform(u, plane, filter, first, end) puts the
-// weights of channels first .. end for the kPanel filters from `filter` on into u [16, channels, kPanel], the 16
-// `plane` apart.
-template <typename Transform>
-void convolve(const float* x, const Images& from, int64_t pad, const Transform& transform, const float* bias, float* y,
-              const Images& to, int threads) {
-  const Tiles tiles{to.samples, to.rows / 2, to.columns / 2};
-  const int64_t depth = from.channels, panels = ceil_div(to.channels, kPanel);
-  const int64_t block = block_of(tiles.count(), depth, threads), blocks = ceil_div(tiles.count(), block);
-  const int64_t inputs = block * depth + kApart, outputs = block * kPanel + kApart, plane = depth * kPanel + kApart,
-                panel = 16 * plane;
-  const int workers = blocks < threads ? static_cast<int>(blocks) : threads;
-  const Scratch<float> u(panels * panel), scratch(workers * 16 * (inputs + outputs) + depth);
-  float* zeros = scratch + workers * 16 * (inputs + outputs);
-  std::memset(zeros, 0, static_cast<size_t>(depth) * sizeof(float));
-  Shares shares(blocks, workers);
-  parallel(workers, [&](int thread, int team) {
-    const Range part_of_panels = part(panels * depth, thread, team);
-    for (int64_t i = part_of_panels.begin, end; i < part_of_panels.end; i = end) {
-      const int64_t p = i / depth;
-      end = part_of_panels.end < (p + 1) * depth ? part_of_panels.end : (p + 1) * depth;
-      transform(u + p * panel, plane, p * kPanel, i - p * depth, end - p * depth);
+// A convolution of x, with `pad` zeros around it: y = what comes of it + bias. transform(u, plane, filter, first, end)
+// puts the weights of channels first .. end for the kPanel filters from `filter` on into u [points, end - first,
+// kPanel], whose points are `plane` apart.
+template <typename Tile_, typename T_, typename Transform>
+struct Convolution {
+  using Tile = Tile_;
+  using T = T_;
+  static constexpr int kPoints = Tile::kPoints;
+  static constexpr int64_t kWeights = kDepth * kPanel + kApart;  // of a point
+
+  const T* x;
+  const Images& from;
+  int64_t pad;
+  const Transform& transform;
+  const float* bias;
+  T* y;
+  const Images& to;
+  const Tiles tiles{to, Tile::kHigh, Tile::kWide};
+  const Zeros<T> zeros{from.channels};
+  // Large tiles magnify the errors of sums, and PyTorch's own sums of few terms are more exact.
+  const int64_t terms = kPoints > 16 || from.channels < 128 ? 16 : 64;
+
+  int64_t depth() const { return from.channels; }
+
+  // Transforms the inputs of a range of tiles, the first of v being `first`.
+  void transform_inputs(const Range& range, const Planes<kDepth>& v, int64_t first) const {
+    transform_tiles<Tile, typename Tile::Input>(x, from, depth(), tiles, range, pad, zeros.get(), v, first);
+  }
+  void transform_weights(float* u, int64_t filter, int64_t channel) const {
+    transform(u, kWeights, filter, channel, smaller(channel + kDepth, depth()));
+  }
+  // Adds the products of kDepth channels, from `channel` on, to m [points, count, kPanel], or begins with them.
+  void add_products(const Planes<kDepth>& v, int64_t tile, int64_t count, int64_t channel, const float* u,
+                    float* m) const {
+    const int64_t size = smaller(kDepth, depth() - channel), plane = results(count);
+    with_bool(channel > 0, [&](auto onto) {
+      for (int k = 0; k < kPoints; ++k) {
+        product<kDepth, 1, onto.value>(count, v.at(channel, k, tile), u + k * kWeights, size, terms, m + k * plane);
+      }
+    });
+  }
+  static int64_t results(int64_t count) { return count * kPanel + kApart; }  // of a point
+
+  void transform_results(const Range& range, int64_t filter, const float* m) const {
+    const int64_t plane = results(range.end - range.begin);
+    tiles.each(range, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
+      each_vector<float>(0, smaller(kPanel, to.channels - filter), [&](int64_t f, auto lanes) {
+        V in[kPoints], out[Tile::kResults];
+        for (int k = 0; k < kPoints; ++k) in[k] = load_vector(m + k * plane + t * kPanel + f);
+        Tile::Output::apply(in, out);
+        const V more = bias == nullptr ? V{} : load_vector(bias + filter + f, lanes);
+        for (int k = 0; k < Tile::kResults; ++k) {
+          const int64_t row = Tile::kHigh * i + k / Tile::kWide, column = Tile::kWide * j + k % Tile::kWide;
+          if (row >= to.rows || column >= to.columns) continue;
+          store_vector(y + to.at(n, row, column) + filter + f, out[k] + more, lanes);
+        }
+      });
+    });
+  }
+};
+
+// Transforms all weights first, and then inputs of a few tiles at a time, which stay in a core's second cache.
+template <typename C>
+void weights_first(const C& of, int threads) {
+  constexpr int kPoints = C::kPoints;
+  constexpr int64_t kInputs = 192 << 10, kWeights = kPoints * C::kWeights;
+  const int64_t tiles = of.tiles.count(), chunks = ceil_div(of.depth(), kDepth),
+                panels = ceil_div(of.to.channels, kPanel);
+  const int64_t most = kRows * larger(kInputs / (kPoints * kDepth * chunks * kRows), 1);
+  // As many blocks for every thread.
+  const int64_t blocks = smaller(threads * ceil_div(tiles, most * threads), tiles), block = ceil_div(tiles, blocks);
+  const int64_t inputs = Planes<kDepth>::size_of(of.depth(), kPoints, block);
+  const int64_t each = inputs + kPoints * C::results(block);
+  const Workspace workspace(panels * chunks * kWeights + threads * each);
+  float *const u = workspace, *const others = u + panels * chunks * kWeights;
+  Shares shares_of_weights(panels * chunks, threads), shares(blocks, threads);
+  parallel(threads, [&](int thread, int team) {
+    for (Range range = shares_of_weights.next(); range.begin < range.end; range = shares_of_weights.next()) {
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        of.transform_weights(u + i * kWeights, i / chunks * kPanel, i % chunks * kDepth);
+      }
     }
     barrier(team);
-    float *v = scratch + thread * 16 * (inputs + outputs), *m = v + 16 * inputs;
+    const Planes<kDepth> v(others + thread * each, kPoints, block);
+    float* m = others + thread * each + inputs;
     for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
       for (int64_t b = range.begin; b < range.end; ++b) {
-        const int64_t first = b * block, end = first + block < tiles.count() ? first + block : tiles.count();
-        tiles.each(first, end, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-          const float* pixels[16];
-          pixels_of(x, from, pad, n, i, j, zeros, pixels);
-          each_vector<float>(0, depth, [&](int64_t c, auto lanes) {
-            V d[16], out[16];
-            for (int k = 0; k < 16; ++k) d[k] = load_vector(pixels[k] + c, lanes);
-            transformed_input(d, out);
-            for (int k = 0; k < 16; ++k) store_vector(v + k * inputs + t * depth + c, out[k], lanes);
-          });
-        });
+        const Range here = part(tiles, b, blocks);
+        of.transform_inputs(here, v, here.begin);
         for (int64_t p = 0; p < panels; ++p) {
-          for (int k = 0; k < 16; ++k) {
-            product<false>(end - first, v + k * inputs, depth, 1, u + p * panel + k * plane, depth, m + k * outputs);
+          for (int64_t c = 0; c < chunks; ++c) {
+            of.add_products(v, 0, here.end - here.begin, c * kDepth, u + (p * chunks + c) * kWeights, m);
           }
-          const int64_t width = to.channels - p * kPanel < kPanel ? to.channels - p * kPanel : kPanel;
-          tiles.each(first, end, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-            each_vector<float>(0, width, [&](int64_t c, auto lanes) {
-              V in[16], half[8], out[4];
-              for (int k = 0; k < 16; ++k) in[k] = load_vector(m + k * outputs + t * kPanel + c);
-              for (int k = 0; k < 4; ++k) output(in + k, 4, half + k, 4);
-              for (int r = 0; r < 2; ++r) output(half + 4 * r, 1, out + 2 * r, 1);
-              const int64_t channel = p * kPanel + c;
-              const V more = bias == nullptr ? V{} : load_vector(bias + channel, lanes);
-              for (int k = 0; k < 4; ++k) {
-                store_vector(y + to.at(n, 2 * i + k / 2, 2 * j + k % 2) + channel, out[k] + more, lanes);
-              }
-            });
-          });
+          of.transform_results(here, p * kPanel, m);
         }
       }
     }
   });
 }
 
-// G g G' of nine vectors into places a `plane` apart.
+// Transforms inputs first, as many as stay in the third cache, and weights where they are used, as many as stay in the
+// second: more would take longer to write and to read than to compute again for every part of the tiles.
+template <typename C>
+void inputs_first(const C& of, int threads) {
+  constexpr int kPoints = C::kPoints;
+  constexpr int64_t kBlock = 320;  // tiles at a time, whose results take up to 1.4 MiB
+  // Filters for one thread, 128 bytes: two that write neighbouring lines of 64 would take them from each other.
+  constexpr int64_t kWidth = 128 / sizeof(typename C::T);
+  static_assert(kWidth % kPanel == 0, "a share is a number of panels");
+  const int64_t tiles = of.tiles.count(), depth = of.depth(), widths = ceil_div(of.to.channels, kWidth);
+  const int64_t together = tiles_of_part(tiles, kPoints * ceil_div(depth, kDepth) * kDepth);
+  const int64_t blocks = smaller(larger(ceil_div(together, kBlock), ceil_div(threads, widths)), together);
+  const int64_t inputs = Planes<kDepth>::size_of(depth, kPoints, together);
+  const int64_t each = kPoints * (C::kWeights + C::results(ceil_div(together, blocks)));
+  const Workspace workspace(inputs + threads * each);
+  const Planes<kDepth> v(workspace, kPoints, together);
+  for (int64_t first = 0; first < tiles; first += together) {
+    const int64_t count = smaller(together, tiles - first);
+    Shares shares_of_tiles(count, threads), shares(widths * blocks, threads);
+    parallel(threads, [&](int thread, int team) {
+      for (Range range = shares_of_tiles.next(); range.begin < range.end; range = shares_of_tiles.next()) {
+        of.transform_inputs({first + range.begin, first + range.end}, v, first);
+      }
+      barrier(team);
+      float *u = workspace + inputs + thread * each, *m = u + kPoints * C::kWeights;
+      for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
+        for (int64_t i = range.begin; i < range.end; ++i) {
+          const Range block = part(count, i % blocks, blocks);
+          const int64_t begin = i / blocks * kWidth, end = smaller(begin + kWidth, of.to.channels);
+          for (int64_t filter = begin; filter < end; filter += kPanel) {
+            for (int64_t channel = 0; channel < depth; channel += kDepth) {
+              of.transform_weights(u, filter, channel);
+              of.add_products(v, block.begin, block.end - block.begin, channel, u, m);
+            }
+            of.transform_results({first + block.begin, first + block.end}, filter, m);
+          }
+        }
+      }
+    });
+  }
+}
+
+template <typename Tile, typename T, typename Transform>
+void convolve(const T* x, const Images& from, int64_t pad, const Transform& transform, const float* bias, T* y,
+              const Images& to, int threads) {
+  const Convolution<Tile, T, Transform> of{x, from, pad, transform, bias, y, to};
+  const bool few_weights = Tile::kPoints * from.channels * to.channels <= (1 << 20) / 4;
+  Tile::kPoints == 16 || few_weights ? weights_first(of, threads) : inputs_first(of, threads);
+}
+
+// The transform of nine vectors, into places a `plane` apart.
+template <typename Tile>
 FASTGAN_INLINE void put_weight(const V* g, float* u, int64_t plane) {
-  V half[12], out[16];
-  for (int k = 0; k < 3; ++k) weight(g + k, 3, half + k, 3);
-  for (int r = 0; r < 4; ++r) weight(half + 3 * r, 1, out + 4 * r, 1);
-  for (int k = 0; k < 16; ++k) store_vector(u + k * plane, out[k]);
+  V out[Tile::kPoints];
+  Tile::Weight::apply(g, out);
+  for (int k = 0; k < Tile::kPoints; ++k) store_vector(u + k * plane, out[k]);
 }
 
 template <int kRounds = kVector>
@@ -233,10 +375,10 @@ FASTGAN_INLINE void transpose(V* rows) {
   }
 }
 
-}  // namespace
-
-void winograd_forward(const float* x, const float* w, const float* bias, float* y, int64_t samples, int64_t rows,
-                      int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
+template <typename Tile, typename T>
+void forward(const T* x, const float* w, const float* bias, T* y, const Images& from, const Images& to, int64_t pad,
+             int threads) {
+  const int64_t channels = from.channels, filters = to.channels;
   const auto transform = [&](float* u, int64_t plane, int64_t filter, int64_t first, int64_t end) {
     for (int64_t f = 0; f < kPanel; f += kVector) {
       for (int64_t c = first; c < end; c += kVector) {
@@ -252,18 +394,18 @@ void winograd_forward(const float* x, const float* w, const float* bias, float* 
         for (int64_t i = 0; i < count; ++i) {
           V of[9];
           for (int k = 0; k < 9; ++k) of[k] = g[k][i];
-          put_weight(of, u + (c + i) * kPanel + f, plane);
+          put_weight<Tile>(of, u + (c - first + i) * kPanel + f, plane);
         }
       }
     }
   };
-  const int64_t less = 2 - 2 * pad;
-  convolve(x, {samples, rows + less, columns + less, channels}, pad, transform, bias, y,
-           {samples, rows, columns, filters}, threads);
+  convolve<Tile>(x, from, pad, transform, bias, y, to, threads);
 }
 
-void winograd_backward_x(const float* grad, const float* w, float* grad_x, int64_t samples, int64_t rows,
-                         int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
+template <typename Tile, typename T>
+void backward_x(const T* grad, const float* w, T* grad_x, const Images& from, const Images& to, int64_t pad,
+                int threads) {
+  const int64_t channels = from.channels;
   // The convolution of the gradient, with 2 - pad zeros around it, with the weights turned round.
   const auto transform = [&](float* u, int64_t plane, int64_t channel, int64_t first, int64_t end) {
     const int64_t width = channels - channel < kPanel ? channels - channel : kPanel;
@@ -272,81 +414,198 @@ void winograd_backward_x(const float* grad, const float* w, float* grad_x, int64
         const int64_t count = width - c < 0 ? 0 : width - c < kVector ? width - c : kVector;
         V g[9];
         for (int k = 0; k < 9; ++k) g[k] = load_vector(w + (9 * f + 8 - k) * channels + channel + c, count);
-        put_weight(g, u + f * kPanel + c, plane);
+        put_weight<Tile>(g, u + (f - first) * kPanel + c, plane);
       }
     }
   };
-  const int64_t less = 2 - 2 * pad;
-  convolve(grad, {samples, rows, columns, filters}, 2 - pad, transform, nullptr, grad_x,
-           {samples, rows + less, columns + less, channels}, threads);
+  convolve<Tile>(grad, to, 2 - pad, transform, nullptr, grad_x, from, threads);
 }
 
-void winograd_backward_w(const float* grad, const float* x, float* grad_w, int64_t samples, int64_t rows,
-                         int64_t columns, int64_t channels, int64_t filters, int64_t pad, int threads) {
-  const Images images{samples, rows + 2 - 2 * pad, columns + 2 - 2 * pad, channels},
-      grads{samples, rows, columns, filters};
-  const Tiles tiles{samples, rows / 2, columns / 2};
-  // A piece of the weights at a time, for which all tiles are transformed anew: a twentieth of its products' time.
-  constexpr int64_t kSide = 64, kBlock = 64;
-  constexpr int64_t kPlane = kBlock * kSide + kApart, kResults = kSide * kSide + kApart;
-  const int64_t across = ceil_div(filters, kSide), pieces = ceil_div(channels, kSide) * across;
-  const int workers = pieces < threads ? static_cast<int>(pieces) : threads;
-  constexpr int64_t kEach = 16 * (2 * kPlane + kResults);
-  constexpr float zeros[kSide] = {};
-  const Scratch<float> scratch(workers * kEach);
-  Shares shares(pieces, workers);
-  parallel(workers, [&](int thread, int) {
-    // Inputs [16, panels, tiles, kPanel], gradients [16, tiles, filters], results [16, panels, filters, kPanel].
-    float *v = scratch + thread * kEach, *m = v + 16 * kPlane, *u = m + 16 * kPlane;
+// --- the gradient of the weights -------------------------------------------------------------------------------
+
+// A piece is kFilters x kPanel weights, or fewer filters.
+template <typename Tile_, typename T_>
+struct WeightGradient {
+  using Tile = Tile_;
+  using T = T_;
+  static constexpr int kPoints = Tile::kPoints;
+  static constexpr int64_t kFilters = 64;
+  static constexpr int64_t kResult = kFilters * kPanel + kApart;  // of a point
+
+  const T *grad, *x;
+  float* grad_w;
+  const Images &from, &to;
+  int64_t pad;
+  const Tiles tiles{to, Tile::kHigh, Tile::kWide};
+  const Zeros<T> zeros{larger(from.channels, to.channels)};
+  const int64_t terms = tiles.count() <= 128 ? 16 : 64;  // PyTorch's own sums of few are more exact
+
+  // Transforms a range of tiles, so many channels from one on; the first of v or m being `first`.
+  void transform_inputs(const Range& range, int64_t channel, int64_t count, const Planes<kPanel>& v,
+                        int64_t first) const {
+    transform_tiles<Tile, typename Tile::Input>(x + channel, from, count, tiles, range, pad, zeros.get(), v, first);
+  }
+  void transform_gradients(const Range& range, int64_t filter, int64_t count, const Planes<kFilters>& m,
+                           int64_t first) const {
+    using Map = typename Tile::OutputGradient;
+    transform_tiles<Tile, Map>(grad + filter, to, count, tiles, range, 0, zeros.get(), m, first);
+  }
+  // Adds the products of the first `count` tiles, of `filters` filters in m from `filter` on and of kPanel channels in
+  // v from `channel` on, to the piece u [points, filters, kPanel], or begins with them.
+  void add_products(bool onto_u, const Planes<kFilters>& m, int64_t filter, int64_t filters, const Planes<kPanel>& v,
+                    int64_t channel, int64_t count, float* u) const {
+    with_bool(onto_u, [&](auto onto) {
+      for (int k = 0; k < kPoints; ++k) {
+        product<1, kFilters, onto.value>(filters, m.at(filter, k, 0), v.at(channel, k, 0), count, terms,
+                                         u + k * kResult);
+      }
+    });
+  }
+  void transform_results(const float* u, int64_t filter, int64_t filters, int64_t channel) const {
+    for (int64_t f = 0; f < filters; ++f) {
+      float* to_f = grad_w + 9 * (filter + f) * from.channels + channel;
+      each_vector<float>(0, smaller(kPanel, from.channels - channel), [&](int64_t c, auto lanes) {
+        V in[kPoints], out[9];
+        for (int k = 0; k < kPoints; ++k) in[k] = load_vector(u + k * kResult + f * kPanel + c);
+        Tile::WeightGradient::apply(in, out);
+        for (int k = 0; k < 9; ++k) store_vector(to_f + k * from.channels + c, out[k], lanes);
+      });
+    }
+  }
+};
+
+// A few pieces at a time, for which all tiles are transformed anew, some at a time: all stays in a core's second cache.
+template <typename G>
+void pieces_first(const G& of, int threads) {
+  constexpr int kPoints = G::kPoints;
+  constexpr int64_t kChannels = 64, kBlock = 64, kPieces = kChannels / kPanel;
+  const int64_t channels = of.from.channels, filters = of.to.channels, tiles = of.tiles.count();
+  int64_t side = G::kFilters;  // fewer filters where threads would have nothing to do
+  while (side > 16 && ceil_div(filters, side) * ceil_div(channels, kChannels) < threads) side /= 2;
+  const int64_t across = ceil_div(channels, kChannels), shares_in_all = across * ceil_div(filters, side);
+  const int64_t inputs = Planes<kPanel>::size_of(kChannels, kPoints, kBlock),
+                gradients = Planes<G::kFilters>::size_of(G::kFilters, kPoints, kBlock);
+  const int64_t each = inputs + gradients + kPieces * kPoints * G::kResult;
+  const Workspace workspace(threads * each);
+  Shares shares(shares_in_all, threads);
+  parallel(threads, [&](int thread, int) {
+    const Planes<kPanel> v(workspace + thread * each, kPoints, kBlock);
+    const Planes<G::kFilters> m(v.memory + inputs, kPoints, kBlock);
+    float* u = m.memory + gradients;
     for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
-      for (int64_t piece = range.begin; piece < range.end; ++piece) {
-        const int64_t channel = piece / across * kSide, filter = piece % across * kSide;
-        const int64_t width = channels - channel < kSide ? channels - channel : kSide;
-        const int64_t height = filters - filter < kSide ? filters - filter : kSide;
-        const int64_t panels = ceil_div(width, kPanel);
-        if (width < kSide) std::memset(v, 0, sizeof(float) * 16 * kPlane);  // what only fills a panel
-        for (int64_t first = 0; first < tiles.count(); first += kBlock) {
-          const int64_t end = first + kBlock < tiles.count() ? first + kBlock : tiles.count();
-          tiles.each(first, end, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-            const float* pixels[16];
-            pixels_of(x + channel, images, pad, n, i, j, zeros, pixels);
-            each_vector<float>(0, width, [&](int64_t c, auto lanes) {
-              V d[16], out[16];
-              for (int k = 0; k < 16; ++k) d[k] = load_vector(pixels[k] + c, lanes);
-              transformed_input(d, out);
-              float* to = v + (c / kPanel * kBlock + t) * kPanel + c % kPanel;
-              for (int k = 0; k < 16; ++k) store_vector(to + k * kPlane, out[k]);
-            });
-            const float* of = grad + grads.at(n, 2 * i, 2 * j) + filter;
-            each_vector<float>(0, height, [&](int64_t f, auto lanes) {
-              V in[4], half[8], out[16];
-              for (int k = 0; k < 4; ++k) in[k] = load_vector(of + grads.at(0, k / 2, k % 2) + f, lanes);
-              for (int k = 0; k < 2; ++k) output_adjoint(in + k, 2, half + k, 2);
-              for (int r = 0; r < 4; ++r) output_adjoint(half + 2 * r, 1, out + 4 * r, 1);
-              for (int k = 0; k < 16; ++k) store_vector(m + k * kPlane + t * kSide + f, out[k]);
-            });
-          });
-          for (int64_t p = 0; p < 16 * panels; ++p) {
-            const int64_t k = p / panels, of = p % panels;
-            const float *a = m + k * kPlane, *b = v + k * kPlane + of * kBlock * kPanel;
-            float* c = u + k * kResults + of * kSide * kPanel;
-            first == 0 ? product<false>(height, a, 1, kSide, b, end - first, c)
-                       : product<true>(height, a, 1, kSide, b, end - first, c);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const int64_t filter = i / across * side, channel = i % across * kChannels;
+        const int64_t height = smaller(side, filters - filter), width = smaller(kChannels, channels - channel);
+        for (int64_t first = 0; first < tiles; first += kBlock) {
+          const Range here{first, smaller(first + kBlock, tiles)};
+          of.transform_inputs(here, channel, width, v, first);
+          of.transform_gradients(here, filter, height, m, first);
+          for (int64_t c = 0; c < width; c += kPanel) {
+            of.add_products(first > 0, m, 0, height, v, c, here.end - first, u + c / kPanel * kPoints * G::kResult);
           }
         }
-        for (int64_t f = 0; f < height; ++f) {
-          float* to = grad_w + 9 * (filter + f) * channels + channel;
-          each_vector<float>(0, width, [&](int64_t c, auto lanes) {
-            const float* from = u + (c / kPanel * kSide + f) * kPanel + c % kPanel;
-            V in[16], half[12], out[9];
-            for (int k = 0; k < 16; ++k) in[k] = load_vector(from + k * kResults);
-            for (int k = 0; k < 4; ++k) weight_adjoint(in + k, 4, half + k, 4);
-            for (int r = 0; r < 3; ++r) weight_adjoint(half + 4 * r, 1, out + 3 * r, 1);
-            for (int k = 0; k < 9; ++k) store_vector(to + k * channels + c, out[k], lanes);
-          });
+        for (int64_t c = 0; c < width; c += kPanel) {
+          of.transform_results(u + c / kPanel * kPoints * G::kResult, filter, height, channel + c);
         }
       }
     }
+  });
+}
+
+// Transforms tiles first, as many as stay in the third cache: for every piece anew would take as long as the products.
+// Pieces wait for the next tiles, if there are any.
+template <typename G>
+void tiles_first(const G& of, int threads) {
+  constexpr int kPoints = G::kPoints;
+  const int64_t channels = of.from.channels, filters = of.to.channels, tiles = of.tiles.count();
+  const auto inputs = [&](int64_t count) { return Planes<kPanel>::size_of(channels, kPoints, count); };
+  const auto gradients = [&](int64_t count) { return Planes<G::kFilters>::size_of(filters, kPoints, count); };
+  const int64_t together = tiles_of_part(tiles, inputs(1) - inputs(0) + gradients(1) - gradients(0));
+  const int64_t across = ceil_div(channels, kPanel), pieces = across * ceil_div(filters, G::kFilters);
+  const bool wait = together < tiles;
+  const Workspace workspace(inputs(together) + gradients(together) + (wait ? pieces : threads) * kPoints * G::kResult);
+  const Planes<kPanel> v(workspace, kPoints, together);
+  const Planes<G::kFilters> m(v.memory + inputs(together), kPoints, together);
+  float* const results = m.memory + gradients(together);
+  for (int64_t first = 0; first < tiles; first += together) {
+    const int64_t count = smaller(together, tiles - first);
+    Shares shares_of_tiles(count, threads), shares(pieces, threads);
+    parallel(threads, [&](int thread, int team) {
+      for (Range range = shares_of_tiles.next(); range.begin < range.end; range = shares_of_tiles.next()) {
+        const Range here{first + range.begin, first + range.end};
+        of.transform_inputs(here, 0, channels, v, first);
+        of.transform_gradients(here, 0, filters, m, first);
+      }
+      barrier(team);
+      for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
+        for (int64_t i = range.begin; i < range.end; ++i) {
+          float* u = results + (wait ? i : thread) * kPoints * G::kResult;
+          const int64_t filter = i / across * G::kFilters, height = smaller(G::kFilters, filters - filter);
+          of.add_products(first > 0, m, filter, height, v, i % across * kPanel, count, u);
+          if (first + count == tiles) of.transform_results(u, filter, height, i % across * kPanel);
+        }
+      }
+    });
+  }
+}
+
+template <typename Tile, typename T>
+void backward_w(const T* grad, const T* x, float* grad_w, const Images& from, const Images& to, int64_t pad,
+                int threads) {
+  const WeightGradient<Tile, T> of{grad, x, grad_w, from, to, pad};
+  Tile::kPoints == 16 ? pieces_first(of, threads) : tiles_first(of, threads);
+}
+
+template <typename T>
+const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <typename T>
+T* as(void* p) {
+  return static_cast<T*>(p);
+}
+
+// Calls body(T{}, the images that are convolved, those that come of it).
+template <typename Body>
+void with_images(const WinogradSizes& of, const Body& body) {
+  const int64_t less = 2 - 2 * of.pad;
+  const Images from{of.samples, of.rows + less, of.columns + less, of.channels},
+      to{of.samples, of.rows, of.columns, of.filters};
+  of.dtype == static_cast<int>(DType::bf16) ? body(bf16_t{}, from, to) : body(float{}, from, to);
+}
+
+// Large tiles need fewer multiplications and err more. Those of float32 images are chosen to err at most twice as much
+// as PyTorch's convolution, whose errors depend on how many terms are added up; in bfloat16 any tile does.
+using Small = Tile<Two, Two>;
+using Large = Tile<Four, Four>;
+constexpr int64_t kLeastTerms = 128, kMostTerms = 512;
+
+}  // namespace
+
+void winograd_forward(const void* x, const float* w, const float* bias, void* y, const WinogradSizes& of, int threads) {
+  with_images(of, [&](auto t, const Images& from, const Images& to) {
+    using T = decltype(t);
+    if (!std::is_same_v<T, float> || (of.channels >= kLeastTerms && of.channels <= kMostTerms)) {
+      forward<Large>(as<T>(x), w, bias, as<T>(y), from, to, of.pad, threads);
+    } else if constexpr (std::is_same_v<T, float>) {
+      forward<Small>(as<T>(x), w, bias, as<T>(y), from, to, of.pad, threads);
+    }
+  });
+}
+
+void winograd_backward_x(const void* grad, const float* w, void* grad_x, const WinogradSizes& of, int threads) {
+  with_images(of, [&](auto t, const Images& from, const Images& to) {
+    using T = decltype(t);
+    using Chosen = std::conditional_t<std::is_same_v<T, float>, Small, Large>;
+    backward_x<Chosen>(as<T>(grad), w, as<T>(grad_x), from, to, of.pad, threads);
+  });
+}
+
+void winograd_backward_w(const void* grad, const void* x, float* grad_w, const WinogradSizes& of, int threads) {
+  with_images(of, [&](auto t, const Images& from, const Images& to) {
+    using T = decltype(t);
+    using Chosen = std::conditional_t<std::is_same_v<T, float>, Small, Large>;
+    backward_w<Chosen>(as<T>(grad), as<T>(x), grad_w, from, to, of.pad, threads);
   });
 }
 

@@ -16,16 +16,18 @@ from fastgan.kernels import dispatch
 from fastgan.kernels.library import is_batch
 
 LEAST_CHANNELS = 64  # at 48, transforms cost what products save
-LEAST_TILES = 64
+LEAST_SIDE = 4  # of a result
+LEAST_PIXELS = 256  # of all results
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
     """``torch.conv2d(x, weight, bias, padding=padding)`` of 3×3 weights.
 
-    Winograd's way serves dense float32 tensors on the CPU, channels_last, with at least 64 channels and filters and 64
-    tiles of 2×2 results, whose height and width are even, with padding 0 or 1, on x86-64 processors with AVX2; not
-    under autocast, ``torch.compile``, ``torch.func``, forward mode or ``use_backend("reference")``. Everything else is
-    ``torch.conv2d`` to the bit.
+    Winograd's way serves dense float32 and bfloat16 tensors on the CPU, channels_last, with at least 64 channels and
+    filters, results of at least 4 × 4 pixels an image and 256 in all, with padding 0 or 1, on x86-64 processors with
+    AVX2 (bfloat16: without AMX, which is faster); not under ``torch.compile``, ``torch.func``, forward mode or
+    ``use_backend("reference")``. Everything else is ``torch.conv2d`` to the bit. Under autocast to bfloat16 x becomes
+    bfloat16, and weights stay what they are.
 
     Args:
         x: [N, C, H, W].
@@ -36,42 +38,53 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
     Returns:
         [N, K, H + 2 padding - 2, W + 2 padding - 2]. Differentiable to any order, by the same kernels.
     """
-    if not serves(x, weight, bias, padding):
+    dtype = _served_dtype(x, weight, bias, padding)
+    if dtype is None:
         return torch.conv2d(x, weight, bias, padding=padding)
-    y: Tensor = _Convolution.apply(x, weight, bias, padding)
+    y: Tensor = _Convolution.apply(x.to(dtype), weight.float(), None if bias is None else bias.float(), padding)
     return y
 
 
 def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> bool:
     """Whether Winograd's way computes :func:`conv3x3` of such tensors here."""
-    if torch.compiler.is_compiling() or not _plain(x, weight, *(() if bias is None else (bias,))):
-        return False
+    return _served_dtype(x, weight, bias, padding) is not None
+
+
+def _served_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> torch.dtype | None:
+    """The images' in the kernels; None where they do not serve."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if torch.compiler.is_compiling() or not _plain(*tensors):
+        return None
     if x.dim() != 4 or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
-        return False
+        return None
+    dtypes = {t.dtype for t in tensors}
+    if torch.is_autocast_enabled("cpu"):
+        dtype, known = torch.get_autocast_dtype("cpu"), dtypes <= {torch.float32, torch.bfloat16}
+    else:
+        dtype, known = x.dtype, len(dtypes) == 1
     filters, channels, *sides = weight.shape
     height, width = x.size(2) + 2 * padding - 2, x.size(3) + 2 * padding - 2
-    return (
-        sides == [3, 3]
+    served = (
+        known
+        and sides == [3, 3]
         and padding in (0, 1)
         and x.size(1) == channels
         and min(filters, channels) >= LEAST_CHANNELS
-        and height % 2 == width % 2 == 0
-        and height > 0
-        and x.size(0) * height * width >= 4 * LEAST_TILES
+        and min(height, width) >= LEAST_SIDE
+        and x.size(0) * height * width >= LEAST_PIXELS
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
         and dispatch.requested_backend() in ("auto", "native")
-        and _available()
+        and dtype in _faster()
     )
+    return dtype if served else None
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether all are the float32 numbers in their memory: no fake tensors, duals, torch.func's, negative views."""
+    """Whether all are the numbers in their memory: no fake tensors, duals, torch.func's, negative views."""
     return forward_ad._current_level < 0 and all(
         type(x) in (Tensor, torch.nn.Parameter)
         and x.is_cpu
-        and x.dtype == torch.float32
         and x.layout == torch.strided
         and not x.is_neg()
         and not is_batch(x)
@@ -80,18 +93,20 @@ def _plain(*tensors: Tensor) -> bool:
     )
 
 
-def _available() -> bool:
+def _faster() -> tuple[torch.dtype, ...]:
+    """Of what images the kernels are faster than PyTorch's convolution here."""
     kernels = dispatch._load("native", "winograd")
-    return not isinstance(kernels, str) and kernels.FASTER
+    return () if isinstance(kernels, str) else kernels.FASTER
 
 
 # A convolution and its two gradients are linear in either argument, and each is the others' derivative, so that these
 # three are differentiable to any order. PyTorch's own take what is no plain memory (batched gradients, torch.func).
+# Weights, their gradients and whatever takes a weight's place are float32, beside images of either dtype.
 
 
 def _convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not _plain(x, weight):
-        return torch.conv2d(x, weight, padding=padding)
+        return torch.conv2d(x, weight.to(x.dtype), padding=padding)
     y: Tensor = _Convolution.apply(x, weight, None, padding)
     return y
 
@@ -100,7 +115,8 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not _plain(grad, weight):
         n, _, height, width = grad.shape
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
-        return _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
+        plain: Tensor = _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
+        return plain
     grad_x: Tensor = _InputGradient.apply(grad, weight, padding)
     return grad_x
 
@@ -108,18 +124,19 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
 def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
     if not _plain(grad, x):
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
-        return _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
+        plain: Tensor = _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
+        return plain
     grad_weight: Tensor = _WeightGradient.apply(grad, x, padding)
     return grad_weight
 
 
-def _plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, padding: int, need: list[bool]) -> tuple[Tensor, ...]:
+def _plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, padding: int, need: list[bool]) -> tuple[Any, ...]:
     """Those of x, weight and bias that are needed, by PyTorch's convolution."""
     ones = [1, 1]
-    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.size(0)], ones, [padding, padding], ones, False, [0, 0], 1, need
+    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(grad.dtype), [weight.size(0)], ones, [padding, padding], ones, False, [0, 0], 1, need
     )
-    return gradients
+    return gradients[0], *(None if g is None else g.float() for g in gradients[1:])
 
 
 def _kernel(name: str, *arguments: Any) -> Tensor:
@@ -166,7 +183,7 @@ class _Convolution(torch.autograd.Function):
         return (
             _input_gradient(grad, weight, ctx.padding) if need[0] else None,
             _weight_gradient(grad, x, ctx.padding) if need[1] else None,
-            grad.sum((0, 2, 3)) if need[2] else None,
+            grad.sum((0, 2, 3), dtype=torch.float32) if need[2] else None,
             None,
         )
 

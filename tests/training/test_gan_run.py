@@ -250,7 +250,7 @@ def test_residual_networks_convolve_by_winograd_and_follow_plain_ones(monkeypatc
     for name in ("forward", "input_gradient", "weight_gradient"):
         kernel = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, kernel=kernel, name=name: (called.append(name), kernel(*a))[1])
-    monkeypatch.setattr(kernels, "FASTER", True)
+    monkeypatch.setattr(kernels, "FASTER", (torch.float32, torch.bfloat16))
     config = {"objective": "wgan-gp", "data": "digits", "architecture": "resnet", "channels_last": "auto"}
     plain, fused = (GanTask(tiny(**config, width_g=64, width_d=64, fused=fused)) for fused in (False, True))
     for _ in range(2):
