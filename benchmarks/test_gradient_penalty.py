@@ -136,7 +136,9 @@ def test_critic_step(benchmark: Any, contestant: str) -> None:
     critic, plain = make_critic(contestant != "eager"), make_critic(False)
     plain.load_state_dict(dict(zip(plain.state_dict(), critic.state_dict().values(), strict=True)))
     if contestant == "fastgan, compiled":
-        run: Callable[..., Any] = partial(_pure, torch.compile(partial(critic_gradients, critic), fullgraph=True))
+        run: Callable[..., Any] = partial(
+            _pure, torch.compile(partial(critic_gradients, critic), fullgraph=True, dynamic=False)
+        )
     else:
         run = partial(our_step if contestant == "fastgan" else eager_step, critic)
 

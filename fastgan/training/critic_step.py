@@ -4,10 +4,13 @@ The usual way, ``autograd.grad(..., create_graph=True)`` and then ``backward()``
 raises, or (torch 2.11) silently loses the penalty's gradient. Written with nested ``torch.func.grad`` over
 ``functional_call`` the same derivatives are an ordinary graph::
 
-    critic_gradients = torch.compile(fastgan.training.critic_step.critic_gradients, fullgraph=True)
+    critic_gradients = torch.compile(fastgan.training.critic_step.critic_gradients, fullgraph=True, dynamic=False)
     losses, gradients = critic_gradients(critic, real, fake, alpha)
     assign_gradients(critic, gradients)
     optimizer.step()
+
+``dynamic=False``, for torch 2.11 cannot differentiate a convolution twice whose sizes are symbols, as they become when
+another batch has other ones.
 """
 
 from __future__ import annotations
