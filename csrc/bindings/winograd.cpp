@@ -28,7 +28,7 @@ void bind_winograd(py::module_& m) {
       },
       no_gil);
   m.def(
-      "winograd_backward_x",
+      "winograd_input_gradient",
       [](uintptr_t grad, uintptr_t w, uintptr_t grad_x, int dtype, int64_t samples, int64_t rows, int64_t columns,
          int64_t channels, int64_t filters, int64_t pad, int threads) {
         const WinogradSizes of{dtype, samples, rows, columns, channels, filters, pad};
@@ -36,7 +36,7 @@ void bind_winograd(py::module_& m) {
       },
       no_gil);
   m.def(
-      "winograd_backward_w",
+      "winograd_weight_gradient",
       [](uintptr_t grad, uintptr_t x, uintptr_t grad_w, int dtype, int64_t samples, int64_t rows, int64_t columns,
          int64_t channels, int64_t filters, int64_t pad, int threads) {
         const WinogradSizes of{dtype, samples, rows, columns, channels, filters, pad};

@@ -13,7 +13,7 @@ from fastgan import _C
 CPU = torch.device("cpu")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-if not hasattr(_C, "winograd_forward"):
+if not hasattr(_C, "winograd_weight_gradient"):
     raise ImportError("fastgan._C was built from older sources: install the package again")
 # For the kernels that take tensors as they are.
 _C.use_dlpack(torch.Tensor.__dlpack_c_exchange_api__)

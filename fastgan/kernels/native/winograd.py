@@ -14,7 +14,7 @@ from fastgan.kernels.native._tensor import _C, CPU, DTYPES, address, threads
 # The images of which these are faster than PyTorch's convolution. With vectors of 16 bytes they are not, and AMX
 # multiplies bfloat16 16 times as fast as float32.
 FASTER: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
-if torch.cpu._is_amx_tile_supported():
+if getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)():  # private: taken to be there if nobody can say
     FASTER = (torch.float32,)
 if _C.cpu_isa() == "baseline":
     FASTER = ()
@@ -34,7 +34,7 @@ def input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
     """The gradient of x, from that of the result."""
     n, _, height, width = grad.shape
     grad_x = _empty(grad.dtype, n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
-    _C.winograd_backward_x(
+    _C.winograd_input_gradient(
         grad.data_ptr(), weight.data_ptr(), grad_x.data_ptr(), *_sizes(grad, weight.size(1)), padding, threads()
     )
     return grad_x
@@ -43,7 +43,7 @@ def input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
 def weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
     """The gradient of the weight, from that of the result."""
     grad_weight = _empty(torch.float32, grad.size(1), x.size(1), 3, 3)
-    _C.winograd_backward_w(
+    _C.winograd_weight_gradient(
         grad.data_ptr(), x.data_ptr(), grad_weight.data_ptr(), *_sizes(grad, x.size(1)), padding, threads()
     )
     return grad_weight
