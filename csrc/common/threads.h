@@ -26,6 +26,8 @@ FASTGAN_INLINE Range part(int64_t n, int64_t index, int64_t parts) {
   return {begin, begin + size + (index < extra ? 1 : 0)};
 }
 
+FASTGAN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTGAN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 FASTGAN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Makes what this thread wrote past the caches visible before what it writes next.

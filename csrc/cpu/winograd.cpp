@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kVector = kLanes<float>;
 
-FASTGAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTGAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // --- products --------------------------------------------------------------------------------------------------
 
 // kRows x kPanel results stay in registers.
@@ -51,9 +48,9 @@ FASTGAN_INLINE void product_of_rows(const float* a, const float* b, int64_t dept
       for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * kRow);
     }
     if (kOnto || k > 0) {
-      product_of_terms<R, kRow, kStep, true>(a + k * kStep, b + k * kPanel, smaller(terms, depth - k), c);
+      product_of_terms<R, kRow, kStep, true>(a + k * kStep, b + k * kPanel, least(terms, depth - k), c);
     } else {
-      product_of_terms<R, kRow, kStep, false>(a + k * kStep, b + k * kPanel, smaller(terms, depth - k), c);
+      product_of_terms<R, kRow, kStep, false>(a + k * kStep, b + k * kPanel, least(terms, depth - k), c);
     }
   }
 }
@@ -107,11 +104,11 @@ struct Images {
   int64_t samples, rows, columns, channels;
   FASTGAN_INLINE int64_t at(int64_t n, int64_t i, int64_t j) const { return ((n * rows + i) * columns + j) * channels; }
 
-  // Where the kHigh x kWide pixels from (i, j) on lie; those outside are zeros.
-  template <int kHigh, int kWide, typename T>
+  // Where the kSide x kSide pixels from (i, j) on lie; those outside are zeros.
+  template <int kSide, typename T>
   FASTGAN_INLINE void pixels(const T* x, int64_t n, int64_t i, int64_t j, const T* zeros, const T** to) const {
-    for (int k = 0; k < kHigh * kWide; ++k) {
-      const int64_t row = i + k / kWide, column = j + k % kWide;
+    for (int k = 0; k < kSide * kSide; ++k) {
+      const int64_t row = i + k / kSide, column = j + k % kSide;
       const bool inside = row >= 0 && row < rows && column >= 0 && column < columns;
       to[k] = inside ? x + at(n, row, column) : zeros;
     }
@@ -121,8 +118,8 @@ struct Images {
 // Tiles of results, of all images in turn: their sample, row and column. The last may reach beyond.
 struct Tiles {
   int64_t samples, high, wide;
-  FASTGAN_INLINE Tiles(const Images& results, int rows, int columns)
-      : samples(results.samples), high(ceil_div(results.rows, rows)), wide(ceil_div(results.columns, columns)) {}
+  FASTGAN_INLINE Tiles(const Images& results, int side)
+      : samples(results.samples), high(ceil_div(results.rows, side)), wide(ceil_div(results.columns, side)) {}
   FASTGAN_INLINE int64_t count() const { return samples * high * wide; }
   // Calls body(index from first on, sample, row, column) for the tiles of a range.
   template <typename Body>
@@ -168,7 +165,7 @@ void transform_tiles(const T* x, const Images& images, int64_t channels, const T
                      int64_t pad, const T* zeros, const To& to, int64_t first) {
   tiles.each(range, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
     const T* pixels[Map::kFrom];
-    images.pixels<Map::kHigh, Map::kWide>(x, n, Tile::kHigh * i - pad, Tile::kWide * j - pad, zeros, pixels);
+    images.pixels<Map::kIn>(x, n, Tile::kSide * i - pad, Tile::kSide * j - pad, zeros, pixels);
     each_vector<float>(0, channels, [&](int64_t c, auto lanes) {
       V in[Map::kFrom], out[Map::kTo];
       for (int k = 0; k < Map::kFrom; ++k) in[k] = load_vector(pixels[k] + c, lanes);
@@ -182,8 +179,8 @@ void transform_tiles(const T* x, const Images& images, int64_t channels, const T
 // How many of so many tiles are transformed before their products are computed, all parts being of one size: their
 // numbers, 12 MiB, are to stay in the third cache.
 FASTGAN_INLINE int64_t tiles_of_part(int64_t tiles, int64_t numbers) {
-  const int64_t most = larger((3 << 20) / numbers, 1);
-  return ceil_div(tiles, ceil_div(tiles, most));
+  const int64_t limit = most((3 << 20) / numbers, 1);
+  return ceil_div(tiles, ceil_div(tiles, limit));
 }
 
 // As many zeros as any image has channels.
@@ -220,7 +217,7 @@ struct Convolution {
   const float* bias;
   T* y;
   const Images& to;
-  const Tiles tiles{to, Tile::kHigh, Tile::kWide};
+  const Tiles tiles{to, Tile::kSide};
   const Zeros<T> zeros{from.channels};
   // Large tiles magnify the errors of sums, and PyTorch's own sums of few terms are more exact.
   const int64_t terms = kPoints > 16 || from.channels < 128 ? 16 : 64;
@@ -232,12 +229,12 @@ struct Convolution {
     transform_tiles<Tile, typename Tile::Input>(x, from, depth(), tiles, range, pad, zeros.get(), v, first);
   }
   void transform_weights(float* u, int64_t filter, int64_t channel) const {
-    transform(u, kWeights, filter, channel, smaller(channel + kDepth, depth()));
+    transform(u, kWeights, filter, channel, least(channel + kDepth, depth()));
   }
   // Adds the products of kDepth channels, from `channel` on, to m [points, count, kPanel], or begins with them.
   void add_products(const Planes<kDepth>& v, int64_t tile, int64_t count, int64_t channel, const float* u,
                     float* m) const {
-    const int64_t size = smaller(kDepth, depth() - channel), plane = results(count);
+    const int64_t size = least(kDepth, depth() - channel), plane = results(count);
     with_bool(channel > 0, [&](auto onto) {
       for (int k = 0; k < kPoints; ++k) {
         product<kDepth, 1, onto.value>(count, v.at(channel, k, tile), u + k * kWeights, size, terms, m + k * plane);
@@ -249,13 +246,13 @@ struct Convolution {
   void transform_results(const Range& range, int64_t filter, const float* m) const {
     const int64_t plane = results(range.end - range.begin);
     tiles.each(range, [&](int64_t t, int64_t n, int64_t i, int64_t j) {
-      each_vector<float>(0, smaller(kPanel, to.channels - filter), [&](int64_t f, auto lanes) {
+      each_vector<float>(0, least(kPanel, to.channels - filter), [&](int64_t f, auto lanes) {
         V in[kPoints], out[Tile::kResults];
         for (int k = 0; k < kPoints; ++k) in[k] = load_vector(m + k * plane + t * kPanel + f);
         Tile::Output::apply(in, out);
         const V more = bias == nullptr ? V{} : load_vector(bias + filter + f, lanes);
         for (int k = 0; k < Tile::kResults; ++k) {
-          const int64_t row = Tile::kHigh * i + k / Tile::kWide, column = Tile::kWide * j + k % Tile::kWide;
+          const int64_t row = Tile::kSide * i + k / Tile::kSide, column = Tile::kSide * j + k % Tile::kSide;
           if (row >= to.rows || column >= to.columns) continue;
           store_vector(y + to.at(n, row, column) + filter + f, out[k] + more, lanes);
         }
@@ -271,9 +268,9 @@ void weights_first(const C& of, int threads) {
   constexpr int64_t kInputs = 192 << 10, kWeights = kPoints * C::kWeights;
   const int64_t tiles = of.tiles.count(), chunks = ceil_div(of.depth(), kDepth),
                 panels = ceil_div(of.to.channels, kPanel);
-  const int64_t most = kRows * larger(kInputs / (kPoints * kDepth * chunks * kRows), 1);
+  const int64_t limit = kRows * most(kInputs / (kPoints * kDepth * chunks * kRows), 1);
   // As many blocks for every thread.
-  const int64_t blocks = smaller(threads * ceil_div(tiles, most * threads), tiles), block = ceil_div(tiles, blocks);
+  const int64_t blocks = least(threads * ceil_div(tiles, limit * threads), tiles), block = ceil_div(tiles, blocks);
   const int64_t inputs = Planes<kDepth>::size_of(of.depth(), kPoints, block);
   const int64_t each = inputs + kPoints * C::results(block);
   const Workspace workspace(panels * chunks * kWeights + threads * each);
@@ -308,19 +305,19 @@ void weights_first(const C& of, int threads) {
 template <typename C>
 void inputs_first(const C& of, int threads) {
   constexpr int kPoints = C::kPoints;
-  constexpr int64_t kBlock = 320;  // tiles at a time, whose results take up to 1.4 MiB
+  constexpr int64_t kBlock = (360 << 10) / (kPoints * kPanel);  // tiles at a time, whose results take up to 1.4 MiB
   // Filters for one thread, 128 bytes: two that write neighbouring lines of 64 would take them from each other.
   constexpr int64_t kWidth = 128 / sizeof(typename C::T);
   static_assert(kWidth % kPanel == 0, "a share is a number of panels");
   const int64_t tiles = of.tiles.count(), depth = of.depth(), widths = ceil_div(of.to.channels, kWidth);
   const int64_t together = tiles_of_part(tiles, kPoints * ceil_div(depth, kDepth) * kDepth);
-  const int64_t blocks = smaller(larger(ceil_div(together, kBlock), ceil_div(threads, widths)), together);
+  const int64_t blocks = least(most(ceil_div(together, kBlock), ceil_div(threads, widths)), together);
   const int64_t inputs = Planes<kDepth>::size_of(depth, kPoints, together);
   const int64_t each = kPoints * (C::kWeights + C::results(ceil_div(together, blocks)));
   const Workspace workspace(inputs + threads * each);
   const Planes<kDepth> v(workspace, kPoints, together);
   for (int64_t first = 0; first < tiles; first += together) {
-    const int64_t count = smaller(together, tiles - first);
+    const int64_t count = least(together, tiles - first);
     Shares shares_of_tiles(count, threads), shares(widths * blocks, threads);
     parallel(threads, [&](int thread, int team) {
       for (Range range = shares_of_tiles.next(); range.begin < range.end; range = shares_of_tiles.next()) {
@@ -331,7 +328,7 @@ void inputs_first(const C& of, int threads) {
       for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
         for (int64_t i = range.begin; i < range.end; ++i) {
           const Range block = part(count, i % blocks, blocks);
-          const int64_t begin = i / blocks * kWidth, end = smaller(begin + kWidth, of.to.channels);
+          const int64_t begin = i / blocks * kWidth, end = least(begin + kWidth, of.to.channels);
           for (int64_t filter = begin; filter < end; filter += kPanel) {
             for (int64_t channel = 0; channel < depth; channel += kDepth) {
               of.transform_weights(u, filter, channel);
@@ -349,8 +346,8 @@ template <typename Tile, typename T, typename Transform>
 void convolve(const T* x, const Images& from, int64_t pad, const Transform& transform, const float* bias, T* y,
               const Images& to, int threads) {
   const Convolution<Tile, T, Transform> of{x, from, pad, transform, bias, y, to};
-  const bool few_weights = Tile::kPoints * from.channels * to.channels <= (1 << 20) / 4;
-  Tile::kPoints == 16 || few_weights ? weights_first(of, threads) : inputs_first(of, threads);
+  // First, and whole, what has fewer numbers: weights have as many for every filter as inputs for every tile.
+  to.channels <= of.tiles.count() ? weights_first(of, threads) : inputs_first(of, threads);
 }
 
 // The transform of nine vectors, into places a `plane` apart.
@@ -382,7 +379,7 @@ void forward(const T* x, const float* w, const float* bias, T* y, const Images& 
   const auto transform = [&](float* u, int64_t plane, int64_t filter, int64_t first, int64_t end) {
     for (int64_t f = 0; f < kPanel; f += kVector) {
       for (int64_t c = first; c < end; c += kVector) {
-        const int64_t count = end - c < kVector ? end - c : kVector;
+        const int64_t count = least(end - c, kVector);
         V g[9][kVector];
         for (int k = 0; k < 9; ++k) {
           for (int64_t i = 0; i < kVector; ++i) {
@@ -408,10 +405,10 @@ void backward_x(const T* grad, const float* w, T* grad_x, const Images& from, co
   const int64_t channels = from.channels;
   // The convolution of the gradient, with 2 - pad zeros around it, with the weights turned round.
   const auto transform = [&](float* u, int64_t plane, int64_t channel, int64_t first, int64_t end) {
-    const int64_t width = channels - channel < kPanel ? channels - channel : kPanel;
+    const int64_t width = least(channels - channel, kPanel);
     for (int64_t f = first; f < end; ++f) {
       for (int64_t c = 0; c < kPanel; c += kVector) {
-        const int64_t count = width - c < 0 ? 0 : width - c < kVector ? width - c : kVector;
+        const int64_t count = most(least(width - c, kVector), 0);
         V g[9];
         for (int k = 0; k < 9; ++k) g[k] = load_vector(w + (9 * f + 8 - k) * channels + channel + c, count);
         put_weight<Tile>(g, u + (f - first) * kPanel + c, plane);
@@ -436,8 +433,8 @@ struct WeightGradient {
   float* grad_w;
   const Images &from, &to;
   int64_t pad;
-  const Tiles tiles{to, Tile::kHigh, Tile::kWide};
-  const Zeros<T> zeros{larger(from.channels, to.channels)};
+  const Tiles tiles{to, Tile::kSide};
+  const Zeros<T> zeros{most(from.channels, to.channels)};
   const int64_t terms = tiles.count() <= 128 ? 16 : 64;  // PyTorch's own sums of few are more exact
 
   // Transforms a range of tiles, so many channels from one on; the first of v or m being `first`.
@@ -464,7 +461,7 @@ struct WeightGradient {
   void transform_results(const float* u, int64_t filter, int64_t filters, int64_t channel) const {
     for (int64_t f = 0; f < filters; ++f) {
       float* to_f = grad_w + 9 * (filter + f) * from.channels + channel;
-      each_vector<float>(0, smaller(kPanel, from.channels - channel), [&](int64_t c, auto lanes) {
+      each_vector<float>(0, least(kPanel, from.channels - channel), [&](int64_t c, auto lanes) {
         V in[kPoints], out[9];
         for (int k = 0; k < kPoints; ++k) in[k] = load_vector(u + k * kResult + f * kPanel + c);
         Tile::WeightGradient::apply(in, out);
@@ -495,9 +492,9 @@ void pieces_first(const G& of, int threads) {
     for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
       for (int64_t i = range.begin; i < range.end; ++i) {
         const int64_t filter = i / across * side, channel = i % across * kChannels;
-        const int64_t height = smaller(side, filters - filter), width = smaller(kChannels, channels - channel);
+        const int64_t height = least(side, filters - filter), width = least(kChannels, channels - channel);
         for (int64_t first = 0; first < tiles; first += kBlock) {
-          const Range here{first, smaller(first + kBlock, tiles)};
+          const Range here{first, least(first + kBlock, tiles)};
           of.transform_inputs(here, channel, width, v, first);
           of.transform_gradients(here, filter, height, m, first);
           for (int64_t c = 0; c < width; c += kPanel) {
@@ -528,7 +525,7 @@ void tiles_first(const G& of, int threads) {
   const Planes<G::kFilters> m(v.memory + inputs(together), kPoints, together);
   float* const results = m.memory + gradients(together);
   for (int64_t first = 0; first < tiles; first += together) {
-    const int64_t count = smaller(together, tiles - first);
+    const int64_t count = least(together, tiles - first);
     Shares shares_of_tiles(count, threads), shares(pieces, threads);
     parallel(threads, [&](int thread, int team) {
       for (Range range = shares_of_tiles.next(); range.begin < range.end; range = shares_of_tiles.next()) {
@@ -540,7 +537,7 @@ void tiles_first(const G& of, int threads) {
       for (Range range = shares.next(); range.begin < range.end; range = shares.next()) {
         for (int64_t i = range.begin; i < range.end; ++i) {
           float* u = results + (wait ? i : thread) * kPoints * G::kResult;
-          const int64_t filter = i / across * G::kFilters, height = smaller(G::kFilters, filters - filter);
+          const int64_t filter = i / across * G::kFilters, height = least(G::kFilters, filters - filter);
           of.add_products(first > 0, m, filter, height, v, i % across * kPanel, count, u);
           if (first + count == tiles) of.transform_results(u, filter, height, i % across * kPanel);
         }
@@ -553,7 +550,8 @@ template <typename Tile, typename T>
 void backward_w(const T* grad, const T* x, float* grad_w, const Images& from, const Images& to, int64_t pad,
                 int threads) {
   const WeightGradient<Tile, T> of{grad, x, grad_w, from, to, pad};
-  Tile::kPoints == 16 ? pieces_first(of, threads) : tiles_first(of, threads);
+  const bool once = most(from.channels, to.channels) <= of.kFilters;  // each tile is transformed once either way
+  Tile::kPoints == 16 || once ? pieces_first(of, threads) : tiles_first(of, threads);
 }
 
 template <typename T>
@@ -576,8 +574,9 @@ void with_images(const WinogradSizes& of, const Body& body) {
 
 // Large tiles need fewer multiplications and err more. Those of float32 images are chosen to err at most twice as much
 // as PyTorch's convolution, whose errors depend on how many terms are added up; in bfloat16 any tile does.
-using Small = Tile<Two, Two>;
-using Large = Tile<Four, Four>;
+template <typename T>
+using Small = Tile<std::conditional_t<std::is_same_v<T, float>, Two, Four>>;
+using Large = Tile<Four>;
 constexpr int64_t kLeastTerms = 128, kMostTerms = 512;
 
 }  // namespace
@@ -585,27 +584,22 @@ constexpr int64_t kLeastTerms = 128, kMostTerms = 512;
 void winograd_forward(const void* x, const float* w, const float* bias, void* y, const WinogradSizes& of, int threads) {
   with_images(of, [&](auto t, const Images& from, const Images& to) {
     using T = decltype(t);
-    if (!std::is_same_v<T, float> || (of.channels >= kLeastTerms && of.channels <= kMostTerms)) {
-      forward<Large>(as<T>(x), w, bias, as<T>(y), from, to, of.pad, threads);
-    } else if constexpr (std::is_same_v<T, float>) {
-      forward<Small>(as<T>(x), w, bias, as<T>(y), from, to, of.pad, threads);
-    }
+    const auto run = of.channels >= kLeastTerms && of.channels <= kMostTerms ? forward<Large, T> : forward<Small<T>, T>;
+    run(as<T>(x), w, bias, as<T>(y), from, to, of.pad, threads);
   });
 }
 
 void winograd_backward_x(const void* grad, const float* w, void* grad_x, const WinogradSizes& of, int threads) {
   with_images(of, [&](auto t, const Images& from, const Images& to) {
     using T = decltype(t);
-    using Chosen = std::conditional_t<std::is_same_v<T, float>, Small, Large>;
-    backward_x<Chosen>(as<T>(grad), w, as<T>(grad_x), from, to, of.pad, threads);
+    backward_x<Small<T>>(as<T>(grad), w, as<T>(grad_x), from, to, of.pad, threads);
   });
 }
 
 void winograd_backward_w(const void* grad, const void* x, float* grad_w, const WinogradSizes& of, int threads) {
   with_images(of, [&](auto t, const Images& from, const Images& to) {
     using T = decltype(t);
-    using Chosen = std::conditional_t<std::is_same_v<T, float>, Small, Large>;
-    backward_w<Chosen>(as<T>(grad), as<T>(x), grad_w, from, to, of.pad, threads);
+    backward_w<Small<T>>(as<T>(grad), as<T>(x), grad_w, from, to, of.pad, threads);
   });
 }
 

@@ -24,9 +24,6 @@ constexpr int64_t kThreadElements = 16 << 10;  // below this a thread is not wor
 constexpr int64_t kPageBytes = 4 << 10;        // scratch that lies nearer is prefetched into the other core's cache
 constexpr int64_t kL2Bytes = 768 << 10;        // what of a group may be expected to stay in a core's own cache
 
-FASTGAN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTGAN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // The tensors of a pass; absent ones have a null address.
 struct Tensors {
   Strided grad, x, residual, u, v_residual;

@@ -1,4 +1,4 @@
-// Winograd's tiles: F(2x2, 3x3), F(4x2, 3x3) and F(4x4, 3x3), and what transforms them. The formulas:
+// Winograd's tiles: F(2x2, 3x3) and F(4x4, 3x3), and what transforms them. The formulas:
 // fastgan/reference/winograd.py.
 #pragma once
 
@@ -67,30 +67,31 @@ struct Transform {
   }
 };
 
-// y [Down's rows, Along's rows] = D x A' of x [Down's columns, Along's columns].
-template <typename Down, typename Along>
+// y = M x M' of a square x.
+template <const auto& kMatrix, bool kTransposed>
 struct Transform2d {
-  static constexpr int kHigh = Down::kColumns, kWide = Along::kColumns;  // of x
-  static constexpr int kFrom = kHigh * kWide, kTo = Down::kRows * Along::kRows;
+  using Line = Transform<kMatrix, kTransposed>;
+  static constexpr int kIn = Line::kColumns, kOut = Line::kRows;  // sides
+  static constexpr int kFrom = kIn * kIn, kTo = kOut * kOut;
 
   static FASTGAN_INLINE void apply(const V* x, V* y) {
-    V half[Down::kRows * kWide];
-    for (int k = 0; k < kWide; ++k) Down::along(x + k, kWide, half + k, kWide);
-    for (int k = 0; k < Down::kRows; ++k) Along::along(half + k * kWide, 1, y + k * Along::kRows, 1);
+    V half[kOut * kIn];
+    for (int k = 0; k < kIn; ++k) Line::along(x + k, kIn, half + k, kIn);
+    for (int k = 0; k < kOut; ++k) Line::along(half + k * kIn, 1, y + k * kOut, 1);
   }
 };
 
-template <typename Down, typename Along>
+template <typename Side>
 struct Tile {
-  static constexpr int kHigh = Down::kOut, kWide = Along::kOut;
-  static constexpr int kResults = kHigh * kWide, kPoints = Down::kIn * Along::kIn;
+  static constexpr int kSide = Side::kOut;
+  static constexpr int kResults = kSide * kSide, kPoints = Side::kIn * Side::kIn;
 
-  using Input = Transform2d<Transform<Down::B, false>, Transform<Along::B, false>>;
-  using Weight = Transform2d<Transform<Down::G, false>, Transform<Along::G, false>>;
-  using Output = Transform2d<Transform<Down::A, false>, Transform<Along::A, false>>;
+  using Input = Transform2d<Side::B, false>;
+  using Weight = Transform2d<Side::G, false>;
+  using Output = Transform2d<Side::A, false>;
   // Of gradients: the adjoints of the last two.
-  using OutputGradient = Transform2d<Transform<Down::A, true>, Transform<Along::A, true>>;
-  using WeightGradient = Transform2d<Transform<Down::G, true>, Transform<Along::G, true>>;
+  using OutputGradient = Transform2d<Side::A, true>;
+  using WeightGradient = Transform2d<Side::G, true>;
 };
 
 }  // namespace
