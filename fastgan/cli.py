@@ -257,7 +257,7 @@ def _evaluate(arguments: list[str]) -> int:
             seed: GAN: of the samples; 0 by default.
             device: auto, cpu, cuda or cuda:N.
             fused: CycleGAN: use the fused operators.
-            json: Print JSON.
+            json: Print JSON, in which what is not finite is a string.
         """
         from fastgan.training.checkpoint import locate, read
 
@@ -288,7 +288,9 @@ def _print_scores(scores: dict[str, float], as_json: bool) -> None:
     if as_json:
         import json
 
-        print(json.dumps(scores))
+        from fastgan.training.log import as_json_numbers
+
+        print(json.dumps(as_json_numbers(scores)))
         return
     for name, value in scores.items():
         print(f"{name:12} {value:.4f}")
@@ -329,7 +331,7 @@ COMMANDS = {
     "train gan": _Command("train a GAN: wgan-gp, hinge, f-GAN, … on toys, digits, images", _train_gan),
     "sample": _Command("draw samples from a trained GAN", _sample),
     "translate": _Command("translate images with a trained CycleGAN", _translate),
-    "evaluate": _Command("score a checkpoint on held-out data", _evaluate),
+    "evaluate": _Command("score a checkpoint: translations of test images, or samples", _evaluate),
     "export": _Command("write a CycleGAN run's weights for the official code", _export),
     "demo": _Command("train CycleGAN on emoji in a few minutes", _demo),
 }
@@ -357,7 +359,9 @@ def official_flags(arguments: list[str]) -> list[str]:
         flag, equals, value = waiting.pop(0).partition("=")
         name = flag.lstrip("-").replace("-", "_") if flag.startswith("--") else ""
         if name in fixed or name in ("gpu_ids", "max_dataset_size") or ignored.get(name):
-            value = value if equals else (waiting.pop(0) if waiting else "")
+            if not equals and not waiting:
+                raise ValueError(f"--{name} needs a value")
+            value = value if equals else waiting.pop(0)
         if name in fixed:
             if value != fixed[name]:
                 raise ValueError(f"--{name} must be {fixed[name] or 'left out'} for `train cyclegan`, got {value!r}")

@@ -68,20 +68,21 @@ def image_size(path: Path) -> tuple[int, int]:
 def decode(path: Path, channels: int = 3) -> Image.Image:
     """An image file as a picture of ``channels`` = 1 (grey), 3 (RGB) or 4 (RGBA).
 
-    A 16-bit grey image comes as a picture of mode F with values in [0, 255], none of its precision lost, whatever
-    ``channels`` is. Transparency is laid on white, unless it is asked for. The EXIF rotation is applied. Of several
-    frames the first is taken.
+    A 16-bit grey image without transparency comes as a picture of mode F with values in [0, 255], none of its precision
+    lost, whatever ``channels`` is. Transparency is laid on white, unless it is asked for. The EXIF rotation is applied.
+    Of several frames the first is taken.
 
     Raises:
-        DataError: a file that is missing, corrupt, truncated, or of 32-bit pixels, whose range is not defined.
+        DataError: a file that is missing, corrupt, truncated, or of 32-bit or signed pixels, whose range is not
+            defined.
     """
 
     def read(image: Image.Image) -> Image.Image:
         sixteen = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
         if image.mode in ("I", "F") and not sixteen:
             raise DataError(
-                f"{path}: holds 32-bit pixels (mode {image.mode}), whose range is not defined; expected 8 "
-                "or 16 bits a channel"
+                f"{path}: holds 32-bit or signed pixels (mode {image.mode}), whose range is not defined; expected 8 or "
+                "unsigned 16 bits a channel"
             )
         image.load()
         upright = ImageOps.exif_transpose(image)

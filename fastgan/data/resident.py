@@ -85,6 +85,14 @@ def obstacle(folder: SingleImageFolder) -> str | None:
     return None
 
 
+def keeps(cache: str, images: int, channels: int, side: int) -> bool:
+    """Whether so many decoded images of side × side pixels are to be kept in memory; ``auto``: if they surely take less
+    than 2 GB. Grey ones may have 16 bits, and are float32 then."""
+    if cache != "auto":
+        return cache in ("on", "device")
+    return images * side**2 * (4 if channels == 1 else channels) < 2 * 10**9
+
+
 def on_device(cache: str, folders: Sequence[SingleImageFolder], device: torch.device) -> bool:
     """Whether the images of ``folders`` are to be kept on ``device``.
 

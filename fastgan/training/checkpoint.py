@@ -194,6 +194,8 @@ def locate(path: str | os.PathLike[str], which: str = "latest") -> Path:
     """
     path = Path(path)
     if path.is_file():
+        if path.suffix == ".pth":
+            raise CheckpointError(f"{path} is one network of the official code, and no run's checkpoint")
         if which != "latest":
             raise CheckpointError(f"which {which} is for a run's folder, and {path} is one checkpoint")
         return path

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastgan._output import make_folder, written
 from fastgan.data import DataError, Preprocess, SingleImageFolder
-from fastgan.data.decode import decode
+from fastgan.data.decode import MODES, decode
 from fastgan.metrics import frechet_inception_distance, inception_features
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
 from fastgan.nn import fuse, use_winograd
@@ -77,7 +77,8 @@ def load_translator(
     """
     path, place = Path(path), distributed.resolve_device(device)
     name = "G_A" if direction == "AtoB" else "G_B"
-    if which == "latest" and (path / _official_name(name)).is_file():
+    # A run's folder may hold official files too, which export wrote: its checkpoints may be newer.
+    if which == "latest" and not (path / "checkpoints").is_dir() and (path / _official_name(name)).is_file():
         path, direction = path / _official_name(name), "AtoB"
     if path.suffix == ".pth":
         for name, used in (("direction BtoA", direction != "AtoB"), (f"which {which}", which != "latest")):
@@ -176,12 +177,11 @@ def translate(
 
 
 def _pixels(image: Tensor) -> Any:
-    """[C, H, W] in [−1, 1] → a picture of C channels."""
+    """[C, H, W] in [−1, 1] → a picture of C channels: grey, RGB or RGBA; of other counts the first three."""
     from PIL import Image
 
-    if image.size(0) == 1:
-        return Image.fromarray(sheet.to_uint8(image[None])[0, :, :, 0].contiguous().numpy())
-    return Image.fromarray(sheet.to_uint8(image[None])[0].numpy())
+    pixels = sheet.to_uint8(image if image.size(0) in MODES else image[:3])
+    return Image.fromarray(pixels.squeeze(-1).numpy())
 
 
 def evaluate(
@@ -230,7 +230,7 @@ def evaluate(
 
     translate = lambda real_A, real_B: {"fake_B": to_B(real_A), "fake_A": to_A(real_B)}
     distance = partial(frechet_inception_distance, features=features, device=to_B.device) if fid else None
-    found = cyclegan.scores_of(items(), translate, paired, fid=distance)
+    found = cyclegan.scores_of(items(), translate, paired, counts=cyclegan.counts(source), fid=distance)
     if not found:
         raise DataError(
             f"{config.dataroot}: nothing to score: testA and testB are no pairs (by their files' names or sizes), and "

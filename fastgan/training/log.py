@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class _Patient(Console):
         self.quiet = True
 
 
+STATS = "stats.jsonl"
 console = _Patient(stderr=True, highlight=False, markup=False)
 
 
@@ -38,16 +39,15 @@ class Stats:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [line for line in lines(path) if line["step"] <= step]
         with written(path) as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        line = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(as_json_numbers(values)) + "\n")
             self._file.flush()
         except OSError as error:
             raise OSError(f"{self._path} cannot be written: {error.strerror}") from error
@@ -57,20 +57,38 @@ class Stats:
             self._file.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stats file; a line that a killed process left unfinished is dropped."""
+def as_json_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with NaN and infinities, which JSON has not, as strings."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a stats file; a line that a killed process left unfinished is dropped.
+
+    Raises:
+        ValueError: a file of something else.
+    """
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    try:
-        json.loads(texts[-1]) if texts else None
-    except json.JSONDecodeError:
-        texts.pop()
-    return [json.loads(text) for text in texts]
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            if number == len(texts):
+                break
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise ValueError(
+                f'{path}: line {number} must be a JSON object with a whole number "step", got {text[:80]!r}'
+            )
+        found.append(line)
+    return found
 
 
 def read_stats(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``stats.jsonl``, NaN and infinities as floats again."""
     special = {"nan", "inf", "-inf"}
-    return [{k: float(v) if v in special else v for k, v in line.items()} for line in _lines(path)]
+    return [{k: float(v) if v in special else v for k, v in line.items()} for line in lines(path)]
 
 
 class TensorBoard:

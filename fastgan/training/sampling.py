@@ -69,8 +69,7 @@ def write(trained: Trained, out: str | os.PathLike[str], n: int = 64, seed: int 
         FileExistsError: ``out`` is there and is not to be overwritten.
     """
     out = Path(out)
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    _check(n, seed, least=1)
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"out must end in .png or .npz, got {out.name!r}")
     if out.exists() and not overwrite:
@@ -97,8 +96,7 @@ def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = Fals
         MetricUnavailableError: fid without its library or weights.
         ValueError: fid of points, or n below 2.
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}")
+    _check(n, seed, least=2)
     if fid and len(trained.generator.sample_shape) != 3:
         raise ValueError("fid is of images, and this run makes points")
     features = inception_features() if fid else None  # before all that takes long
@@ -109,3 +107,10 @@ def evaluate(trained: Trained, n: int = 2048, seed: int = 0, *, fid: bool = Fals
         real = data.draw(n, seed)
         scores["fid"] = frechet_inception_distance(real.split(64), samples.split(64), features=features, device=device)
     return scores
+
+
+def _check(n: int, seed: int, least: int) -> None:
+    if n < least:
+        raise ValueError(f"n must be at least {least}, got {n}")
+    if not 0 <= seed < 2**62:
+        raise ValueError(f"seed must be in [0, 2**62), got {seed}")

@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[N, C, H, W] with values in [−1, 1] → uint8 [N, H, W, 3] on the CPU; one channel is repeated."""
+    """[…, C, H, W] with values in [−1, 1] → uint8 […, H, W, C] on the CPU."""
     x = images.detach().float().cpu()
-    x = x.expand(-1, 3, -1, -1) if x.size(1) == 1 else x[:, :3]
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).contiguous()
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
-    """A grid of [N, C, H, W] images in [−1, 1], filled row by row."""
+    """A grid of [N, C, H, W] images in [−1, 1], filled row by row: grey ones, or the first three channels."""
     from PIL import Image
 
-    pixels = to_uint8(images)
+    pixels = to_uint8(images.expand(-1, 3, -1, -1) if images.size(1) == 1 else images[:, :3])
     n, height, width, _ = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     sheet = Image.new("RGB", (columns * (width + gap) + gap, math.ceil(n / columns) * (height + gap) + gap), "white")

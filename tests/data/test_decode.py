@@ -138,7 +138,7 @@ def test_cmyk_jpeg_and_first_frame(tmp_path):
 def test_32_bit_pixels_are_refused(tmp_path):
     for name, dtype in (("float.tif", np.float32), ("int.tif", np.int32)):
         path = _save(tmp_path / name, Image.fromarray(np.ones((2, 2), dtype)))
-        with pytest.raises(DataError, match=rf"{name}: holds 32-bit pixels .*expected 8 or 16 bits"):
+        with pytest.raises(DataError, match=rf"{name}: holds 32-bit or signed pixels .*expected 8 or unsigned 16 bits"):
             decode(path)
 
 

@@ -118,6 +118,9 @@ def test_flags_of_the_official_train_script(capsys: pytest.CaptureFixture[str]) 
             cli.official_flags(flag.split())
     with pytest.raises(ValueError, match="--suffix must be left out"):
         cli.official_flags(["--suffix", "_x"])
+    for flag in ("--gpu_ids", "--display_id", "--max_dataset_size"):
+        with pytest.raises(ValueError, match=f"{flag} needs a value"):
+            cli.official_flags(["--verbose", flag])
 
 
 @pytest.mark.parametrize(

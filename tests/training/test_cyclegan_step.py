@@ -372,6 +372,7 @@ def test_discriminators_get_no_gradient_from_the_generator_step() -> None:
         ({"seed": -1}, r"seed must be in \[0, 2\*\*62\), got -1"),
         ({"netD": "basic", "n_layers_D": 2}, "n_layers_D is for netD n_layers, got basic"),
         ({"lr_decay_iters": 9}, "lr_decay_iters is for lr_policy step, got linear"),
+        ({"lambda_A": 0.0, "lambda_B": 0.0, "lambda_identity": 0.3}, "lambda_identity is for identity losses in units"),
         ({"pretrained": Path("x"), "init_gain": 0.3}, "init_gain is for new weights, and pretrained gives them all"),
         ({"init_type": "kaiming"}, "init_gain is for init_type normal, xavier and orthogonal, got kaiming"),
         ({"netG": "unet_32", "no_dropout": False}, "no_dropout is for .* and netG unet_32 has none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan import cli
-from fastgan.data import DataError, ImageTensor
+from fastgan.data import DataError, ImageTensor, resident
 from fastgan.data.resident import ResidentImages
 from fastgan.kernels import dispatch
 from fastgan.metrics import MetricUnavailableError, inception
@@ -26,6 +27,8 @@ from fastgan.training import checkpoint, distributed, gan, sampling
 from fastgan.training.batches import Shuffled
 from fastgan.training.checkpoint import CheckpointError
 from fastgan.training.gan import GanConfig, GanTask
+from fastgan.training.gan import data as gan_data
+from fastgan.training.gan.data import RealData
 from fastgan.training.log import read_stats
 from fastgan.training.loop import RunError
 from tests.training.test_gan_step import tiny
@@ -235,6 +238,17 @@ def test_options_of_images(pictures):
     assert any(
         isinstance(m, MinibatchDiscrimination) for m in GanTask(tiny(objective="gan", minibatch=2)).critic.modules()
     )
+
+
+def test_a_folder_s_images_are_kept_if_they_are_few(pictures, monkeypatch):
+    """auto: below 2 GB, where grey ones count as float32, which those of 16 bits become."""
+    assert [resident.keeps("auto", 500, c, s) for c, s in ((1, 999), (1, 1001), (3, 1154), (3, 1155), (4, 999))] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    for cache, kept in (("auto", True), ("off", False), ("on", True)):
+        assert bool(RealData(tiny(objective="gan", data=pictures, cache=cache))._images.cached) == kept
+    monkeypatch.setattr(gan_data, "keeps", lambda cache, images, channels, side: (images, channels, side) != (10, 3, 8))
+    assert not RealData(tiny(objective="gan", data=pictures, image_size=8))._images.cached
 
 
 def test_fused_computes_what_plain_pytorch_does():
@@ -474,6 +488,12 @@ def test_command_line(tmp_path, capsys):
     assert fastgan("evaluate", "--checkpoint", str(tmp_path / "toy"), "--n", "256", "--json") == 0
     scores = json.loads(capsys.readouterr().out)
     assert set(scores) == {"sliced_w2", "modes", "high_quality"}
+    cli._print_scores({"a": math.nan, "b": 0.5}, as_json=True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": "nan", "b": 0.5}
+    for command in (["sample", "--out", str(tmp_path / "new.png")], ["evaluate"]):
+        for seed in ("-1", "99999999999999999999"):
+            assert fastgan(*command, "--checkpoint", str(tmp_path / "toy"), "--seed", seed) == 1
+            assert f"seed must be in [0, 2**62), got {seed}" in capsys.readouterr().err
     assert fastgan("evaluate", "--checkpoint", str(tmp_path / "toy"), "--dataroot", "x") == 1
     assert "dataroot is for runs of train cyclegan, and" in capsys.readouterr().err
     assert fastgan("sample", "--checkpoint", str(tmp_path), "--out", str(out), "--overwrite") == 1

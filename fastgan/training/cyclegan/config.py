@@ -185,6 +185,10 @@ def _check_used(config: CycleGanConfig) -> None:
     uses: dict[tuple[str, ...], tuple[bool, str]] = {
         ("lambda_gp", "gp_one_sided"): (config.gan_mode == "wgangp", f"gan_mode wgangp, got {config.gan_mode}"),
         ("n_layers_D",): (config.netD == "n_layers", f"netD n_layers, got {config.netD}"),
+        ("lambda_identity",): (
+            config.lambda_A + config.lambda_B > 0 or config.lambda_identity == 0,
+            "identity losses in units of lambda_A and lambda_B, which are 0",
+        ),
         ("lr_decay_iters",): (config.lr_policy == "step", f"lr_policy step, got {config.lr_policy}"),
         ("init_type", "init_gain"): (config.pretrained is None, "new weights, and pretrained gives them all"),
         ("init_gain",): (

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from fastgan.data import DataError, Preprocess, UnpairedImageFolder
 from fastgan.data.decode import MODES, list_images
-from fastgan.data.resident import ResidentPairs, on_device
+from fastgan.data.resident import ResidentPairs, keeps, on_device
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
 from fastgan.training.cyclegan.networks import sizes
@@ -92,6 +92,11 @@ def one_by_one(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch["A"], batch["B"]
 
 
+def counts(source: Source) -> dict[str, int] | None:
+    """How many images A and B have, of which a source of folders repeats the fewer; None: nobody knows."""
+    return {"A": len(source.a), "B": len(source.b)} if isinstance(source, UnpairedImageFolder) else None
+
+
 def _preprocess(config: CycleGanConfig, least: int = 1) -> Preprocess:
     multiple, of_generators = sizes(config)
     least = max(least, of_generators)
@@ -109,13 +114,11 @@ def _folders(config: CycleGanConfig) -> dict[str, Any]:
 
 def _caches(config: CycleGanConfig) -> bool:
     """Whether decoded images are to be kept; ``auto``: when they surely take less than 2 GB."""
-    if config.cache != "auto":
-        return config.cache in ("on", "device")
-    if config.preprocess != "resize_and_crop":
+    if config.cache == "auto" and config.preprocess != "resize_and_crop":
         return False
     folders = [folder for name in ("trainA", "trainB") if (folder := config.dataroot / name).is_dir()]
     images = sum(len(list_images(folder)[: config.max_dataset_size]) for folder in folders)
-    return images * config.load_size**2 * max(config.input_nc, config.output_nc) < 2 * 10**9
+    return keeps(config.cache, images, max(config.input_nc, config.output_nc), config.load_size)
 
 
 def resident(config: CycleGanConfig, train: Source, device: torch.device) -> ResidentPairs | None:

@@ -57,7 +57,7 @@ def translations(nets: Mapping[str, Network], config: CycleGanConfig, real_A: Te
     of one size: norms are per sample.
     """
     G_A, G_B = nets["G_A"], nets["G_B"]
-    identity = config.lambda_identity > 0
+    identity = config.lambda_identity * (config.lambda_A + config.lambda_B) > 0
     if config.joins_calls and identity and real_A.shape == real_B.shape:
         fake_B, idt_A = G_A(torch.cat([real_A, real_B])).chunk(2)
         fake_A, idt_B = G_B(torch.cat([real_B, real_A])).chunk(2)

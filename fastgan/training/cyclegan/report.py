@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastgan.data import UnpairedImageFolder
 from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.nn import fuse
 from fastgan.training import distributed, sheet
@@ -23,16 +24,23 @@ if TYPE_CHECKING:
     from fastgan.training.cyclegan.trainer import CycleGan
 
 
+LEAST_SIDE = 16  # of images whose patches are compared
+
+
 def check(config: CycleGanConfig, test: Source | None, paired: bool) -> None:
     """Raises ValueError if ``config`` asks for scores that ``test`` cannot have."""
     if test is not None and len(test) == 0:
         raise ValueError("test: the data set is empty")
     if config.eval_freq and test is None:
         raise ValueError(f"eval_freq evaluates held-out images: {config.dataroot} has no testA and testB")
-    known = [f"{name}_{domain}" for name in (*(("l1", "psnr", "ssim") if paired else ()), "swd") for domain in "BA"]
+    paired_scores = ("l1", "psnr", "ssim") if paired else ()
+    sizes = {*test.a.sizes, *test.b.sizes} if isinstance(test, UnpairedImageFolder) else set()
+    patches = () if len(sizes) > 1 or any(min(size) < LEAST_SIDE for size in sizes) else ("swd",)
+    known = [f"{name}_{domain}" for name in (*paired_scores, *patches) for domain in "BA"]
     if config.best_metric and config.best_metric not in known:
         why = "" if paired else " (the files of testA and testB have other names or sizes, so they are no pairs)"
-        raise ValueError(f"best_metric must be one of {', '.join(known)}{why}, got {config.best_metric!r}")
+        why += "" if patches else f" (swd needs images of one size, of at least {LEAST_SIDE} pixels)"
+        raise ValueError(f"best_metric must be one of {', '.join(known) or 'none'}{why}, got {config.best_metric!r}")
 
 
 def sheet_of(task: CycleGan, rows: int) -> Image.Image | None:
@@ -51,19 +59,26 @@ def scores_of(
     translate: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     paired: bool,
     *,
+    counts: Mapping[str, int] | None = None,
     fid: Callable[[Iterable[Tensor], Iterable[Tensor]], float] | None = None,
 ) -> dict[str, float]:
     """:func:`scores` of batches (A, B) of one image: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A.
 
-    ``translate`` gives fake_B and fake_A; ``fid`` the Fréchet inception distance of batches, None: it is left out.
+    Args:
+        items: the batches.
+        translate: gives fake_B and fake_A.
+        paired: whether A and B of an item are one thing.
+        counts: how many images A and B have, where items go on with the first again; None: each is another.
+        fid: the Fréchet inception distance of batches; None: it is left out.
     """
     real: dict[str, list[Tensor]] = {"B": [], "A": []}
     fake: dict[str, list[Tensor]] = {"B": [], "A": []}
-    for real_A, real_B in items:
+    for i, (real_A, real_B) in enumerate(items):
         made = translate(real_A, real_B)
-        for domain, image in (("A", real_A), ("B", real_B)):
-            real[domain].append(image[0])
-            fake[domain].append(made[f"fake_{domain}"][0].cpu())
+        for domain, image, other in (("A", real_A, "B"), ("B", real_B, "A")):
+            if counts is None or i < counts[domain]:
+                real[domain].append(image[0])
+                fake[other].append(made[f"fake_{other}"][0].cpu())
     found: dict[str, float] = {}
     for domain in real:
         of_domain = scores(real[domain], fake[domain], paired)
@@ -83,7 +98,7 @@ def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, fl
         for x, y in zip(fake, real, strict=True):
             pairs.update(x[None], y[None])
         found |= pairs.compute()
-    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= 16:
+    if len({image.shape for image in real + fake}) == 1 and min(real[0].shape[1:]) >= LEAST_SIDE:
         found["swd"] = sliced_wasserstein_patches(torch.stack(real), torch.stack(fake)).mean
     return found
 

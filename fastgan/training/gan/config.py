@@ -42,7 +42,7 @@ class GanConfig(RunConfig):
     dequantize: bool = False
     """Add noise of one grey level to digits, MNIST or CIFAR-10, as WGAN-GP's and SN-GAN's codes for ResNets do."""
     cache: Cache = "auto"
-    """Keep a folder's decoded images in memory (on) or on the device; auto: there below a tenth of a GPU's memory."""
+    """Keep a folder's decoded images in memory (on) or on the device; auto: below 2 GB, or a tenth of a GPU's."""
     architecture: str | None = None
     """mlp, dcgan, wgan-gp, resnet or sngan; by default mlp for points and digits, else dcgan (sngan for sngan)."""
     latent_dim: int | None = None

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fastgan.data import DataError, points, tensors
+from fastgan.data.decode import list_images
 from fastgan.data.images import SingleImageFolder
 from fastgan.data.points import Points
-from fastgan.data.resident import ResidentImages, on_device
+from fastgan.data.resident import ResidentImages, keeps, on_device
 from fastgan.data.tensors import ImageTensor
 from fastgan.data.transforms import Preprocess
 from fastgan.training.batches import Batches, Fresh, Shuffled, loaded
@@ -38,10 +39,15 @@ class RealData:
         elif self.points is None:
             if not Path(config.data).is_dir():
                 raise DataError(f"data must be {DATA}, and there is no folder {config.data!r}")
-            preprocess = Preprocess(load_size=self.shape[-1], crop_size=self.shape[-1], flip=config.flip, multiple=1)
-            self._images = SingleImageFolder(
-                config.data, preprocess, channels=config.channels, cache=config.cache != "off"
-            )
+            side = self.shape[-1]
+            preprocess = Preprocess(load_size=side, crop_size=side, flip=config.flip, multiple=1)
+            cache = keeps(config.cache, len(list_images(Path(config.data))), config.channels, side)
+            self._images = SingleImageFolder(config.data, preprocess, channels=config.channels, cache=cache)
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What a run must not be continued without."""
+        return {} if self._images is None else {"images": len(self._images)}
 
     def batches(self, batch_size: int, config: GanConfig, device: torch.device) -> Batches:
         """Endless batches for training."""
