@@ -104,6 +104,7 @@ class Loader:
             atexit.register(_end_workers, weakref.ref(self._iterator))  # of a loader that nobody closes
         batch = next(self._iterator)
         if isinstance(batch, DataError):
+            self.close()  # who asks again is not given the batch behind it
             raise batch
         self.batch += 1
         if self.batch == self.batches_per_epoch:
@@ -123,7 +124,7 @@ class Loader:
         self.close()
         self.epoch, self.batch = state["epoch"], state["batch"]
         if state["batches_per_epoch"] != self.batches_per_epoch:
-            self.batch = 0  # the data or the batch changed, as the user allowed: begin the epoch again
+            self.batch = 0  # the data, the batch or the processes changed, as the user allowed: begin the epoch again
 
 
 class _Order(Sampler[list[_Key]]):

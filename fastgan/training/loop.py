@@ -19,7 +19,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +32,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastgan._output import locked, make_folder, written
-from fastgan.training import distributed, random
+from fastgan.data import DataError
+from fastgan.training import distributed, random, schedule
 from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
-from fastgan.training.log import Bar, Stats, TensorBoard, console
+from fastgan.training.log import STATS, Bar, Stats, TensorBoard, console, lines
 from fastgan.training.task import RunConfig, Task
-from fastgan.training.watch import Bad, Meter, not_finite
+from fastgan.training.watch import Bad, Meter, listed, not_finite
 
 # Settings in which the processes of one run may differ.
 _OWN = ("dataroot", "pretrained", "cache", "device", "num_threads", "progress")
@@ -90,7 +91,8 @@ def _run(task: Task) -> Outcome:
     config = task.config
     checkpoints = Checkpoints(config.folder / "checkpoints", config.keep)
     progress = _begin(task, checkpoints)
-    stop_at = task.total_steps if config.max_steps is None else min(task.total_steps, config.max_steps)
+    total = task.total_after(progress.step)
+    stop_at = total if config.max_steps is None else min(total, config.max_steps)
     log = _Log(task, progress, stop_at)
     meter, agree = Meter(), distributed.Agreement()
     saved = progress.step if checkpoints.steps() else -1
@@ -100,7 +102,13 @@ def _run(task: Task) -> Outcome:
             while progress.step < stop_at and not (stop := agree(received.number)):
                 epoch = task.epoch
                 started = time.perf_counter()
-                losses = task.step()
+                try:
+                    losses = task.step()
+                except DataError:  # an image that cannot be read: what was learned until then is kept
+                    if saved != progress.step and distributed.size() == 1:
+                        log.flush(task, progress, meter)
+                        _save(task, checkpoints, progress)
+                    raise
                 progress.step += 1
                 step = progress.step
                 meter.add(step, losses)
@@ -113,20 +121,23 @@ def _run(task: Task) -> Outcome:
                 # What is not finite must not be saved, so saving looks at the losses first.
                 if save or evaluate or last or _due(step, config.print_freq):
                     log.flush(task, progress, meter)
-                if evaluate:
-                    log.metrics(progress, _best(task, config, progress))
-                if _due(step, config.display_freq) or (last and config.display_freq > 0):
-                    log.sheet(task, step)
-                if save or (progress.best and progress.best["step"] == step):
+                if save:  # before what may fail
                     _save(task, checkpoints, progress)
                     saved = step
+                if evaluate:
+                    log.metrics(progress, _best(task, config, progress))
+                    if progress.best and progress.best["step"] == step:
+                        _save(task, checkpoints, progress)
+                        saved = step
+                if _due(step, config.display_freq) or (last and config.display_freq > 0):
+                    log.sheet(task, step)
             stop = max(stop, agree.settle(received.number))
             if stop and saved != progress.step:
                 log.flush(task, progress, meter)
                 _save(task, checkpoints, progress)
         if config.progress and distributed.is_main():
             how = "stopped" if stop else "done"
-            again = "; --continue_train goes on" if progress.step < task.total_steps else ""
+            again = "; --continue_train goes on" if progress.step < total else ""
             console.print(f"{how} after step {progress.step}: everything is in {config.folder}{again}", soft_wrap=True)
         return Outcome(progress.step, config.folder, stop, log.last)
     finally:
@@ -184,10 +195,12 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
     config = task.config
     steps = checkpoints.steps()
     progress = _Progress()
-    if steps and not config.continue_train:
+    logged = bool(lines(config.folder / STATS))  # raises if that is no run's
+    if (steps or logged) and not config.continue_train:
+        what = f"a run with checkpoints up to step {steps[-1]}" if steps else f"a run's {STATS} and no checkpoint"
         raise RunError(
-            f"{config.folder} holds a run with checkpoints up to step {steps[-1]}; continue it (--continue_train), "
-            "or choose another name (--name)"
+            f"{config.folder} holds {what}; {'continue it' if steps else 'begin it again'} (--continue_train), or "
+            "choose another name (--name)"
         )
     if steps:
         path = checkpoints.path(steps[-1])
@@ -196,7 +209,7 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
         except CheckpointError as error:
             older = f"; remove it to continue from step {steps[-2]}" if len(steps) > 1 else ""
             raise CheckpointError(f"{error}{older}") from error
-        changed = check_config(tree["config"], config, path)
+        changed = check_config(tree["config"], config, path, task.facts)
         load_state(task, tree["state"], path, keep_settings=changed)
         progress = _Progress(tree["step"], tree["seconds"], tree["best"])
         states = tree["random"]
@@ -211,14 +224,16 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
     return progress
 
 
-def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
-    """Whether the configuration would compute something else than the one saved in ``path``; refuses it unless told.
+def check_config(saved: dict[str, Any], config: RunConfig, path: Path, facts: Mapping[str, Any] | None = None) -> bool:
+    """Whether the configuration, or the task's ``facts``, would compute something else than what is saved in ``path``;
+    refuses it unless told.
 
     Raises:
         RunError: with the differences.
     """
-    saved = {"processes": 1, **config.defaults(), **saved}  # an option that was not there yet did nothing
-    now = json.loads(json.dumps({**config.to_dict(), "processes": distributed.size()}))
+    # An option that was not there yet did nothing; facts that were not written down are taken to be the same.
+    saved = {"processes": 1, **config.defaults(), **(facts or {}), **saved}
+    now = json.loads(json.dumps({**config.to_dict(), **_facts(facts)}))
     changed = [
         f"  {name}: {saved.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}{config.REMARKS.get(name, '')}"
         for name in sorted(saved.keys() | now.keys())
@@ -231,6 +246,10 @@ def check_config(saved: dict[str, Any], config: RunConfig, path: Path) -> bool:
             + "\nContinue all the same with --allow_config_change, or start another run (--name)"
         )
     return bool(changed)
+
+
+def _facts(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"processes": distributed.size(), **(facts or {})}
 
 
 def state(task: Task) -> dict[str, Any]:
@@ -268,28 +287,26 @@ def load_state(task: Task, saved: dict[str, Any], path: Path, keep_settings: boo
 
 def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:
     settings = [dict(group, params=None) for group in part.param_groups] if isinstance(part, Optimizer) else []
-    base = getattr(part, "base_lrs", None) if isinstance(part, LRScheduler) else None
     try:
         for own, group in zip(settings, saved["param_groups"] if settings else [], strict=False):
             # Versions of PyTorch add settings, or know fewer: another kind of optimizer does both.
             if own.keys() - group.keys() and group.keys() - own.keys():
                 raise ValueError(f"it holds another kind of optimizer than {type(part).__name__}")
-        part.load_state_dict(saved)
+        if isinstance(part, LRScheduler):
+            schedule.load(part, saved, keep_settings)
+        else:
+            part.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         first, *rest = [line.strip().rstrip(".") for line in str(error).splitlines()]
         more = f" {rest[0]}" + (f" (and {len(rest) - 1} more)" if len(rest) > 1 else "") if rest else ""
         raise CheckpointError(f"{complaint}: {first}{more}") from error
     if isinstance(part, Optimizer):
         _match_formats(part)
-    if not keep_settings:
-        return
-    if isinstance(part, Optimizer):
+    if keep_settings and isinstance(part, Optimizer):
         for group, own in zip(part.param_groups, settings, strict=True):
             factor = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
             group.update({k: v for k, v in own.items() if k != "params"})
             group["lr"] = own.get("initial_lr", own["lr"]) * factor
-    elif base is not None:
-        part.base_lrs = base
 
 
 def _match_formats(optimizer: Optimizer) -> None:
@@ -301,11 +318,23 @@ def _match_formats(optimizer: Optimizer) -> None:
 
 
 def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
+    """Saves a checkpoint.
+
+    Raises:
+        NotFiniteError: losses were finite, and weights are not any more; the run was told to stop then.
+    """
+    # Gradients may be infinite: fp16's loss scaling leaves such steps out.
+    bad = not_finite(task.networks, gradients=False) if task.config.nan == "stop" else []
+    if any(distributed.gather(bool(bad))):
+        what = listed(bad) if bad else "weights of another process"
+        raise NotFiniteError(
+            f"stopped at step {progress.step}, nothing of it saved: not finite now: {what} (--nan warn goes on)"
+        )
     tree = {
         "step": progress.step,
         "seconds": progress.seconds,
         "best": progress.best,
-        "config": {**task.config.to_dict(), "processes": distributed.size()},
+        "config": {**task.config.to_dict(), **_facts(task.facts)},
         "state": state(task),  # by every process: a part may need the others'
         "random": distributed.gather(random.get_state()),
     }
@@ -323,7 +352,8 @@ def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float
             raise RunError(f"best_metric must be one of {', '.join(metrics) or 'none'}, got {config.best_metric!r}")
         value = metrics[config.best_metric]
         sign = -1 if config.best_metric.startswith(_HIGHER_IS_BETTER) else 1
-        if math.isfinite(value) and (progress.best is None or sign * value < sign * progress.best["value"]):
+        best = progress.best if progress.best and progress.best["metric"] == config.best_metric else None
+        if math.isfinite(value) and (best is None or sign * value < sign * best["value"]):
             progress.best = {"metric": config.best_metric, "value": value, "step": progress.step}
     return metrics
 
@@ -342,7 +372,7 @@ class _Log:
         self._begun = progress.step, progress.seconds
         self._rates = _rates(task)
         self.bar = Bar(stop_at, progress.step, config.progress and self._main)
-        self._stats = Stats(config.folder / "stats.jsonl", progress.step) if self._main else None
+        self._stats = Stats(config.folder / STATS, progress.step) if self._main else None
         self._board = (
             TensorBoard(config.folder / "events", progress.step) if self._main and config.tensorboard else None
         )
@@ -392,9 +422,7 @@ class _Log:
     def _not_finite(self, task: Task, step: int, bad: Bad | None) -> None:
         found = not_finite(task.networks)
         text = f"{bad or 'a loss of another process is not finite'}" + (
-            f"; not finite now: {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-            if found
-            else "; all weights are finite"
+            f"; not finite now: {listed(found)}" if found else "; all weights are finite"
         )
         if self.config.nan == "stop":
             raise NotFiniteError(f"stopped at step {step}, nothing of it saved: {text} (--nan warn goes on)")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from fastgan.data import DataError
 from fastgan.training.loader import Loader
 
 
@@ -51,7 +52,11 @@ class Prefetcher:
         """Begins to bring the next batch."""
         if not self._ahead or self._prepared is not None:
             return
-        before, host = self.loader.state_dict(), next(self.loader)
+        before = self.loader.state_dict()
+        try:
+            host = next(self.loader)
+        except DataError:  # raised again when it is asked for, by a step that has not begun then
+            return
         if self._stream is None:
             self._prepared = self._place(host), before
             return

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class RunConfig:
     save_epoch_freq: int = 0
     """Save a checkpoint every this many epochs; 0: only as save_latest_freq says, and at the end."""
     eval_freq: int = 0
-    """Evaluate on held-out data; 0: never."""
+    """Evaluate: cyclegan on testA and testB, gan beside the data that it learns from; 0: never."""
     best_metric: str = ""
     """Keep the checkpoint that is best by this evaluated metric as well; empty: none."""
     keep: int = 3
@@ -134,7 +134,7 @@ class RunConfig:
             raise ValueError("allow_config_change is for a run that is continued: set continue_train")
         if self.best_metric and not self.eval_freq:
             raise ValueError(f"best_metric {self.best_metric!r} needs evaluations: set eval_freq")
-        if not Path(self.name).name:
+        if Path(self.name).name in ("", ".."):
             raise ValueError(f"name must be that of a folder in checkpoints_dir, got {self.name!r}")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must be in [0, 2**62), got {self.seed}")
@@ -214,6 +214,7 @@ class Task(abc.ABC):
     config: RunConfig
     networks: dict[str, nn.Module]
     stateful: dict[str, Stateful]
+    facts: Mapping[str, Any] = MappingProxyType({})  # what else decides the result, in which a run must not change
     total_steps: int
     items_per_step: int  # of this process, for images/s
 
@@ -232,6 +233,11 @@ class Task(abc.ABC):
         """Epochs that are complete."""
         return 0
 
+    def total_after(self, step: int) -> int:
+        """The steps of the whole run, ``step`` of which are done: others than at its beginning where epochs have other
+        batches now."""
+        return self.total_steps
+
     def optimizers(self) -> dict[str, Optimizer]:
         """The optimizers among ``stateful``."""
         return {name: value for name, value in self.stateful.items() if isinstance(value, Optimizer)}
@@ -241,7 +247,7 @@ class Task(abc.ABC):
         return None
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out data. Draws nothing from a generator that training uses."""
+        """Metrics, on held-out data where there are any. Draws nothing from a generator that training uses."""
         return {}
 
     def plan(self) -> dict[str, str]:

@@ -75,14 +75,19 @@ class Meter:
         return {name: total / counts[name] for name, total in totals.items()}, bad
 
 
-def not_finite(networks: Mapping[str, nn.Module]) -> list[str]:
+def not_finite(networks: Mapping[str, nn.Module], *, gradients: bool = True) -> list[str]:
     """Parameters, their gradients and buffers that are not finite now, by name, in the networks' order."""
     names = []
     for label, network in networks.items():
         for name, parameter in network.named_parameters():
             if not parameter.isfinite().all():
                 names.append(f"{label}.{name}")
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
+            if gradients and parameter.grad is not None and not parameter.grad.isfinite().all():
                 names.append(f"{label}.{name}.grad")
         names += [f"{label}.{name}" for name, buffer in network.named_buffers() if not buffer.isfinite().all()]
     return names
+
+
+def listed(names: list[str]) -> str:
+    """The first three of them, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

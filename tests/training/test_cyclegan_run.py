@@ -165,8 +165,55 @@ def test_scores_files_of_one_name_but_other_sizes_as_no_pairs(data: Path) -> Non
         found = {name.split("_")[0] for name in lines(config)[-1]}
         assert {"l1", "psnr", "ssim"} & found == ({"l1", "psnr", "ssim"} if paired else set())
     assert cyclegan.held_out(config)[1] is False
-    with pytest.raises(ValueError, match=r"best_metric must be one of swd_B, swd_A \(the files .* names or sizes"):
+    with pytest.raises(ValueError, match=r"best_metric must be one of none \(the files .* names or sizes.*swd needs"):
         cyclegan.make(dataclasses.replace(config, eval_freq=1, best_metric="l1_B"))
+
+
+def test_best_metrics_of_patches_need_images_of_one_size(data: Path) -> None:
+    draw(data / "testB" / "0.png", 3, (20, 28))
+    with pytest.raises(
+        ValueError, match=r"one of none .*swd needs images of one size, of at least 16 pixels\), got 'swd"
+    ):
+        cyclegan.make(settings(data, preprocess="scale_width", batch_size=1, eval_freq=1, best_metric="swd_B"))
+
+
+def test_each_test_image_is_scored_once(data: Path) -> None:
+    """Items are as many as the larger folder has, and the smaller one's images come again."""
+    for i in range(2, 5):
+        draw(data / "testB" / f"{i}.png", i)
+    images, paired = cyclegan.held_out(settings(data))
+    assert not paired
+    seen: list[list[torch.Tensor]] = []
+
+    def fid(real: Any, fake: Any) -> float:
+        seen.append([torch.cat(list(each)) for each in (real, fake)])
+        return 0.0
+
+    translate = lambda a, b: {"fake_B": a / 2, "fake_A": b / 2}
+    cyclegan.scores_of(cyclegan.one_by_one(images), translate, False, counts=cyclegan.counts(images), fid=fid)
+    (real_B, fake_B), (real_A, fake_A) = seen
+    assert [len(each) for each in (real_A, real_B)] == [2, 5]
+    assert torch.equal(fake_B, real_A / 2)
+    assert torch.equal(fake_A, real_B / 2)
+    config = settings(data, eval_freq=1, max_steps=1)
+    cyclegan.train(config)
+    logged = {name: value for name, value in lines(config)[-1].items() if name.startswith("swd")}
+    again = inference.evaluate(config.folder, device="cpu")
+    assert again == pytest.approx(logged, rel=1e-4)
+
+
+def test_a_run_keeps_its_epochs(data: Path) -> None:
+    """Also with other batches, or other images; both only if told."""
+    cyclegan.train(settings(data, max_steps=5))  # of 3 epochs of 4
+    with pytest.raises(loop.RunError, match="batch_size: 2 -> 1"):
+        cyclegan.train(settings(data, continue_train=True, batch_size=1))
+    draw(data / "trainB" / "7.png", 3)
+    with pytest.raises(loop.RunError, match="images_B: 7 -> 8"):
+        cyclegan.train(settings(data, continue_train=True))
+    more = settings(data, continue_train=True, batch_size=1, allow_config_change=True)
+    assert cyclegan.train(more).step == 5 + 2 * 8
+    assert [line["epoch"] for line in lines(more) if line["step"] in (5, 12, 13, 21)] == [1, 1, 2, 3]
+    assert lines(more)[-1]["lr_G"] > 0
 
 
 def test_batches_need_images_of_one_size(data: Path) -> None:
@@ -280,6 +327,10 @@ def test_export_and_begin_from_official_weights(data: Path, tmp_path: Path) -> N
     assert inference.export_official(config.folder, tmp_path / "official", overwrite=True) == written
     assert written[3].read_bytes() == kept
     assert len(list((tmp_path / "official").iterdir())) == 4
+    exported = inference.export_official(config.folder, config.folder)
+    cyclegan.train(dataclasses.replace(config, continue_train=True, max_steps=4))
+    latest = inference.load_translator(config.folder, device="cpu")  # of the run, which has gone on
+    assert not torch.equal(latest(x), inference.load_translator(exported[0], device="cpu")(x))
 
 
 def test_translate(data: Path, tmp_path: Path) -> None:
@@ -287,6 +338,10 @@ def test_translate(data: Path, tmp_path: Path) -> None:
     cyclegan.train(config)
     translator = inference.load_translator(str(config.folder), "BtoA", device="cpu")
     draw(data / "odd" / "deep" / "x.jpg", 4, (30, 21))
+    for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
+        picture = inference._pixels(torch.linspace(-1, 1, channels * 2)[:, None, None].reshape(channels, 1, 2))
+        assert (picture.mode, picture.size) == (mode, (2, 1))
+    assert picture.getpixel((1, 0)) == (36, 109, 182, 255)
     out = tmp_path / "out"
     made = inference.translate(translator, data / "odd", out)
     assert made == [out / "deep" / "x.png"]
@@ -437,6 +492,9 @@ def test_evaluate(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         {k: logged[k] for k in scores if "swd" not in k}, rel=1e-5
     )
     capsys.readouterr()
+    official = inference.export_official(config.folder, data.parent / "official")[0]
+    assert run("evaluate", "--checkpoint", str(official)) == 1
+    assert "latest_net_G_A.pth is one network of the official code" in capsys.readouterr().err
     for name, value in (("n", "2048"), ("seed", "0")):
         assert run("evaluate", "--checkpoint", str(config.folder), f"--{name}", value) == 1
         assert f"{name} is for runs of train gan, and" in capsys.readouterr().err

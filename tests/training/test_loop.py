@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastgan.training import checkpoint, log, loop
+from fastgan.data import DataError
+from fastgan.training import checkpoint, log, loop, schedule
 from fastgan.training.log import read_stats
 from tests.training.toy import Toy, quiet
 
@@ -172,6 +175,45 @@ def test_refuses_a_changed_configuration_with_a_diff(tmp_path: Path) -> None:
     assert [lr for step, _, lr in losses(tmp_path) if step <= 12] == pytest.approx([0.05] * 6 + [0.1] * 2 + [0.075] * 4)
 
 
+def test_epochs_stay_what_they_are_when_they_get_other_batches(tmp_path: Path) -> None:
+    """And the learning rate that falls over them; an epoch that had begun is begun again."""
+    run(tmp_path, max_steps=6)  # of 5 epochs of 4
+    outcome = run(tmp_path, continue_train=True, batch_size=1, allow_config_change=True)
+    assert outcome.step == 6 + 4 * 7
+    assert losses(tmp_path)[-1][2] == pytest.approx(0.05 * 0.25)
+
+
+def test_facts_are_compared_like_settings(tmp_path: Path) -> None:
+    def begin(images: int, **settings: object) -> loop.Outcome:
+        task = Toy(quiet(tmp_path, **settings))
+        task.facts = {"images": images}
+        return loop.fit(task)
+
+    begin(7, max_steps=2)
+    with pytest.raises(loop.RunError, match=r"images: 7 -> 8\n"):
+        begin(8, continue_train=True)
+    begin(7, continue_train=True, max_steps=4)
+    begin(8, continue_train=True, allow_config_change=True)
+    tree = checkpoint.read(checkpoint.locate(tmp_path / "run"))
+    assert tree["config"]["images"] == 8
+    del tree["config"]["images"]  # as older checkpoints are
+    assert not loop.check_config(tree["config"], quiet(tmp_path), tmp_path, {"images": 9})
+
+
+def test_plateau_s_falls_survive_a_changed_configuration(tmp_path: Path) -> None:
+    def begin(lr: float) -> tuple[torch.optim.Optimizer, object]:
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        return optimizer, schedule.make(optimizer, "plateau")
+
+    old, new = begin(0.1), begin(0.2)
+    for _ in range(8):
+        old[0].step()
+        schedule.advance(old[1], 1.0)
+    for part, saved in zip(new, old, strict=True):
+        loop._load(part, saved.state_dict(), True, "")
+    assert new[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.2)
+
+
 def test_an_option_that_is_newer_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
     config = quiet(tmp_path)
     saved = {name: value for name, value in config.to_dict().items() if name != "lr"}
@@ -262,8 +304,35 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert checkpoint.locate(tmp_path / "b", "best").name == "step-00000020.safetensors"
 
 
+def test_another_best_metric_begins_anew(tmp_path: Path) -> None:
+    settings = {"eval_freq": 3, "keep": 1, "save_latest_freq": 0}
+    run(tmp_path, max_steps=9, best_metric="distance", **settings)  # 0, at the ninth step of a process
+    run(tmp_path, continue_train=True, best_metric="farther", **settings)
+    best = checkpoint.read(checkpoint.locate(tmp_path / "run"), only="best")
+    assert best == {"metric": "farther", "value": 1.0, "step": 18}
+
+
+def test_what_was_due_is_saved_before_what_may_fail(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise DataError("picture.png: not a readable image")
+
+    steps = {"evaluate": 4, "sheet": 4, "step": 6}
+    for what, last in steps.items():
+        task = Toy(quiet(tmp_path, name=what, eval_freq=4, display_freq=4))
+        step = task.step
+        failing = {"step": lambda task=task, step=step: fails() if task.taken == 6 else step()}.get(what, fails)
+        setattr(task, what, failing)
+        with pytest.raises(DataError):
+            loop.fit(task)
+        assert checkpoint.Checkpoints(tmp_path / what / "checkpoints").steps()[-1] == last
+    run(tmp_path, name="step", continue_train=True)
+    run(tmp_path, name="whole")
+    mine, theirs = (read_stats(tmp_path / name / "stats.jsonl")[-1]["loss"] for name in ("step", "whole"))
+    assert mine == theirs
+
+
 def test_best_metric_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(loop.RunError, match="must be one of distance, psnr, got 'fid'"):
+    with pytest.raises(loop.RunError, match="must be one of distance, farther, psnr, got 'fid'"):
         run(tmp_path, eval_freq=3, best_metric="fid")
     with pytest.raises(ValueError, match="set eval_freq"):
         run(tmp_path, best_metric="fid")
@@ -275,6 +344,51 @@ def test_not_finite_stops_and_names_it(tmp_path: Path) -> None:
     ):
         run(tmp_path, poison_at=6, print_freq=100)
     assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps() == [4]
+
+
+@pytest.mark.parametrize("nan", ["stop", "warn"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, nan: str) -> None:
+    """Though the losses were: a gradient of sqrt at 0, say. The gradients of a step that fp16 leaves out may be."""
+    task = Toy(quiet(tmp_path, nan=nan, max_steps=8))
+    step = task.step
+
+    def breaks() -> dict[str, torch.Tensor]:
+        losses = step()
+        task.net[0].weight.grad[0] = torch.inf
+        if task.taken == 8:
+            task.net[2].weight.data[0, 0] = torch.nan
+        return losses
+
+    task.step = breaks  # type: ignore[method-assign]
+    stops = pytest.raises(
+        loop.NotFiniteError, match=r"stopped at step 8, nothing of it saved: .* net\.2\.weight \(--nan"
+    )
+    with stops if nan == "stop" else contextlib.nullcontext():
+        loop.fit(task)
+    assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps() == ([4] if nan == "stop" else [4, 8])
+
+
+def test_a_run_without_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(loop.NotFiniteError):
+        run(tmp_path, poison_at=3)
+    stats = tmp_path / "run" / "stats.jsonl"
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(
+        loop.RunError, match=r"holds a run's stats.jsonl and no checkpoint; begin it again \(--continue"
+    ):
+        run(tmp_path, lr=0.1)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    assert run(tmp_path, continue_train=True).step == STEPS
+    for text, wrong in (('{"loss": 1}\n{"step": 1}\n', "line 1 must"), ("a,b\n1,2\n", "line 1 must")):
+        shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
+        stats.write_text(text)
+        before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        with pytest.raises(ValueError, match=rf'stats\.jsonl: {wrong} be a JSON object with a whole number "step"'):
+            run(tmp_path, continue_train=True)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    for name in ("", "..", "a/.."):
+        with pytest.raises(ValueError, match="name must be that of a folder in checkpoints_dir"):
+            run(tmp_path, name=name)
 
 
 def test_not_finite_can_warn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,40 @@ def test_plateau_looks_at_its_metric() -> None:
     assert rates("plateau", 9, [1.0] * 9) == pytest.approx([2e-4] * 7 + [4e-5] * 2)
 
 
+def test_linear_stays_at_zero() -> None:
+    assert rates("linear", 9, n_epochs=2, n_epochs_decay=3)[4:] == pytest.approx([5e-5, 0, 0, 0, 0], abs=1e-18)
+
+
+@pytest.mark.parametrize(
+    ("policy", "before", "after"),
+    [
+        ("linear", {"n_epochs": 2, "n_epochs_decay": 9}, {"n_epochs": 1, "n_epochs_decay": 6}),
+        ("step", {"lr_decay_iters": 50}, {"lr_decay_iters": 2}),
+        ("cosine", {"n_epochs": 4}, {"n_epochs": 20}),
+    ],
+)
+def test_a_changed_schedule_goes_on_as_if_it_had_been_there_all_along(
+    policy: str, before: dict[str, int], after: dict[str, int]
+) -> None:
+    def made(settings: dict[str, int]) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=2e-4)
+        return optimizer, schedule.make(optimizer, policy, **settings)  # type: ignore[arg-type]
+
+    def epochs(optimizer: torch.optim.Optimizer, own: Any, count: int) -> list[float]:
+        found = []
+        for _ in range(count):
+            optimizer.step()
+            schedule.advance(own, 0.0)
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    old, new, whole = made(before), made(after), made(after)
+    epochs(*old, 3)
+    expected = epochs(*whole, 8)
+    schedule.load(new[1], old[1].state_dict(), keep_settings=True)
+    assert [new[0].param_groups[0]["lr"], *epochs(*new, 5)] == pytest.approx(expected[2:], rel=1e-9)
+
+
 def test_unknown_policy() -> None:
     with pytest.raises(ValueError, match="lr_policy must be linear, step, cosine or plateau, got 'cosin'"):
         rates("cosin", 1)
@@ -242,6 +277,9 @@ def test_what_is_wrong_with_data_is_said_without_a_worker_s_stack(workers: int) 
     with pytest.raises(DataError) as raised:
         next(loader)
     assert str(raised.value) == "picture.png: not a readable image"
+    with pytest.raises(DataError):  # not the batch behind it
+        next(loader)
+    assert (loader.epoch, loader.batch) == (0, 1)
     loader.close()
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgan.data import DataError
 from fastgan.training.loader import Loader
 from fastgan.training.prefetch import Prefetcher
-from tests.training.test_parts import Indices
+from tests.training.test_parts import Damaged, Indices
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -45,6 +46,18 @@ def test_prepared_batches_are_the_loaders_and_resume(device: str) -> None:
         expected = 2 * next(again)
         assert torch.equal(next(ours)["x"].cpu(), expected)
         assert torch.equal(next(fresh)["x"].cpu(), expected)
+
+
+def test_what_is_wrong_with_a_batch_is_said_when_it_is_asked_for() -> None:
+    """A step prepares the next batch when it has done its own work."""
+    ours = Prefetcher(
+        Loader(Damaged(4), 2, seed=0, shuffle=False), lambda batch: batch, torch.device("cpu"), ahead=True
+    )
+    next(ours)
+    ours.prepare()
+    assert ours.batch == 1
+    with pytest.raises(DataError):
+        next(ours)
 
 
 def test_prepares_one_batch_and_only_on_a_gpu() -> None:

@@ -18,7 +18,7 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.training import distributed, random, schedule
 from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
-from fastgan.training.cyclegan.data import check_batch, held_out, one_by_one, resident, training_images
+from fastgan.training.cyclegan.data import check_batch, counts, held_out, one_by_one, resident, training_images
 from fastgan.training.cyclegan.losses import Computed, Losses, discriminator_loss, generators_loss, weighted
 from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
@@ -115,8 +115,10 @@ class CycleGan(Task):
             "epoch_l1": self._epoch_l1,
             **{f"ema_{name}": ema for name, ema in self.ema.items()},
         }
-        epochs = config.n_epochs + config.n_epochs_decay - config.epoch_count + 1
-        self.total_steps = epochs * self.loader.batches_per_epoch
+        images = counts(train)
+        self.facts = {"items": len(train)} if images is None else {f"images_{name}": n for name, n in images.items()}
+        self._epochs = config.n_epochs + config.n_epochs_decay - config.epoch_count + 1
+        self.total_steps = self._epochs * self.loader.batches_per_epoch
         self.items_per_step = config.batch_size
         # From here on each process draws its own: dropout masks differ between them.
         random.seed_all(config.seed + distributed.rank())
@@ -124,6 +126,9 @@ class CycleGan(Task):
     @property
     def epoch(self) -> int:
         return self.loader.epoch
+
+    def total_after(self, step: int) -> int:
+        return step + max(0, self._epochs - self.loader.epoch) * self.loader.batches_per_epoch - self.loader.batch
 
     def step(self) -> Losses:
         epoch = self.loader.epoch
@@ -284,7 +289,9 @@ class CycleGan(Task):
 
     def evaluate(self) -> dict[str, float]:
         """:func:`fastgan.training.cyclegan.report.scores_of` held-out images."""
-        return report.scores_of(self.held_out(), partial(self.translate, cycle=False), self.paired)
+        source = self.train if self.test is None else self.test
+        translate = partial(self.translate, cycle=False)
+        return report.scores_of(self.held_out(), translate, self.paired, counts=counts(source))
 
     def plan(self) -> dict[str, str]:
         return report.plan(self)

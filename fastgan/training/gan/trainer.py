@@ -104,6 +104,7 @@ class GanTask(Task):
         if config.ema:
             self.average = Ema(self.generator, config.ema)
             self.networks["average"] = self.average.module
+        self.facts = self.data.facts
         self.total_steps = config.steps
         self.items_per_step = self.settings.batch_size
         fixed = torch.Generator(self.device).manual_seed(config.seed + 3)
