@@ -9,7 +9,9 @@ what a step must keep to is tested there.
 
 Warm-up: a recording may not allocate what a first call allocates (moments, workspaces, compiled kernels). The first
 calls are therefore made without a graph, on the stream that records later. They are steps of the run like any other, so
-nothing has to be undone. Recording executes nothing and is followed by the first replay.
+nothing has to be undone. Recording executes nothing and is followed by the first replay. From then on its memory is the
+graph's, and a step that runs as usual needs its own beside it: so of graphs that share memory none is recorded before
+all have warmed up.
 
 Random numbers: a replay draws from the device's default generator, and from those that are named, what a call would
 draw. Gradients live in the graph's memory: a step clears them when its optimizer has used them.
@@ -78,7 +80,7 @@ class StepGraph:
         generators: of the device, from which it draws, beside the default one.
         warmup: how many calls precede the recording.
         share: a graph whose memory this one may use too: the two are never replayed at once, and the results of one do
-            not outlive a replay of the other.
+            not outlive a replay of the other. To be made before the other is called.
         required: a step that cannot be recorded raises RuntimeError; otherwise it is run without a graph from then on,
             and a warning says why.
         forget: makes the host forget a step that ended halfway, before the step is called again; see
@@ -113,7 +115,8 @@ class StepGraph:
             self._stream, self._pool = share._stream, share._pool
         elif self._cuda:
             self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
-        self._share = share
+        self._sharing: list[StepGraph] = [] if share is None else share._sharing
+        self._sharing.append(self)
         self._inputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._names: tuple[str, ...] = ()
@@ -138,7 +141,8 @@ class StepGraph:
         for name, buffer in self._inputs.items():
             buffer.copy_(inputs[name], non_blocking=True)
         self._calls += 1
-        if not self._cuda or self._failed or self._calls <= self._warmup:
+        warm = self._calls > self._warmup and all(graph._calls >= graph._warmup for graph in self._sharing)
+        if not self._cuda or self._failed or not warm:
             return self._call(self._inputs)
         if self._graph is None:
             try:
@@ -157,12 +161,13 @@ class StepGraph:
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
     def reset(self) -> None:
-        """Forgets the recording: something that it writes to was replaced, as loading a checkpoint does."""
-        self._graph, self._calls, self._inputs = None, 0, {}
+        """Forgets the recording, and those that share its memory: something that it writes to was replaced, as loading
+        a checkpoint does."""
         # A pool that no graph uses any more cannot be used again while anything lies in it: the next one is new.
-        self._values = torch.empty(0)
-        if self._cuda:
-            self._pool = torch.cuda.graph_pool_handle() if self._share is None else self._share._pool
+        pool = torch.cuda.graph_pool_handle() if self._stream is not None else None
+        for graph in self._sharing:
+            graph._graph, graph._calls, graph._inputs, graph._pool = None, 0, {}, pool
+            graph._values = torch.empty(0)
 
     def _fits(self, inputs: Mapping[str, Tensor]) -> bool:
         def kind(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -171,6 +176,14 @@ class StepGraph:
         return kind(inputs) == kind(self._inputs)
 
     def _call(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            return self._call_on_stream(inputs)
+        except torch.OutOfMemoryError:
+            if any(graph.recorded for graph in self._sharing):
+                logger.error("this step ran beside the memory of a CUDA graph; --cuda_graph off does without")
+            raise
+
+    def _call_on_stream(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._stream is None:
             with self._rates.used_by(self._optimizers):
                 return self._step(inputs)

@@ -185,6 +185,45 @@ def test_a_failed_recording_tells_the_first_error(monkeypatch: pytest.MonkeyPatc
         graph({"x": torch.randn(4, 3), "y": torch.randn(4, 1)})
 
 
+def test_graphs_that_share_memory_are_recorded_when_all_have_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that runs as usual beside a recorded one takes a step's memory again."""
+    first = StepGraph(lambda inputs: {}, CPU, [], warmup=2)
+    second = StepGraph(lambda inputs: {}, CPU, [], warmup=1, share=first)
+    for graph in (first, second):
+        monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(StepGraph, "_record", lambda graph: setattr(graph, "_graph", Replays()))
+    for _ in range(2):
+        seen = []
+        for graph in (first, first, first, first, second, first, second):
+            graph({})
+            seen.append((first.recorded, second.recorded))
+        assert seen == [(False, False)] * 5 + [(True, False), (True, True)]
+        second.reset()
+    assert not first.recorded  # what one must forget, all do
+
+
+class Replays:
+    def replay(self) -> None:
+        pass
+
+
+def test_memory_short_beside_a_graph_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As at an epoch's last batch, which no graph fits."""
+
+    def short(inputs: Any) -> dict[str, Tensor]:
+        if len(inputs["x"]) < 4:
+            raise torch.OutOfMemoryError("no")
+        return {}
+
+    graph = StepGraph(short, CPU, [], warmup=0)
+    monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(StepGraph, "_record", lambda graph: setattr(graph, "_graph", Replays()))
+    graph({"x": torch.zeros(4)})
+    with pytest.raises(torch.OutOfMemoryError):
+        graph({"x": torch.zeros(3)})
+    assert "--cuda_graph off" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "obstacles", "message"),
     [
@@ -275,7 +314,8 @@ def test_static_step_of_cyclegan_is_the_plain_one_and_can_be_recorded(case: str)
         for name in losses:
             assert torch.equal(losses[name], expected[name]), (k, name)
         if k == 0:  # what a first call allocates is there
-            steps = watching.enter_context(recorded(static._graphs[False]))
+            assert static._graph is not None
+            steps = watching.enter_context(recorded(static._graph))
         else:
             places.append(static_state(static))
         if k == 2:
@@ -285,7 +325,7 @@ def test_static_step_of_cyclegan_is_the_plain_one_and_can_be_recorded(case: str)
     watching.close()
     assert all(place == places[0] for place in places)
     assert not any(step.syncs for step in steps)
-    assert steps[0].outside == steps[1].outside == steps[2].outside  # k = 1, 2, 4
+    assert all(step.outside == steps[0].outside for step in steps[:4])  # k = 1 to 4, of which one logs all losses
     assert all(p.grad is None for net in static.networks.values() for p in net.parameters())
     for name in plain.networks:
         for (key, a), b in zip(
@@ -357,15 +397,16 @@ def test_a_recording_that_failed_between_step_and_update_of_the_scale_is_forgott
         raise RuntimeError("the device has had enough")
 
     plain, static = make("off"), make("on")
+    graphs = [static._graph] if isinstance(static, CycleGan) else list(static._graphs.values())
     for k in range(4):
         if k == 2:  # every graph's next call is to record
-            for graph in static._graphs.values():
+            for graph in graphs:
                 graph._warmup, graph._required, graph._cuda = 0, False, True
                 graph._generators = ()  # those of the host are no part of a recording
             monkeypatch.setattr(StepGraph, "_record", fail)
         expected, losses = plain.step(), static.step()
         assert all(torch.equal(losses[name], expected[name]) for name in expected)
-    assert all(graph._failed for graph in static._graphs.values())
+    assert all(graph._failed for graph in graphs)
     assert static.precision.scaler.state_dict() == plain.precision.scaler.state_dict()
 
 

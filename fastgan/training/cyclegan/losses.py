@@ -27,6 +27,7 @@ from fastgan.training.cyclegan.config import CycleGanConfig, GanMode
 from fastgan.training.cyclegan.networks import Network
 
 Losses = dict[str, Tensor]
+L1_TERMS = ("cycle_A", "cycle_B", "idt_A", "idt_B")
 
 
 class Computed(NamedTuple):

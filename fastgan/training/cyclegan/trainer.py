@@ -19,7 +19,7 @@ from fastgan.training import distributed, random, schedule
 from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
 from fastgan.training.cyclegan.data import check_batch, counts, held_out, one_by_one, resident, training_images
-from fastgan.training.cyclegan.losses import Computed, Losses, discriminator_loss, generators_loss, weighted
+from fastgan.training.cyclegan.losses import L1_TERMS, Computed, Losses, discriminator_loss, generators_loss, weighted
 from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
 from fastgan.training.graph import StepGraph
@@ -78,8 +78,16 @@ class CycleGan(Task):
             )
             for optimizer in (self.optimizer_G, self.optimizer_D)
         ]
-        self._graphed = graphs(config, self.device)
-        pool = StaticPool if self._graphed else ImagePool
+        self._graph: StepGraph | None = None
+        if graphs(config, self.device):
+            self._graph = StepGraph(
+                self._update,
+                self.device,
+                [self.optimizer_G, self.optimizer_D],
+                required=config.cuda_graph == "on",
+                forget=self.precision.forget,
+            )
+        pool = ImagePool if self._graph is None else StaticPool
         self.pools = {name: pool(config.pool_size, config.seed + k) for k, name in enumerate(("D_A", "D_B"))}
         self._alpha = random.Generator(config.seed + 2)
         self.ema = {name: Ema(self.networks[name], config.ema) for name in ("G_A", "G_B") if config.ema}
@@ -100,7 +108,6 @@ class CycleGan(Task):
             self.device,
         )
         self.test, self.paired = test, paired
-        self._graphs: dict[bool, StepGraph] = {}
         self._epoch_l1 = _Mean()
         self.stateful: dict[str, Stateful] = {
             "G": self.optimizer_G,
@@ -155,22 +162,17 @@ class CycleGan(Task):
         if self.config.gan_mode == "wgangp":
             for name in self.pools:
                 inputs[f"alpha_{name}"] = self._draw_alpha(len(real_A))
-        if not self._graphed:
+        if self._graph is None:
             return self._update(inputs, apart)
-        if apart not in self._graphs:
-            self._graphs[apart] = StepGraph(
-                partial(self._update, apart=apart),
-                self.device,
-                [self.optimizer_G, self.optimizer_D],
-                share=next(iter(self._graphs.values()), None),
-                required=self.config.cuda_graph == "on",
-                forget=self.precision.forget,
-            )
-        return self._graphs[apart](inputs)
+        # One graph for both: a second one would warm up beside the memory of the first, and four means cost little.
+        losses = self._graph(inputs)
+        if apart or not self.config.fused:
+            return losses
+        return {name: loss for name, loss in losses.items() if name not in L1_TERMS}
 
     # --- the algorithm --------------------------------------------------------------------------------------------
 
-    def _update(self, inputs: Mapping[str, Tensor], apart: bool) -> Losses:
+    def _update(self, inputs: Mapping[str, Tensor], apart: bool = True) -> Losses:
         """The published step, on what was drawn for it on the host: the part that a CUDA graph holds."""
         real_A, real_B = inputs["A"], inputs["B"]
 
@@ -227,7 +229,7 @@ class CycleGan(Task):
 
     def _descend(self, optimizer: Optimizer) -> None:
         self.precision.step(optimizer)
-        if self._graphed:  # the memory of gradients that are used serves the rest of the graph
+        if self._graph is not None:  # the memory of gradients that are used serves the rest of the graph
             optimizer.zero_grad(set_to_none=True)
 
     def _freeze_discriminators(self, frozen: bool) -> None:
@@ -255,8 +257,8 @@ class CycleGan(Task):
         return contextlib.nullcontext() if self.config.fused else use_backend("reference")
 
     def restored(self) -> None:
-        for graph in self._graphs.values():
-            graph.reset()
+        if self._graph is not None:
+            self._graph.reset()
 
     def close(self) -> None:
         self.loader.close()

@@ -113,8 +113,8 @@ class GanTask(Task):
         check_accumulate(config, self.settings, self.objective)
         warn_of_parts(self.networks, self.settings.batch_size, config.accumulate)
         dropout = any(isinstance(m, nn.Dropout) for n in self.networks.values() for m in n.modules())
-        self._graphed = graphs(config, self.settings, self.device, dropout=dropout)
-        self._graphs: dict[str, StepGraph] = {}
+        graphed = graphs(config, self.settings, self.device, dropout=dropout)
+        self._graphs = self._make_graphs() if graphed else {}
         if distributed.size() > 1:
             random.seed_all(config.seed + 100 + distributed.rank())
 
@@ -189,23 +189,25 @@ class GanTask(Task):
 
     def _run(self, side: str, update: Callable[[Mapping[str, Tensor]], Losses], inputs: dict[str, Tensor]) -> Losses:
         """A step of one side, through its CUDA graph if there is one."""
-        if not self._graphed:
-            return update(inputs)
-        if side not in self._graphs:
-            optimizer = self.optimizer_g if side == "generator" else self.optimizer_d
-            generators = [self._latent.generator, self._draws.generator]
-            share = next(iter(self._graphs.values()), None)
-            required = self.config.cuda_graph == "on"
-            self._graphs[side] = StepGraph(
+        return self._graphs[side](inputs) if self._graphs else update(inputs)
+
+    def _make_graphs(self) -> dict[str, StepGraph]:
+        """All at once: none is recorded before all have warmed up."""
+        steps = {"generator": (self._update_generator, self.optimizer_g)}
+        if self.critic is not None:
+            steps["critic"] = (self._update_critic, self.optimizer_d)
+        made: dict[str, StepGraph] = {}
+        for side, (update, optimizer) in steps.items():
+            made[side] = StepGraph(
                 update,
                 self.device,
                 [optimizer],
-                generators=generators,
-                share=share,
-                required=required,
+                generators=[self._latent.generator, self._draws.generator],
+                share=next(iter(made.values()), None),
+                required=self.config.cuda_graph == "on",
                 forget=self.precision.forget,
             )
-        return self._graphs[side](inputs)
+        return made
 
     def _backward(self, side: str, terms_of: Callable[..., Terms], *batch: Tensor) -> Losses:
         """Adds the gradients of the sum of ``terms_of(*batch)``, in ``accumulate`` parts of the batch where their loss
@@ -256,7 +258,7 @@ class GanTask(Task):
 
     def _descend(self, optimizer: Optimizer) -> None:
         self.precision.step(optimizer)
-        if self._graphed:  # the memory of gradients that are used serves the other steps' graphs
+        if self._graphs:  # the memory of gradients that are used serves the other steps' graphs
             optimizer.zero_grad(set_to_none=True)
         self.precision.update()
 
