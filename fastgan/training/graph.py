@@ -144,18 +144,9 @@ class StepGraph:
         warm = self._calls > self._warmup and all(graph._calls >= graph._warmup for graph in self._sharing)
         if not self._cuda or self._failed or not warm:
             return self._call(self._inputs)
-        if self._graph is None:
-            try:
-                self._record()
-            except RuntimeError as error:
-                # The end of a recording that an error broke off raises another, which only says so.
-                first = f" (after: {error.__context__})" if error.__context__ is not None else ""
-                message = f"the step cannot be recorded (--cuda_graph off does without): {error}{first}"
-                if self._required:
-                    raise RuntimeError(message) from error
-                logger.warning("%s; going on without a CUDA graph", message)
-                self._abandon()
-                return self._call(self._inputs)
+        # Not where the error is caught: it holds what the recording made.
+        if self._graph is None and not self._try_to_record():
+            return self._call(self._inputs)
         assert self._graph is not None
         self._graph.replay()
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
@@ -194,6 +185,20 @@ class StepGraph:
         current.wait_stream(self._stream)
         return losses
 
+    def _try_to_record(self) -> bool:
+        try:
+            self._record()
+        except RuntimeError as error:
+            # The end of a recording that an error broke off raises another, which only says so.
+            first = f" (after: {error.__context__})" if error.__context__ is not None else ""
+            message = f"the step cannot be recorded (--cuda_graph off does without): {error}{first}"
+            if self._required:
+                raise RuntimeError(message) from error
+            logger.warning("%s; going on without a CUDA graph", message)
+            self._abandon()
+            return False
+        return True
+
     def _abandon(self) -> None:
         """Undoes what a recording that failed has left behind, and makes it the last."""
         self._failed = True
@@ -205,10 +210,6 @@ class StepGraph:
         # not. A recording executes nothing, so the numbers go on where they were.
         for generator in (*torch.cuda.default_generators, *self._generators):
             generator.graphsafe_set_state(generator.clone_state())
-        # While the allocator believes that something is recorded, it does not free what other streams have used.
-        if torch.cuda.is_available():
-            with contextlib.suppress(RuntimeError):  # it has been told already
-                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -219,10 +220,28 @@ class StepGraph:
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         # The stream, too, on the outside: a recording that fails to end does not restore the one that was current.
         stream = torch.cuda.stream(self._stream)
-        with torch.cuda.device(self._device), self._rates.used_by(self._optimizers), stream, recording:
-            losses = self._step(self._inputs)
-            self._values = torch.stack([loss.detach().float() for loss in losses.values()])
+        begun = False
+        try:
+            with torch.cuda.device(self._device), self._rates.used_by(self._optimizers), stream, recording:
+                begun = True
+                losses = self._step(self._inputs)
+                self._values = torch.stack([loss.detach().float() for loss in losses.values()])
+        except RuntimeError:
+            if begun:
+                self._give_back_memory_of(graph)
+            raise
         self._graph, self._names = graph, tuple(losses)
+
+    def _give_back_memory_of(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Does for a recording that was broken off what its end and the graph's destructor would have done."""
+        try:
+            graph.pool()
+        except RuntimeError:  # the recording did not end
+            index = self._device.index if self._device.index is not None else torch.cuda.current_device()
+            # While the allocator believes that something is recorded, it does not free what other streams have used.
+            with contextlib.suppress(RuntimeError):  # it has been told already
+                torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
 
 
 def _elements(tensors: Mapping[str, Tensor]) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,6 +201,46 @@ def test_graphs_that_share_memory_are_recorded_when_all_have_warmed_up(monkeypat
         assert seen == [(False, False)] * 5 + [(True, False), (True, True)]
         second.reset()
     assert not first.recorded  # what one must forget, all do
+
+
+@pytest.mark.parametrize("ends", ["no", "told", "yes"])
+def test_a_failed_recording_keeps_no_memory(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator is told that it ended, and that its pool is used no more, where the graph did not come to that."""
+    told: list[str] = []
+    kept: list[Any] = []
+
+    class Graph:
+        def pool(self) -> tuple[int, int]:
+            if ends != "yes":
+                raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+            return 0, 1
+
+    def end(device: int, pool: Any) -> None:
+        told.append(f"end {device} {pool}")
+        if ends == "told":
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    def release(device: int, pool: Any) -> None:
+        told.append(f"release {device} {pool}")
+
+    def step(inputs: Any) -> dict[str, Tensor]:
+        made = torch.zeros(1)
+        if not kept:
+            kept.append(weakref.ref(made))
+            torch.empty(-1)
+        assert kept[0]() is None, "a tensor of the recording is there when the step is taken without"
+        return {"loss": made}
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    for name in ("graph", "device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+    graph = StepGraph(step, torch.device("cpu:0"), [], warmup=0, required=False)
+    monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(graph, "_pool", (0, 1))
+    assert graph({"x": torch.zeros(1)})["loss"] == 0
+    assert told == ([] if ends == "yes" else ["end 0 (0, 1)", "release 0 (0, 1)"])
 
 
 class Replays:
