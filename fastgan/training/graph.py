@@ -200,8 +200,11 @@ class StepGraph:
         return True
 
     def _abandon(self) -> None:
-        """Undoes what a recording that failed has left behind, and makes it the last."""
-        self._failed = True
+        """Undoes what a recording that failed has left behind, and makes it the last, also of those that share its
+        memory: the generators get other states below, and a graph would go on with those that it knows, and draw what
+        others have drawn."""
+        for graph in self._sharing:
+            graph._failed, graph._graph, graph._values = True, None, torch.empty(0)
         for optimizer in self._optimizers:  # gradients that were only recorded
             optimizer.zero_grad(set_to_none=True)
         if self._forget is not None:

@@ -192,7 +192,7 @@ def test_graphs_that_share_memory_are_recorded_when_all_have_warmed_up(monkeypat
     second = StepGraph(lambda inputs: {}, CPU, [], warmup=1, share=first)
     for graph in (first, second):
         monkeypatch.setattr(graph, "_cuda", True)
-    monkeypatch.setattr(StepGraph, "_record", lambda graph: setattr(graph, "_graph", Replays()))
+    monkeypatch.setattr(StepGraph, "_record", lambda graph: vars(graph).update(_graph=Replays()))
     for _ in range(2):
         seen = []
         for graph in (first, first, first, first, second, first, second):
@@ -243,6 +243,30 @@ def test_a_failed_recording_keeps_no_memory(ends: str, monkeypatch: pytest.Monke
     assert told == ([] if ends == "yes" else ["end 0 (0, 1)", "release 0 (0, 1)"])
 
 
+def test_a_failed_recording_ends_those_that_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random generators' states, which a graph has registered, are others from then on."""
+
+    def record(graph: StepGraph) -> None:
+        if graph is second:
+            raise RuntimeError("no")
+        vars(graph).update(_graph=Replays())
+
+    calls: list[str] = []
+    first = StepGraph(lambda inputs: calls.append("first") or {}, CPU, [], warmup=1, required=False)
+    second = StepGraph(lambda inputs: calls.append("second") or {}, CPU, [], warmup=1, required=False, share=first)
+    for graph in (first, second):
+        monkeypatch.setattr(graph, "_cuda", True)
+    monkeypatch.setattr(StepGraph, "_record", record)
+    for graph in (first, second, first):
+        graph({})
+    assert first.recorded
+    calls.clear()
+    for graph in (second, first, second, first, first):
+        graph({})
+        assert not first.recorded
+    assert calls == ["second", "first", "second", "first", "first"]
+
+
 class Replays:
     def replay(self) -> None:
         pass
@@ -258,7 +282,7 @@ def test_memory_short_beside_a_graph_says_so(monkeypatch: pytest.MonkeyPatch, ca
 
     graph = StepGraph(short, CPU, [], warmup=0)
     monkeypatch.setattr(graph, "_cuda", True)
-    monkeypatch.setattr(StepGraph, "_record", lambda graph: setattr(graph, "_graph", Replays()))
+    monkeypatch.setattr(StepGraph, "_record", lambda graph: vars(graph).update(_graph=Replays()))
     graph({"x": torch.zeros(4)})
     with pytest.raises(torch.OutOfMemoryError):
         graph({"x": torch.zeros(3)})
