@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 import fastgan
 import fastgan.functional as F
+from fastgan.kernels import dispatch
 from fastgan.metrics import sliced_wasserstein_patches
 from fastgan.nn import SlicedWasserstein
 
@@ -81,6 +83,44 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen[:3] == [4, 4, 2]
     theta_grad = torch.func.grad(lambda x: F.sliced_wasserstein(x, y, projections=theta).sum())(x.detach())
     torch.testing.assert_close(theta_grad, whole[1])
+
+
+@pytest.mark.parametrize("chosen", ["auto", "native", "reference"])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_chunks_are_computed_again_by_the_backend_of_the_first_time(
+    chosen: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the context of the forward pass has ended; a GPU's backward pass is on another thread."""
+    x, y, theta = torch.randn(9, 4).requires_grad_(), torch.randn(8, 4), directions(10, 4).float()
+    monkeypatch.setattr(module, "_CHUNK", 17 * 4)
+    used = []
+    select = dispatch.select
+    monkeypatch.setattr(dispatch, "select", lambda *args: used.append(select(*args)) or used[-1])
+    with fastgan.use_backend(chosen):
+        value = F.sliced_wasserstein(x, y, projections=theta)
+        forward = list(used)
+        if elsewhere:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(value.backward).result()
+    with fastgan.use_backend("native" if chosen == "reference" else "reference"):
+        if not elsewhere:
+            value.backward()
+    assert used == 2 * forward
+    assert len(forward) == 3
+
+
+def test_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, theta = torch.randn(9, 4).requires_grad_(), torch.randn(8, 4), directions(10, 4).float()
+
+    def gradient(function: Any) -> torch.Tensor:
+        return torch.autograd.grad(function(x), x)[0]
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.sliced_wasserstein(x, y, projections=theta)
+
+    monkeypatch.setattr(module, "_CHUNK", 17 * 4)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradient(compiled), gradient(loss))
 
 
 def test_generator_and_dtypes() -> None:

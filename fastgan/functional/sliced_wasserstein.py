@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fastgan.functional import _check
 from fastgan.functional._autocast import without_autocast
 from fastgan.functional.wasserstein import are_plain, check_order, distance_of_checked, mean_root_of_checked
+from fastgan.kernels.dispatch import requested_backend, use_backend
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
 _CHUNK = 1 << 24
@@ -70,9 +72,11 @@ def sliced_wasserstein(
     # Saved-tensor hooks, on which checkpointing rests, do not exist under torch.func.
     plain = torch._C._functorch.peek_interpreter_stack() is None
     keep = plain and torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, projections))
+    # A graph that is compiled holds the choice of a backend.
+    compute = _costs if torch.compiler.is_compiling() else partial(_costs_by, requested_backend())
     costs = torch.cat(
         [
-            checkpoint(_costs, x, y, part, p, use_reentrant=False) if keep else _costs(x, y, part, p)
+            checkpoint(compute, x, y, part, p, use_reentrant=False) if keep else compute(x, y, part, p)
             for part in projections.split(chunk)
         ],
         -1,
@@ -211,6 +215,12 @@ def _projected(x: Tensor, y: Tensor, projections: Tensor) -> tuple[Tensor, Tenso
 def _costs(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
     """W_p^p (W_inf) along each direction, [..., L], in float64: its range is that of a float16's p-th power too."""
     return distance_of_checked(*_projected(x, y, projections), None, None, p, False, torch.float64)
+
+
+def _costs_by(backend: str, x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
+    """The same by one backend: a backward pass computes it again, where the forward pass's choice is not in force."""
+    with use_backend(backend):
+        return _costs(x, y, projections, p)
 
 
 def _distances(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
