@@ -381,6 +381,16 @@ def test_our_operators_are_seen_by_the_profiler() -> None:
     assert all(seconds > 0 for seconds in parts.values())
 
 
+def test_our_operators_are_profiled_as_operators() -> None:
+    """Not as a user's notes, to which the profiler charges no time of a GPU."""
+    x = torch.randn(2, 3, 8, 8)
+    with profile_step.named_kernels(), torch.profiler.profile() as profiled:
+        F.instance_norm_act(x)
+    events = profiled.events()
+    scopes = [{e.scope for e in events if e.name.startswith(owner)} for owner in ("fastgan::", "aten::")]
+    assert scopes[0] == scopes[1] != set()
+
+
 def test_parts_and_the_rest_are_the_whole_step() -> None:
     x = torch.randn(64, 64)
     (found,) = profile_step.compare({"one": lambda: x @ x}).values()
