@@ -239,6 +239,12 @@ def test_what_compiles_whole_networks_comes_at_the_very_end() -> None:
     assert [contestant for _, contestant in test_cyclegan_step.CONTESTANTS[-2:]] == [*test_cyclegan_step.COMPILED]
 
 
+def test_no_epoch_of_cyclegan_ends_while_its_steps_are_measured() -> None:
+    """At its end the learning rate falls, after a mean that waits for the device."""
+    largest = max(case.get("batch_size", 1) for case in test_cyclegan_step.CASES.values())
+    assert len(test_cyclegan_step.Images(4)) > 10_000 * largest
+
+
 def item(name: str, file: str = "test_l1.py", contestant: str = "fastgan", **parameters: Any) -> Any:
     callspec = SimpleNamespace(params={"contestant": contestant, **parameters})
     return SimpleNamespace(
