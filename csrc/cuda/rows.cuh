@@ -216,7 +216,10 @@ __global__ void __launch_bounds__(Sorter::kThreads) rows_kernel(const __grid_con
 template <typename Element, typename Sorter>
 void launch_sorter(const RowArguments& arguments, cudaStream_t stream) {
   constexpr size_t bytes = sizeof(RowMemory<Sorter>) * Sorter::kRowsPerBlock;
-  static_assert(bytes + 1024 <= (Sorter::kCapacity <= kLongestRowInLittleMemory ? kLittleMemory : kMuchMemory));
+  constexpr int memory = Sorter::kCapacity <= kLongestRowInLeastMemory    ? kLeastMemory
+                         : Sorter::kCapacity <= kLongestRowInLittleMemory ? kLittleMemory
+                                                                          : kMuchMemory;
+  static_assert(bytes + 1024 <= memory);
   const auto kernel = rows_kernel<Element, Sorter>;
   if (bytes > 48 * 1024) {
     FASTGAN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

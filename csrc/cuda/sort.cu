@@ -133,7 +133,9 @@ int64_t longest_row_on_chip() {
   int device, memory;
   FASTGAN_CUDA_CHECK(cudaGetDevice(&device));
   FASTGAN_CUDA_CHECK(cudaDeviceGetAttribute(&memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return memory >= kMuchMemory ? kLongestRowInMuchMemory : kLongestRowInLittleMemory;
+  return memory >= kMuchMemory     ? kLongestRowInMuchMemory
+         : memory >= kLittleMemory ? kLongestRowInLittleMemory
+                                   : kLongestRowInLeastMemory;
 }
 
 void launch_rows(DType dtype, const RowArguments& arguments, cudaStream_t stream) {

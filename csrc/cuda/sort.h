@@ -11,9 +11,9 @@
 namespace fastgan::cuda {
 
 // float and 16-bit rows up to 8192 are sorted on chip, by the shared memory that a block may have on sm_80, sm_90 and
-// sm_100; up to 4096 where that is less (sm_86, sm_89, sm_120).
-constexpr int kMuchMemory = 163 * 1024, kLittleMemory = 99 * 1024;
-constexpr int64_t kLongestRowInMuchMemory = 8192, kLongestRowInLittleMemory = 4096;
+// sm_100; up to 4096 where that is less (sm_86, sm_89, sm_120); up to 2048 in what every device has (sm_75).
+constexpr int kMuchMemory = 163 * 1024, kLittleMemory = 99 * 1024, kLeastMemory = 48 * 1024;
+constexpr int64_t kLongestRowInMuchMemory = 8192, kLongestRowInLittleMemory = 4096, kLongestRowInLeastMemory = 2048;
 
 // The longest row that the current device sorts on chip.
 int64_t longest_row_on_chip();

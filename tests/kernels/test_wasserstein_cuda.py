@@ -134,11 +134,12 @@ def test_emulated_weighted(n: int, m: int, dtype: torch.dtype, p: float) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
-def test_emulated_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "kib"), [(4097, 99), (4096, 99), (4096, 64), (2048, 64), (2049, 48)])
+def test_emulated_little_shared_memory(n: int, kib: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that fits on chip only on larger devices is sorted device-wide on the others."""
-    inputs = (samples(2, 4097, torch.float32), samples(2, 4097, torch.float32) + 1, None, None)
+    inputs = (samples(2, n, torch.float32), samples(2, n, torch.float32) + 1, None, None)
     large = _wasserstein_cuda.forward(*inputs, 1.0, 3)
-    monkeypatch.setenv("CUDA_EMULATION_SHARED_MEMORY", str(99 * 1024))
+    monkeypatch.setenv("CUDA_EMULATION_SHARED_MEMORY", str(kib * 1024))
     check_forward(inputs, 1.0)
     small = _wasserstein_cuda.forward(*inputs, 1.0, 3)
     assert all(torch.equal(one, two) for one, two in zip(large[2], small[2], strict=True))

@@ -2,9 +2,9 @@
 
 The contract is that of :mod:`fastgan.kernels.native.wasserstein`. Everything runs on torch's current stream, and the
 kernels' workspace is a tensor: a CUDA graph can capture a call. Rows of equal counts without weights take none, up to
-8192 float32 or 16-bit values (4096 on devices whose blocks have less than 163 KiB of shared memory). Other calls work
-on up to 2^26 values of a side at a time (or one longer row), with up to 40 bytes of workspace for each of them, 64 if
-there are weights.
+8192 float32 or 16-bit values (4096 on devices whose blocks have less than 163 KiB of shared memory, 2048 below 99 KiB).
+Other calls work on up to 2^26 values of a side at a time (or one longer row), with up to 40 bytes of workspace for each
+of them, 64 if there are weights.
 """
 
 from __future__ import annotations
