@@ -242,11 +242,15 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return peak
 
 
+LONGEST_LAUNCH = 0.013  # seconds of launches for which the device is made to wait
+
+
 def device_seconds(call: Callable[[], Any], launching: float = 0) -> float:
-    """Device time of one call, whose launches take the host so many seconds."""
+    """Device time of one call, whose launches take the host so many seconds, up to LONGEST_LAUNCH."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     # The device waits while the host runs ahead, so that launches do not show as device time.
-    torch.cuda._sleep(int(2e9 * min(1e-4 + 1.5 * launching, 0.02)))  # cycles, of about half a nanosecond
+    wait = 1e-4 + 1.5 * min(launching, LONGEST_LAUNCH)
+    torch.cuda._sleep(int(2e9 * wait))  # cycles, of about half a nanosecond
     start.record()
     call()
     end.record()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fastgan.functional as F
-from benchmarks import conftest, harness, model_calls, profile_step, report, test_cyclegan_step
+from benchmarks import conftest, harness, model_calls, profile_step, report, scaling, test_cyclegan_step
 from fastgan.kernels import dispatch
 from fastgan.models import build_discriminator, build_generator
 
@@ -197,6 +197,31 @@ def test_a_compiled_contestant_is_compiled_whatever_came_before() -> None:
             assert counter.frame_count == 1
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             [run(torch.randn(200 + n)) for n in range(100)]
+
+
+def test_scaling_measures_the_device_while_the_host_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that are launched slower than they run, on a device that waits as long as it was told to."""
+    launch, runs = {"fastgan": 2e-4, "eager": 3e-4}, {"fastgan": 4e-6, "eager": 8e-6}
+    called: list[str] = []
+
+    def contestant(name: str) -> scaling.Run:
+        return lambda: called.append(name) or (torch.ones(1),)
+
+    def launched(call: Any) -> float:
+        called.clear()
+        call()
+        return sum(launch[name] for name in called)
+
+    def device(call: Any, launching: float = 0.0) -> float:
+        host = launched(call)
+        waits = 1e-4 + 1.5 * min(launching, 0.013)
+        return max(sum(runs[name] for name in called), host - waits)
+
+    monkeypatch.setattr(harness, "DEVICE", "cuda")
+    monkeypatch.setattr(harness, "wall_seconds", launched)
+    monkeypatch.setattr(harness, "device_seconds", device)
+    found = scaling.compare({name: contestant(name) for name in runs})
+    assert {name: taken["p50"] for name, taken in found.items()} == pytest.approx(runs)
 
 
 def test_an_operator_that_plain_pytorch_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
