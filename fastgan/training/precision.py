@@ -19,12 +19,12 @@ class Precision:
 
     Args:
         amp: ``bf16`` or ``fp16`` (with loss scaling) autocast, or ``none``. ``auto``: bf16 on a GPU that has it.
-        channels_last: ``auto``: on a GPU, or with such operators.
-        fused: whether the networks' operators are fused and gain by channels_last: PyTorch's instance norm undoes it.
+        channels_last: ``auto``: if the networks gain by it, and on a GPU its convolutions too.
+        gains: whether they do: not with PyTorch's instance norm, which undoes it.
     """
 
     def __init__(
-        self, device: torch.device, amp: Amp = "none", channels_last: Switch = "off", *, fused: bool = False
+        self, device: torch.device, amp: Amp = "none", channels_last: Switch = "off", *, gains: bool = False
     ) -> None:
         cuda = device.type == "cuda"
         if amp == "auto":
@@ -33,11 +33,8 @@ class Precision:
         self.device = device
         self.amp: str = amp
         self.dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-        self.memory_format = (
-            torch.channels_last
-            if channels_last == "on" or (channels_last == "auto" and (cuda or fused))
-            else torch.preserve_format
-        )
+        last = channels_last == "on" or (channels_last == "auto" and gains and _convolutions_gain(device, amp))
+        self.memory_format = torch.channels_last if last else torch.preserve_format
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def autocast(self, device: str | None = None) -> contextlib.AbstractContextManager[Any]:
@@ -84,3 +81,11 @@ class Precision:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
             self.scaler.load_state_dict(state)
+
+
+def _convolutions_gain(device: torch.device, amp: str) -> bool:
+    """Whether a GPU's gain by channels_last: it is the layout of tensor cores, which serve float16 from Volta on,
+    bfloat16 and, as TF32, float32 from Ampere on."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) >= ((7, 0) if amp == "fp16" else (8, 0))

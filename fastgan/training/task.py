@@ -61,7 +61,7 @@ class RunConfig:
     amp: Amp = "auto"
     """Autocast: none, bf16, fp16 (with loss scaling); auto: bf16 on a GPU that has it, else none."""
     channels_last: Switch = "auto"
-    """Memory format of networks and images; auto: channels last on a GPU, and on a CPU where that is faster."""
+    """Memory format of networks and images; auto: channels last where that is faster (docs/training.md)."""
     cuda_graph: Switch = "auto"
     """Record steps as CUDA graphs and replay them; auto: on a GPU, where nothing prevents it (docs/training.md)."""
     print_freq: int = 100

@@ -23,7 +23,7 @@ from fastgan.training import distributed, schedule, sheet
 from fastgan.training.ema import Ema
 from fastgan.training.loader import Loader
 from fastgan.training.pool import ImagePool
-from fastgan.training.precision import Precision
+from fastgan.training.precision import Amp, Precision, Switch
 from fastgan.training.random import Generator
 from fastgan.training.watch import Meter, not_finite
 
@@ -397,6 +397,30 @@ def test_a_run_makes_its_gpu_the_current_one(monkeypatch: pytest.MonkeyPatch) ->
     assert not current
     with distributed.session(torch.device("cpu")):
         assert not current
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "amp", "last"),
+    [
+        ("cuda", (9, 0), "none", True), ("cuda", (8, 0), "bf16", True), ("cuda", (7, 5), "fp16", True),
+        ("cuda", (7, 5), "none", False), ("cuda", (7, 0), "bf16", False), ("cuda", (6, 1), "fp16", False),
+        ("cpu", (0, 0), "none", True),
+    ],
+)  # fmt: skip
+def test_channels_last_is_for_networks_and_devices_that_gain(
+    device: str, capability: tuple[int, int], amp: Amp, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kwargs: None)
+
+    def chosen(switch: Switch, gains: bool) -> bool:
+        precision = Precision(torch.device(device), amp, switch, gains=gains)
+        return precision.memory_format == torch.channels_last
+
+    assert chosen("auto", True) == last
+    assert not chosen("auto", False)
+    assert chosen("on", False)
+    assert not chosen("off", True)
 
 
 @pytest.mark.parametrize(("major", "amp"), [(7, "none"), (8, "bf16")])

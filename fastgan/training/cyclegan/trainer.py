@@ -58,7 +58,7 @@ class CycleGan(Task):
         report.check(config, test, paired)
         self.config = config
         self.device = distributed.resolve_device(config.device)
-        self.precision = Precision(self.device, config.amp, config.channels_last, fused=config.fused)
+        self.precision = Precision(self.device, config.amp, config.channels_last, gains=config.fused)
         random.seed_all(config.seed)
         self.networks = trainable_networks(config, self.precision)
         warn_of_parts(self.networks, config.batch_size, config.accumulate)

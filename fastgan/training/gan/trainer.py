@@ -55,8 +55,8 @@ class GanTask(Task):
         self.device = distributed.resolve_device(config.device)
         self.objective, self.settings = resolve(config)
         # On a CPU only residual networks gain by channels_last, in which Winograd's convolutions run.
-        residual = architecture_name(config) == "resnet"
-        self.precision = Precision(self.device, config.amp, config.channels_last, fused=config.fused and residual)
+        gains = self.device.type == "cuda" or (config.fused and architecture_name(config) == "resnet")
+        self.precision = Precision(self.device, config.amp, config.channels_last, gains=gains)
         random.seed_all(config.seed)
         self.data = RealData(config)
         report.check(config, self.data)
