@@ -75,7 +75,7 @@ def wasserstein_1d(
         TypeError: an argument that is no tensor, or complex.
         ValueError: no samples, leading shapes that do not broadcast, another device, p < 1, and negative, infinite,
             NaN or all-zero weights. (While a CUDA graph is captured or a program compiled, such weights make their
-            row NaN instead.)
+            row NaN instead.) On a GPU a call with weights waits for its result, to see whether they are.
     """
     x, y, x_weights, y_weights = _prepare(_NAME, x, y, x_weights, y_weights, p)
     value = distance_of_checked(x, y, x_weights, y_weights, p, root, x.dtype)
