@@ -445,6 +445,22 @@ def test_static_steps_of_gans_are_the_plain_ones_and_can_be_recorded(case: str) 
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_critic_is_recorded_once_its_generator_has_warmed_up(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A critic's steps that are taken alone do not wait for a generator's."""
+    monkeypatch.setattr(StepGraph, "_record", lambda graph: vars(graph).update(_graph=Replays()))
+    task = GanTask(gan_tiny(objective="wgan-gp", n_critic=2, boost_first=0, cuda_graph="on"))
+    recorded = []
+    for _ in range(4):
+        task.critic_step(next(task.batches)) if alone else task.step()
+        for graph in task._graphs.values():
+            graph._cuda = True
+        recorded.append({side for side, graph in task._graphs.items() if graph.recorded})
+    # After three steps of both: the critic took more, and waited.
+    assert recorded == [set(), set(), set(), {"critic"} if alone else {"critic", "generator"}]
+
+
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("trainer", ["cyclegan", "gan"])
 def test_a_recording_that_failed_between_step_and_update_of_the_scale_is_forgotten(
     trainer: str, monkeypatch: pytest.MonkeyPatch

@@ -113,8 +113,8 @@ class GanTask(Task):
         check_accumulate(config, self.settings, self.objective)
         warn_of_parts(self.networks, self.settings.batch_size, config.accumulate)
         dropout = any(isinstance(m, nn.Dropout) for n in self.networks.values() for m in n.modules())
-        graphed = graphs(config, self.settings, self.device, dropout=dropout)
-        self._graphs = self._make_graphs() if graphed else {}
+        self._graphed = graphs(config, self.settings, self.device, dropout=dropout)
+        self._graphs: dict[str, StepGraph] = {}
         if distributed.size() > 1:
             random.seed_all(config.seed + 100 + distributed.rank())
 
@@ -124,6 +124,8 @@ class GanTask(Task):
 
     def step(self) -> Losses:
         losses: Losses = {}
+        if self._graphed:
+            self._make_graphs("generator", *(["critic"] if self.critic is not None else []))
         with self.backend():
             if self.critic is not None:
                 for _ in range(self.settings.schedule(self._clock.step)):
@@ -189,25 +191,25 @@ class GanTask(Task):
 
     def _run(self, side: str, update: Callable[[Mapping[str, Tensor]], Losses], inputs: dict[str, Tensor]) -> Losses:
         """A step of one side, through its CUDA graph if there is one."""
-        return self._graphs[side](inputs) if self._graphs else update(inputs)
+        if not self._graphed:
+            return update(inputs)
+        self._make_graphs(side)
+        return self._graphs[side](inputs)
 
-    def _make_graphs(self) -> dict[str, StepGraph]:
-        """All at once: none is recorded before all have warmed up."""
-        steps = {"generator": (self._update_generator, self.optimizer_g)}
-        if self.critic is not None:
-            steps["critic"] = (self._update_critic, self.optimizer_d)
-        made: dict[str, StepGraph] = {}
-        for side, (update, optimizer) in steps.items():
-            made[side] = StepGraph(
-                update,
-                self.device,
-                [optimizer],
-                generators=[self._latent.generator, self._draws.generator],
-                share=next(iter(made.values()), None),
-                required=self.config.cuda_graph == "on",
-                forget=self.precision.forget,
-            )
-        return made
+    def _make_graphs(self, *sides: str) -> None:
+        """Those that are not there yet. Of those that are made at once none is recorded before all have warmed up."""
+        for side in sides:
+            if side not in self._graphs:
+                critic = side == "critic"
+                self._graphs[side] = StepGraph(
+                    self._update_critic if critic else self._update_generator,
+                    self.device,
+                    [self.optimizer_d if critic else self.optimizer_g],
+                    generators=[self._latent.generator, self._draws.generator],
+                    share=next(iter(self._graphs.values()), None),
+                    required=self.config.cuda_graph == "on",
+                    forget=self.precision.forget,
+                )
 
     def _backward(self, side: str, terms_of: Callable[..., Terms], *batch: Tensor) -> Losses:
         """Adds the gradients of the sum of ``terms_of(*batch)``, in ``accumulate`` parts of the batch where their loss
@@ -258,7 +260,7 @@ class GanTask(Task):
 
     def _descend(self, optimizer: Optimizer) -> None:
         self.precision.step(optimizer)
-        if self._graphs:  # the memory of gradients that are used serves the other steps' graphs
+        if self._graphed:  # the memory of gradients that are used serves the other steps' graphs
             optimizer.zero_grad(set_to_none=True)
         self.precision.update()
 
