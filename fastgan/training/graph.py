@@ -80,8 +80,7 @@ class StepGraph:
         generators: of the device, from which it draws, beside the default one.
         warmup: how many calls precede the recording.
         share: a graph whose memory this one may use too: the two are never replayed at once, and the results of one do
-            not outlive a replay of the other. One that is recorded already does not wait
-            for the other's warm-up.
+            not outlive a replay of the other. One that is recorded already does not wait for the other's warm-up.
         required: a step that cannot be recorded raises RuntimeError; otherwise it is run without a graph from then on,
             and a warning says why.
         forget: makes the host forget a step that ended halfway, before the step is called again; see
