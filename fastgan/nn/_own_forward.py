@@ -80,15 +80,23 @@ def _modes() -> tuple[object, ...]:
 
 
 @contextlib.contextmanager
-def _other_modes() -> Iterator[None]:
-    """Other modes than usual: what a forward sets to the usual ones is a change here, and what it asks for differs."""
+def _other_modes(module: nn.Module) -> Iterator[None]:
+    """Other modes than usual: what a forward sets to the usual ones is a change here, and what it asks for differs.
+
+    The training flags are the opposite in ``module`` and everything it holds.
+    """
     before = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+    training = {m: m.training for m in module.modules()}
     try:
+        for m, flag in training.items():
+            m.training = not flag
         for device, enabled in before:
             torch.set_autocast_enabled(device, not enabled)
         with torch.set_grad_enabled(not torch.is_grad_enabled()):
             yield
     finally:
+        for m, flag in training.items():
+            m.training = flag
         for device, enabled in before:
             torch.set_autocast_enabled(device, enabled)
 
@@ -106,18 +114,15 @@ def trace_own_forward(module: nn.Module) -> fx.Graph | str:
         return "its forward asks for the types of values"
     if optional := [p.name for p in inspect.signature(forward).parameters.values() if p.default is None]:
         return f"its forward may be called without {', '.join(optional)}"
-    before, training, random_states = _contents(vars(module)), module.training, _random_states()
+    before, random_states = _contents(vars(module)), _random_states()
     graphs = []
     try:
-        module.training = not training
-        with _other_modes():
+        with _other_modes(module):
             graphs.append(_OwnForward().trace(module))
-        module.training = training
         graphs.append(_OwnForward().trace(module))
     except Exception as error:  # a trace runs the user's code on stand-ins: anything may be raised
         return f"torch.fx cannot trace its forward ({type(error).__name__}: {str(error).splitlines()[0]})"
     finally:
-        module.training = training
         changed = _restore(vars(module), before)
         draws = _random_states() != random_states
         _set_random_states(random_states)

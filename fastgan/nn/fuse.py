@@ -390,9 +390,9 @@ def _drop(holder: nn.Module, slot: str) -> None:
 
 def _hooked(module: nn.Module) -> bool:
     """Whether something is called beside the forward of ``module``'s class, or in its place."""
-    return "forward" in vars(module) or bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    own_call = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return own_call or "forward" in vars(module) or bool(hooks)
 
 
 def _is_complete(taken: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 import random
 from collections import OrderedDict
@@ -398,6 +399,22 @@ def test_hooks_keep_firing() -> None:
     torch.testing.assert_close(seen[1], plain[:4](x))
 
 
+def test_modules_with_a_call_of_their_own_get_what_they_got() -> None:
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x) + x
+
+    _, what = check(lambda: nn.Sequential(nn.InstanceNorm2d(3), Doubles(), Doubles()), (2, 3, 6, 5))
+    assert what == {"0": "norm", "1.body.2": "norm + residual", "2.body.2": "norm + residual"}
+
+
 def test_untraceable_forward_is_reported_and_right() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
@@ -417,17 +434,20 @@ def test_untraceable_forward_is_reported_and_right() -> None:
         torch.testing.assert_close(model(x), Branches()(x))
 
 
-def test_training_dependent_forward_is_not_frozen() -> None:
+@pytest.mark.parametrize("flag", ["training", "relu.training"])
+def test_training_dependent_forward_is_not_frozen(flag: str) -> None:
     class Drops(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
-            return nnf.dropout(self.relu(self.norm(x)), 0.5, self.training)
+            return nnf.dropout(self.relu(self.norm(x)), 0.5, operator.attrgetter(flag)(self))
 
     model = Drops()
+    model.norm.eval()
     report = fastgan.fuse(model)
+    assert [m.training for m in (model, model.norm, model.relu)] == [True, False, True]
     assert "training flag" in str(report)
     x = torch.randn(2, 3, 5, 5)
     assert (model.train()(x) == 0).float().mean() > 0.6
