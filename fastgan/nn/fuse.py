@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from fastgan.kernels.library import allow_in_graph, apply
 from fastgan.nn._own_forward import trace_own_forward
-from fastgan.nn._pieces import called_in_pieces, methods_that_read
+from fastgan.nn._pieces import Methods
 from fastgan.nn._rewritten import NormLast, accept_following, last_module, rewritten
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
@@ -100,9 +100,8 @@ def fuse(model: nn.Module) -> FusionReport:
     report = FusionReport()
     uses = Counter(child for module in model.modules() for child in module._modules.values())
     names = _replace_norms(model, report)
-    in_pieces = {module for module in called_in_pieces(model) if _is_sequential(module)}
     taken: dict[_InstanceNormAct, list[str]] = {norm: ["norm"] for norm in names}
-    reader = _Reader(uses, in_pieces, report)
+    reader = _Reader(uses, Methods(model), report)
     for name, module in reversed(list(model.named_modules())):
         if uses[module] > 1 and any(child in names for child in module.modules()):
             report.left.append((name, "what follows it: it is registered more than once"))
@@ -165,12 +164,12 @@ class _Reader:
 
     Args:
         uses: in how many places each module is registered.
-        in_pieces: every nn.Sequential whose modules are called one by one.
+        methods: what the classes of the model do with modules, besides calling them.
     """
 
-    def __init__(self, uses: Counter[nn.Module | None], in_pieces: set[nn.Module], report: FusionReport) -> None:
+    def __init__(self, uses: Counter[nn.Module | None], methods: Methods, report: FusionReport) -> None:
         self.uses = uses
-        self.in_pieces = in_pieces
+        self.methods = methods
         self.report = report
         self.graphs: dict[nn.Module, fx.Graph | None] = {}  # traced forwards
         self.rewritten: set[nn.Module] = set()
@@ -178,9 +177,9 @@ class _Reader:
 
     def take_over(self, name: str, module: nn.Module, taken: dict[_InstanceNormAct, list[str]]) -> None:
         """Lets every norm that ``module``'s forward calls, or that ends something it calls, take what follows."""
-        if module in self.in_pieces:
+        if _is_sequential(module) and module in self.methods.in_pieces:
             if any(self._tail(child) in taken for child in module.children()):
-                self.report.left.append((name, "what follows its norms: its modules are called one by one"))
+                self.report.left.append((name, f"what follows its norms: {self.methods.in_pieces[module]}"))
         elif _is_sequential(module):
             self._sequential(module, taken)
         elif not isinstance(module, (nn.ModuleList, nn.ModuleDict)) and any(
@@ -251,7 +250,7 @@ class _Reader:
 
         The block's residual is then the interior of its padded input.
         """
-        if not _is_sequential(module) or module in self.in_pieces:
+        if not _is_sequential(module) or module in self.methods.in_pieces:
             return
         children = [m for m in module._modules.values() if m is not None and type(m) is not nn.Identity]
         for before, block in itertools.pairwise(children):
@@ -263,7 +262,7 @@ class _Reader:
             width = _reflection(body._modules[first], norm)
             if not width or self.uses[block] > 1 or _hooked(block) or not _reads_input_alone(call):
                 continue
-            if not _is_called_once(block, call):
+            if not self._is_called_once(block, call):
                 continue
             if before in self.blocks:
                 _, end = self.blocks[before]
@@ -320,7 +319,7 @@ class _Reader:
             if self.uses[module] > 1:
                 return None
             if _is_sequential(module):
-                if not module._modules or module in self.in_pieces:
+                if not module._modules or module in self.methods.in_pieces:
                     return None
                 holder, slot = module, next(iter(module._modules))
                 continue
@@ -333,7 +332,7 @@ class _Reader:
             first = min(inputs[0].users, key=list(graph.nodes).index)
             if first.op != "call_module" or first.args != (inputs[0],) or "." in str(first.target):
                 return None
-            if _is_sequential(module.get_submodule(str(first.target))) and not _is_called_once(module, first):
+            if _is_sequential(module.get_submodule(str(first.target))) and not self._is_called_once(module, first):
                 return None
             seen_again = seen_again or len(inputs[0].users) > 1
             holder, slot = module, str(first.target)
@@ -348,6 +347,12 @@ class _Reader:
         call = next(node for node in graph.nodes if node.op == "call_module" and node.target == slot)
         _skip(graph, call, call.args[0])
         self.rewritten.add(holder)
+
+    def _is_called_once(self, module: nn.Module, call: fx.Node) -> bool:
+        """Whether this call in ``module``'s forward is the only one of that child, and no other method reads it."""
+        calls = sum(node.op == call.op and node.target == call.target for node in call.graph.nodes)
+        reads = 1 if isinstance(module, fx.GraphModule) else self.methods.reads(type(module), str(call.target))
+        return calls == 1 and reads <= 1 and module not in self.methods.in_pieces
 
     def _graph(self, module: nn.Module, name: str | None) -> fx.Graph | None:
         """The calls of ``module``'s own forward; None, and a line in the report, if they cannot be known."""
@@ -423,12 +428,6 @@ def _reads_input_alone(call: fx.Node) -> bool:
     """Whether the argument of ``call`` is the forward's input, and nothing else reads it."""
     source = call.args[0]
     return isinstance(source, fx.Node) and source.op == "placeholder" and list(source.users) == [call]
-
-
-def _is_called_once(module: nn.Module, call: fx.Node) -> bool:
-    """Whether this call in ``module``'s forward is the only one of that child, and no other method reads it."""
-    calls = sum(node.op == call.op and node.target == call.target for node in call.graph.nodes)
-    return calls == 1 and (isinstance(module, fx.GraphModule) or methods_that_read(type(module), str(call.target)) <= 1)
 
 
 def _addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

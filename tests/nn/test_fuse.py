@@ -7,8 +7,9 @@ import operator
 import pickle
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -590,6 +591,81 @@ class ByName(Pieces):
         return [x := getattr(self.model, name)(x) for name in ("0", "1")]
 
 
+class Starred(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [x := layer(x) for layer in [*self.model]]
+
+
+class Unpacked(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        norm, act, *_ = self.model
+        return [norm(x), act(norm(x))]
+
+
+class Yielded(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        def layers() -> Generator[nn.Module]:
+            yield from self.model
+
+        return [x := layer(x) for layer in layers()]
+
+
+class ByMethods(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [self.model.__getitem__(1)(x), next(self.model.__iter__())(x)]
+
+
+class ByForward(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [x := layer.forward(x) for layer in self.model]
+
+
+class Lambda(Pieces):
+    features = lambda self, x: [self.model[0](x)]
+
+
+def first_output(self: Pieces, x: Tensor) -> list[Tensor]:
+    return [self.model[0](x)]
+
+
+class FromFunction(Pieces):
+    features = first_output
+
+
+class OtherName(Pieces):
+    def features(this, x: Tensor) -> list[Tensor]:  # noqa: N805
+        return [this.model[0](x)]
+
+
+class Mixin:
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [x := layer(x) for layer in self.model]  # type: ignore[attr-defined]
+
+
+class Mixed(Mixin, Pieces):
+    pass
+
+
+def undone(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: method(*args)
+
+
+class Decorated(Pieces):
+    @undone
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [self.model[0](x)]
+
+
+class AsDict(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        modules = dict(self.named_modules())
+        return [modules["whole.0"](x)]
+
+
+unread: dict[str, Any] = {"Pieces": Pieces}
+exec("class NoSource(Pieces):\n    def features(self, x):\n        return [self.whole[0](x)]\n", unread)
+
+
 class Looped(Pieces):
     """Over stages, and over the modules of each."""
 
@@ -626,8 +702,20 @@ def test_children_called_by_attribute() -> None:
             h = self.net.norm(x)
             return torch.cat([h, self.net.act(h)])
 
-    _, what = check(Named, (2, 3, 6, 5))
-    assert what == {"net.norm": "norm"}
+    class Renamed(Named):
+        def forward(self, x: Tensor) -> Tensor:
+            net = self.net
+            return net.act(net.norm(x))
+
+    for make in (Named, Renamed):
+        _, what = check(make, (2, 3, 6, 5))
+        assert what == {"net.norm": "norm"}
+
+
+def test_sequential_that_a_function_on_the_instance_takes_apart() -> None:
+    model = Pieces()
+    model.features = lambda x: [model.model[0](x)]  # type: ignore[assignment]
+    assert report_of(model) == {"model.0": "norm", "whole.0": "norm + leaky_relu"}
 
 
 def test_sequential_that_another_module_takes_apart() -> None:
@@ -646,7 +734,13 @@ def test_sequential_that_another_module_takes_apart() -> None:
     torch.testing.assert_close(fused(x), plain(x))
 
 
-@pytest.mark.parametrize("make", [Enumerated, Indexed, Sliced, Named, Renamed, Iterator, Zipped, Elsewhere, ByName])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(Enumerated, Indexed, Sliced, Named, Renamed, Iterator, Zipped, Elsewhere, ByName, Starred, Unpacked, Yielded),
+        *(ByMethods, ByForward, Lambda, FromFunction, OtherName, Mixed, Decorated),
+    ],
+)
 def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
     plain = make()
     fused = copy.deepcopy(plain)
@@ -658,11 +752,16 @@ def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
     torch.testing.assert_close(fused(x), plain(x))
 
 
-@pytest.mark.parametrize(("make", "what"), [(Looped, "norm"), (Unharmed, "norm + leaky_relu")])
-def test_sequentials_in_loops(make: type[Pieces], what: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(Looped, "norm"), (AsDict, "norm"), (unread["NoSource"], "norm"), (Unharmed, "norm + leaky_relu")],
+)
+def test_sequentials_in_loops_or_unread_methods(make: type[Pieces], what: str) -> None:
     plain = make()
     fused = copy.deepcopy(plain)
-    assert report_of(fused)["whole.0"] == what
+    report = fastgan.fuse(fused)
+    assert {fusion.name: fusion.what for fusion in report.fused}["whole.0"] == what
+    assert ("the source of NoSource cannot be read" in str(report)) == (make.__name__ == "NoSource")
     x = torch.randn(2, 3, 6, 5)
     torch.testing.assert_close(fused.features(x), plain.features(x))
 
