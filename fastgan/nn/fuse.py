@@ -83,11 +83,11 @@ def fuse(model: nn.Module) -> FusionReport:
     What stays: parameters, ``state_dict`` keys in both directions, training and eval behaviour, outputs and gradients
     within rounding, hooks. Left alone, and reported: norms with running statistics, subclasses, modules with hooks,
     norms called and an ``nn.Sequential`` registered more than once, an ``nn.Sequential`` whose modules a method may
-    call one by one, forwards that ``torch.fx`` cannot trace or would trace to something else. A norm that is registered
-    more than once becomes a module in each place, with the same Parameters.
+    call one by one, forwards that ``torch.fx`` cannot trace or would trace to something else, or whose source cannot be
+    read. A norm that is registered more than once becomes a module in each place, with the same Parameters.
 
-    A module whose forward had to be rewritten gets a subclass of its class: attributes that its old forward read as
-    Python values are fixed.
+    A module whose forward had to be rewritten gets a subclass of its class: attributes and globals that its old forward
+    read as Python values are fixed.
 
     Args:
         model: any module, also a ``torch.fx.GraphModule``. A bare InstanceNorm is left alone: nothing holds it.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import itertools
 import operator
 import pickle
 import random
+import signal
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -351,6 +355,35 @@ def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
     torch.testing.assert_close(fused[1].branch(x), plain[1].branch(x))
 
 
+def test_body_of_a_residual_block_that_its_owner_calls() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+    class Iterates(Residual):
+        def bodies(self, x: Tensor) -> list[Tensor]:
+            return [body(x) for body in self.children()]
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.InstanceNorm2d(3), Residual())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+        def branch(self, x: Tensor, block: Residual) -> Tensor:
+            return block.body(x)
+
+    for make in (lambda: nn.Sequential(nn.InstanceNorm2d(3), Iterates()), Reads):
+        _, what = check(make, (2, 3, 6, 5))
+        assert list(what.values()) == ["norm", "norm + residual"]
+
+
 def test_broadcast_residual() -> None:
     class Broadcast(nn.Module):
         def __init__(self) -> None:
@@ -475,6 +508,8 @@ class Block(nn.Module):
         self.conv, self.norm, self.act = nn.Conv2d(3, 3, 3, padding=1), nn.InstanceNorm2d(3), nn.LeakyReLU(0.2)
         self.pad = nn.ReflectionPad2d(1)
         self.calls = 0
+        self.log: dict[str, list[Tensor]] = {"outputs": []}
+        self.counter = itertools.count()
 
     def encode(self, x: Tensor) -> Tensor:
         return self.pad(self.act(x + self.norm(self.conv(x))))
@@ -853,6 +888,102 @@ class GradMode(Block):
         return y if torch.is_grad_enabled() else y + 1
 
 
+class RequiredOrNone(Block):
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if skip is None else y * skip
+
+
+def exists(value: object) -> bool:
+    return value is not None
+
+
+class AskedElsewhere(Block):
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        y = self.act(self.norm(x))
+        return y * skip if exists(skip) else y
+
+
+class ByDtype(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return {torch.float32: y}.get(x.dtype, x)  # type: ignore[call-overload, no-any-return]
+
+
+class InSet(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if x.shape in {torch.Size((1, 3, 4, 4))} else x
+
+
+class HasMask(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        return y * x.mask if hasattr(x, "mask") else y
+
+
+class Masked(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x)) * x.mask  # type: ignore[attr-defined, no-any-return]
+
+
+class Tries(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        try:
+            return y * float(x.mean())
+        except TypeError:
+            return y
+
+
+class AnyNumber(Block):
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.act(self.norm(x)) + sum(more)
+
+
+class Logging(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.log["outputs"].append(y := self.act(self.norm(x)))
+        return y
+
+
+class LoggingByAnotherName(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.log["outputs"]
+        outputs.append(y := self.act(self.norm(x)))
+        return y
+
+
+class Marking(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        self.act.last = y
+        return y
+
+
+class MarkingByAnotherName(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        attributes = vars(self.conv)
+        attributes.update(last=y)
+        return y
+
+
+class Numbered(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x)) * next(self.counter)
+
+
+class Printing(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        print("forward")
+        return self.act(self.norm(x))
+
+
+unread["Block"] = Block
+exec("class Unread(Block):\n    def forward(self, x):\n        return self.act(self.norm(x))\n", unread)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -864,9 +995,24 @@ class GradMode(Block):
         (IsTensor, "asks for the types"),
         (Chance, "draws random numbers"),
         (TorchChance, "draws random numbers"),
-        (Seeded, "draws random numbers"),
+        (Seeded, "calls torch.manual_seed for its effect"),
         (Optional, "may be called without skip"),
         (GradMode, "whether gradients"),
+        (RequiredOrNone, "which object a value is"),
+        (AskedElsewhere, "which object a value is"),
+        (ByDtype, "looks up a value"),
+        (InSet, "looks up a value"),
+        (HasMask, "asks for the types"),
+        (Masked, "mask, which not every tensor has"),
+        (Tries, "handles exceptions"),
+        (AnyNumber, "any number of arguments"),
+        (Logging, "calls self.log['outputs'].append for its effect"),
+        (LoggingByAnotherName, "changes what it holds"),
+        (Marking, "sets last"),
+        (MarkingByAnotherName, "changes what it holds"),
+        (Numbered, "calls next"),
+        (Printing, "calls print"),
+        (unread["Unread"], "source of forward"),
     ],
 )
 def test_forwards_that_a_trace_would_change_are_left_alone(make: type[Block], reason: str) -> None:
@@ -879,6 +1025,61 @@ def test_forwards_that_a_trace_would_change_are_left_alone(make: type[Block], re
     assert [fusion.what for fusion in report.fused] == ["norm"]
     assert reason in report.left[0][1]
     assert model.calls == 0
+    assert model.log == {"outputs": []}
+    assert next(model.counter) == 0
+    assert not any(hasattr(module, "last") for module in model.modules())
+
+
+def test_forwards_that_ask_and_change_nothing_of_theirs_are_fused() -> None:
+    class Asks(Block):
+        def forward(self, input: Tensor) -> Tensor:  # which is not Python's
+            outputs, x = [], input
+            for layer in (self.norm, self.act):
+                x = layer(x)
+                outputs.append(x)
+            if self.log is not None and hasattr(self, "pad"):
+                outputs[-1] = self.pad(outputs[-1])
+            return outputs[-1]
+
+    assert report_of(Asks()) == {"norm": "norm + leaky_relu + reflect_pad(1)"}
+
+
+def test_what_interrupts_a_trace_is_none_of_it() -> None:
+    """Collections of garbage, and signals."""
+    seen: list[object] = []
+
+    def note(what: object, _: object) -> None:
+        seen.append(what)
+
+    class Interrupted(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.norm(x))
+            assert signal.raise_signal(signal.SIGUSR1) is None
+            return y
+
+    threshold, handler = gc.get_threshold(), signal.signal(signal.SIGUSR1, note)
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        assert report_of(Interrupted()) == {"norm": "norm + leaky_relu"}
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*threshold)
+        signal.signal(signal.SIGUSR1, handler)
+    assert gc.isenabled()
+    assert {"start", signal.SIGUSR1} <= set(seen)
+
+
+def test_a_profiler_goes_on_after_fuse() -> None:
+    before = sys.getprofile()
+    calls: list[str] = []
+    sys.setprofile(profiler := lambda frame, event, _: calls.append(event))
+    try:
+        fastgan.fuse(Block())
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(before)
+    assert calls
 
 
 def test_buffers_changed_in_place_are_recorded() -> None:
