@@ -123,6 +123,33 @@ def test_chunks_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(gradient(compiled), gradient(loss))
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_for_dimensions_that_change(dynamic: bool | None) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return F.sliced_wasserstein(x, x + 1, n_projections=4)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for d in (5, 6, 7):
+        assert 0 < compiled(torch.randn(8, d)) < math.sqrt(d) * (1 + 1e-6)  # the length of the shift
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_max_sliced_compiles_and_is_transformed(p: float) -> None:
+    x, theta = torch.randn(2, 9, 4), directions(10, 4).float()
+
+    def loss(x: torch.Tensor, p: float = p) -> torch.Tensor:
+        return F.max_sliced_wasserstein(x, 2 * x, projections=theta, n_steps=3, p=p).sum()
+
+    expected = loss(x)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, 1.5), loss(x, 1.5))
+    torch.testing.assert_close(compiled(x, p), expected)
+    torch.testing.assert_close(torch.vmap(loss)(x).sum(), expected)
+    (gradient,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()), gradient)
+
+
 def test_generator_and_dtypes() -> None:
     x, y = torch.randn(12, 5), torch.randn(12, 5)
     draw = lambda: F.sliced_wasserstein(x, y, generator=torch.Generator().manual_seed(3))

@@ -363,6 +363,14 @@ def test_compiled_double_backward(weighted: bool) -> None:
     torch.testing.assert_close(forward(x), F.wasserstein_1d(x, y, a))
 
 
+def test_potentials_compile_for_orders_that_change() -> None:
+    x, y = torch.randn(3, 7), torch.randn(3, 5)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda p: F.wasserstein_1d_potentials(x, y, p=p)[0], fullgraph=True, backend="eager")
+    for p in (2.0, 3.0, 1.5):
+        torch.testing.assert_close(compiled(p), F.wasserstein_1d_potentials(x, y, p=p)[0])
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_compiles_for_sizes_that_change(weighted: bool) -> None:
     def loss(x: Tensor, y: Tensor, a: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -120,7 +121,7 @@ def max_sliced_wasserstein(
     name = "max_sliced_wasserstein"
     check_order(name, p)
     x, y = _prepare(name, x, y)
-    if math.isinf(p):
+    if p == math.inf:
         raise ValueError(f"{name}: p must be finite, got {p}")
     _check.integer(name, "n_steps", n_steps, 0)
     if projections is None:
@@ -128,16 +129,14 @@ def max_sliced_wasserstein(
     _check_projections(name, projections, x)
     # The ascent differentiates, which inference mode and its tensors do not allow.
     with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
-        xs, ys = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
+        compiled = torch.compiler.is_compiling()  # which has no inference mode
+        xs, ys = (t.clone() if not compiled and t.is_inference() else t.detach() for t in (x, y))
         start = nnf.normalize(projections.detach(), dim=-1).to(x.dtype)
         best, index = _distances(xs, ys, start, p).topk(min(_STARTS, start.size(0)), -1)
         theta = start[index]
         step = torch.full_like(best, 0.5)
         for _ in range(n_steps):
-            with torch.enable_grad():
-                theta.requires_grad_()
-                (slope,) = torch.autograd.grad(_distances(xs, ys, theta, p).sum(), theta)
-            theta = theta.detach()
+            slope = _slope(xs, ys, theta, p)
             slope = slope - (slope * theta).sum(-1, keepdim=True) * theta
             size = slope.norm(dim=-1, keepdim=True)
             moved = theta + step.to(theta.dtype).unsqueeze(-1) * slope / size.masked_fill(size == 0, 1.0)
@@ -158,7 +157,9 @@ def random_directions(count: int, like: Tensor, generator: torch.Generator | Non
     _check.generator("sliced_wasserstein", generator)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     device = like.device if generator is None else generator.device
-    directions: Tensor = torch.randn(count, like.size(-1), dtype=dtype, device=device, generator=generator)
+    # torch.compile cannot trace a generator, not even None, beside a symbolic size.
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    directions: Tensor = torch.randn(count, like.size(-1), dtype=dtype, device=device, **given)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     return directions.to(like.device)
 
@@ -226,6 +227,17 @@ def _costs_by(backend: str, x: Tensor, y: Tensor, projections: Tensor, p: float)
 def _distances(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
     """W_p along each direction, [..., L], in float64."""
     return distance_of_checked(*_projected(x, y, projections), None, None, p, True, torch.float64)
+
+
+def _slope(x: Tensor, y: Tensor, projections: Tensor, p: float) -> Tensor:
+    """The gradient of each direction's distance for it, projections' shape."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        # What a compiler or a transform follows; by itself it takes several times as long.
+        slope: Tensor = torch.func.grad(lambda directions: _distances(x, y, directions, p).sum())(projections)
+        return slope
+    with torch.enable_grad():
+        projections = projections.detach().requires_grad_()
+        return torch.autograd.grad(_distances(x, y, projections, p).sum(), projections)[0]
 
 
 def _root(cost: Tensor, p: float) -> Tensor:

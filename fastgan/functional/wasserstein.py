@@ -196,7 +196,7 @@ def wasserstein_1d_potentials(
     """
     name = "wasserstein_1d_potentials"
     x, y, x_weights, y_weights = _prepare(name, x, y, x_weights, y_weights, p)
-    if math.isinf(p):
+    if p == math.inf:
         raise ValueError(f"{name}: p must be finite, got {p}: W_inf has no such dual")
     _check_masses(name, x_weights, y_weights)
     with torch.no_grad():
@@ -328,7 +328,7 @@ def _may_overflow(x: Tensor, y: Tensor, p: float) -> bool:
 
     They are 2 (x - y) for p = 2, else at most p n (n for p = inf), where one atom has all the mass.
     """
-    return p == 2 or max(x.size(-1), y.size(-1)) * (1 if math.isinf(p) else p) > torch.finfo(torch.float16).max
+    return p == 2 or max(x.size(-1), y.size(-1)) * (1 if p == math.inf else p) > torch.finfo(torch.float16).max
 
 
 def _needs(*inputs: Tensor | None) -> int:
@@ -352,7 +352,7 @@ def _batched(function: Any, info: Any, in_dims: tuple[int | None, ...], *args: A
 
 def _is_scaled(p: float) -> bool:
     """Whether scales may be other than 1."""
-    return p not in (1, 2) and not math.isinf(p)
+    return p not in (1, 2) and p != math.inf
 
 
 def _shared(scale: Tensor, p: float) -> Tensor:
@@ -362,12 +362,12 @@ def _shared(scale: Tensor, p: float) -> Tensor:
 
 def _is_rooted(p: float, root: bool) -> bool:
     """Whether the distance is a power of the cost."""
-    return root and p != 1 and not math.isinf(p)
+    return root and p != 1 and p != math.inf
 
 
 def _distance(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor:
     """``reference.finish``, without its care for derivatives."""
-    if p == 1 or math.isinf(p):
+    if p == 1 or p == math.inf:
         return cost
     if not root:
         return cost if p == 2 else cost * scale**p
@@ -381,7 +381,7 @@ def _in_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
 def _slope(cost: Tensor, scale: Tensor, p: float, root: bool) -> Tensor | None:
     """The derivative of the distance for the cost, 0 where a root has none; None for 1."""
     if not _is_rooted(p, root):
-        return None if p == 2 or p == 1 or math.isinf(p) else scale**p
+        return None if p == 2 or p == 1 or p == math.inf else scale**p
     if _all_positive(cost):
         slope = cost.rsqrt() / 2 if p == 2 else cost ** (1 / p - 1) / p
     else:
@@ -567,7 +567,7 @@ class _DoubleBackward(Fused):
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         cotangents = (vx, vy, va, vb)
         weights = va is not None or vb is not None or want & 12
-        if want & 15 and weights and not math.isinf(p):
+        if want & 15 and weights and p != math.inf:
             of_grad, grads = reference.double_backward(cotangents, grad, (x, y, a, b), p)
             return of_grad, *(g if want >> i & 1 else None for i, g in enumerate(grads))
         given = sum(1 << i for i, v in enumerate(cotangents) if v is not None and want & 16)
@@ -581,7 +581,7 @@ class _DoubleBackward(Fused):
                 grad_grad = grad_grad + factor * _row_sums(unit.to(wide) * v)
         if not want & 3:
             return grad_grad, None, None, None, None
-        if p == 1 or math.isinf(p):  # zeros, not None: torch.autograd.grad would take x for unused
+        if p == 1 or p == math.inf:  # zeros, not None: torch.autograd.grad would take x for unused
             hx, hy = torch.zeros_like(x), torch.zeros_like(y)
         else:
             hx, hy = _second(vx, vy, grad, x, y, a, b, scale, p, backend)
@@ -618,7 +618,7 @@ def _placed(units: list[Tensor], need: int) -> tuple[Tensor | None, ...]:
 
 def _factors(grad: Tensor, x: Tensor, y: Tensor, scale: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What turns unit gradients into gradients: those of the samples are per mean weight and per scale."""
-    per_scale = grad if p == 2 or math.isinf(p) else grad / scale  # else the scale is 1
+    per_scale = grad if p == 2 or p == math.inf else grad / scale  # else the scale is 1
     of_x = per_scale / x.size(-1)
     return of_x, of_x if y.size(-1) == x.size(-1) else per_scale / y.size(-1), grad, grad
 

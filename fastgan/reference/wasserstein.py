@@ -62,7 +62,7 @@ def cost(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | Non
     if x_weights is None and y_weights is None and n == m:
         d = difference(xs, ys)
         scale = power_scale(d, p)
-        if math.isinf(p):
+        if p == math.inf:
             return _largest(d), scale
         return power(d / scale.unsqueeze(-1), p).mean(-1), scale
 
@@ -72,7 +72,7 @@ def cost(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | Non
     used = mass > 0
     d = torch.where(used, difference(xs.gather(-1, i), ys.gather(-1, j)), 0.0)
     scale = power_scale(d, p)
-    if math.isinf(p):
+    if p == math.inf:
         return _largest(d), scale
     unit = scale.unsqueeze(-1)
     value = (mass * power(d / unit, p)).sum(-1)
@@ -87,7 +87,7 @@ def cost(x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | Non
 
 def finish(value: Tensor, scale: Tensor, p: float, root: bool) -> Tensor:
     """``W_p`` or ``W_p^p`` of the scaled cost; the root has derivative 0 where the cost is 0."""
-    if p == 1 or math.isinf(p):
+    if p == 1 or p == math.inf:
         return value
     if not root:
         return value if p == 2 else value * scale**p
@@ -176,7 +176,7 @@ def difference(x: Tensor, y: Tensor) -> Tensor:
 
 def power_scale(d: Tensor, p: float) -> Tensor:
     """D [...]: the largest |d| of each row where powers of d may overflow or vanish, else 1."""
-    if p in (1.0, 2.0) or math.isinf(p):
+    if p in (1.0, 2.0) or p == math.inf:
         return torch.ones_like(d[..., 0])
     largest = d.detach().abs().amax(-1)
     return torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
