@@ -359,3 +359,16 @@ def test_in_a_model() -> None:
     for network in (model, copy.deepcopy(model)):
         network.to(memory_format=torch.channels_last)
         torch.testing.assert_close(network(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_script_has_pytorch_s_convolution() -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3, padding="same")),
+        torch.randn(1, 64, 20, 20),
+    )
+    expected = model(x)
+    assert use_winograd(model) == ["0", "2"]
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted(x), expected)
+    assert list(scripted.state_dict()) == list(model.state_dict())
+    assert use_winograd(model) == []  # the model itself stays as it is

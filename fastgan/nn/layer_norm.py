@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fastgan.functional.instance_norm import instance_norm_act
@@ -15,8 +17,14 @@ class LayerNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return nnf.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        else:  # which a script leaves out
+            return self._forward(input)
+
+    def _forward(self, input: Tensor) -> Tensor:
         if input[:1].numel() < 2:  # without a variance: PyTorch's bias alone, and its errors
-            return super().forward(input)
+            return nnf.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         channels_last = layout.is_channels_last(input)
         memory = input.movedim(1, -1) if channels_last else input
         y = instance_norm_act(memory.reshape(len(input), 1, -1), activation="none", eps=self.eps).view(memory.shape)

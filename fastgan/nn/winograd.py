@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastgan.functional.winograd import LEAST_CHANNELS, conv3x3
@@ -11,7 +12,11 @@ class Conv3x3(nn.Conv2d):
     """An ``nn.Conv2d`` of 3×3 weights without stride, dilation and groups, with at most one zero around its input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return conv3x3(input, self.weight, self.bias, _PADDINGS[self.padding])
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            y: Tensor = self._conv_forward(input, self.weight, self.bias)
+            return y
+        else:  # which a script leaves out
+            return conv3x3(input, self.weight, self.bias, _PADDINGS[self.padding])
 
 
 _PADDINGS = {(0, 0): 0, "valid": 0, (1, 1): 1, "same": 1}  # nn.Conv2d's to conv3x3's
@@ -20,7 +25,8 @@ _PADDINGS = {(0, 0): 0, "valid": 0, (1, 1): 1, "same": 1}  # nn.Conv2d's to conv
 def use_winograd(model: nn.Module) -> list[str]:
     """Makes every such ``nn.Conv2d`` of at least 64 channels in ``model`` a :class:`Conv3x3`, in place.
 
-    Parameters, ``state_dict`` and hooks stay. Left alone are subclasses of ``nn.Conv2d``.
+    Parameters, ``state_dict`` and hooks stay; ``torch.jit.script`` compiles PyTorch's own convolution. Left alone are
+    subclasses of ``nn.Conv2d``.
 
     Returns:
         The names of the convolutions.

@@ -51,3 +51,11 @@ def test_replaces_layer_norms_alone() -> None:
     assert list(model.state_dict()) == names
     with torch.autocast("cpu", torch.bfloat16):
         assert model[0](torch.randn(2, 4, 3, 3, dtype=torch.bfloat16)).dtype == torch.float32  # as PyTorch's there
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_script_has_pytorch_s_group_norm(affine: bool) -> None:
+    norm, x = nn.GroupNorm(1, 4, affine=affine), torch.randn(2, 4, 3, 3)
+    expected = norm(x)
+    use_layer_norm(norm)
+    assert torch.equal(torch.jit.script(norm)(x), expected)
