@@ -203,6 +203,20 @@ def test_is_right(trap: Callable[..., tuple[Tensor, ...]], operator: Operator) -
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
+def test_an_empty_batch_has_empty_results(operator: Operator) -> None:
+    x, w = _arguments()
+    first = torch.func.grad(lambda a, b: operator(a, b).sum(), argnums=(0, 1))
+
+    def everything(size: int) -> list[Tensor]:
+        xs, ws = torch.stack([x, x])[:size].requires_grad_(), torch.stack([w, w])[:size]
+        y = torch.func.vmap(operator, in_dims=(0, None))(xs, w)
+        mapped = [torch.func.vmap(first, in_dims=(0, None))(xs, w), torch.func.vmap(first, in_dims=(None, 0))(x, ws)]
+        return [y, *torch.autograd.grad(y.sum(), xs), *mapped[0], *mapped[1]]
+
+    assert [(t.shape, t.dtype) for t in everything(0)] == [(t[:0].shape, t.dtype) for t in everything(2)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("trap", MAY_RAISE, ids=lambda f: f.__name__)
 def test_is_right_or_raises(
     trap: Callable[..., tuple[Tensor, ...]], operator: Operator, monkeypatch: pytest.MonkeyPatch

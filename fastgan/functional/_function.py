@@ -71,15 +71,17 @@ def _refusing(operator: str, what: str) -> Callable[..., NoReturn]:
 
 def one_by_one(function: type[torch.autograd.Function], info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
     """A vmap rule: ``function.apply`` for each of the batch in turn, as PyTorch does for operators without a rule."""
+    size = info.batch_size
 
     def slice_of(argument: Any, dim: int | None, k: int) -> Any:
         if not isinstance(argument, torch.Tensor) or dim is None:
             return argument
-        one = argument.select(dim, k)
+        # Nothing has no first: its sum, zeros, stands for one, of which the results' shapes are known.
+        one = argument.select(dim, k) if size else argument.sum(dim, dtype=argument.dtype)
         return layout.dense(one, layout.is_channels_last(one))
 
-    each = [function.apply(*[slice_of(*a, k) for a in zip(args, in_dims, strict=True)]) for k in range(info.batch_size)]
+    each = [function.apply(*[slice_of(*a, k) for a in zip(args, in_dims, strict=True)]) for k in range(size or 1)]
     if isinstance(each[0], torch.Tensor):
-        return torch.stack(each), 0
-    results = tuple([None if of_all[0] is None else torch.stack(of_all) for of_all in zip(*each, strict=True)])
+        return torch.stack(each)[:size], 0
+    results = tuple([None if of_all[0] is None else torch.stack(of_all)[:size] for of_all in zip(*each, strict=True)])
     return results, tuple([None if result is None else 0 for result in results])
