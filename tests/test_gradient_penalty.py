@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -426,6 +427,8 @@ def test_in_a_compiled_step_it_is_right() -> None:
     [
         ({"real": [1.0]}, TypeError, "real must be a Tensor, got list"),
         ({"weight": None}, TypeError, "weight must be a number, got None"),
+        ({"weight": True}, TypeError, "weight must be a number, got True"),
+        ({"target": Fraction(1, 2)}, TypeError, r"target must be a number, got Fraction\(1, 2\)"),
         ({"weight": float("inf")}, ValueError, "weight must be a finite number, got inf"),
         ({"target": -1.0}, ValueError, "target must be a finite number of at least 0, got -1.0"),
         ({"grad_scale": 0.0}, ValueError, "grad_scale must be positive, got 0.0"),
@@ -465,6 +468,14 @@ def test_critics_that_have_no_gradient(critic: object, error: type[Exception], m
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x.int()), TypeError, "dragan_penalty: real must have a floating"),
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, c=float("nan")), ValueError, "c must be a finite number"),
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x[:, :1]), ValueError, r"noise must have shape \[2, 3\]"),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x.int()), TypeError, "noise must have a floating dtype"),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, std=2.0), TypeError, "std must be a Tensor, got float"),
+        (
+            lambda x: F.dragan_penalty(nn.Linear(3, 1), x, std=x),
+            ValueError,
+            r"std must have shape \[\] .*got",
+        ),
+        (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, generator=1), TypeError, "dragan_penalty: generator must be a"),
         (lambda x: F.consistency_term(x, x, margin="0"), TypeError, "margin must be a number"),
         (lambda x: F.consistency_term(x, x, x[:1], x[:1]), ValueError, r"features must have shape \[2, 3\]"),
         (lambda x: fastgan.nn.GradientPenalty(weight="10"), TypeError, "weight must be a number, got '10'"),

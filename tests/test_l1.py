@@ -271,6 +271,10 @@ def test_inference_needs_no_signs() -> None:
     ("pairs", "error", "message"),
     [
         ([], ValueError, "at least one"),
+        (None, TypeError, r"pairs must be \(a, b, weight\) each, got None"),
+        (torch.ones(2, 3), TypeError, r"pairs must be \(a, b, weight\) each, got Tensor"),
+        ([3], TypeError, r"pairs\[0\] must be \(a, b, weight\), got 3"),
+        ([torch.ones(3)], TypeError, r"pairs\[0\] must be \(a, b, weight\), got Tensor"),
         ([(torch.ones(3), torch.ones(3))], ValueError, "got 2 items"),
         ([(torch.ones(3), torch.ones(4), 1.0)], ValueError, r"\[3\] and \[4\]"),
         ([(torch.ones(0, 3), torch.ones(0, 3), 1.0)], ValueError, r"is empty \(shape \[0, 3\]\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,24 +33,29 @@ def tensor(operator: str, name: str, value: object) -> None:
 def number(operator: str, name: str, value: Any, least: float = -math.inf) -> None:
     if type(value) is float and least <= value < math.inf and value != -math.inf:
         return
-    numbers: tuple[type[Any], ...] = (Real, torch.SymFloat, torch.SymInt)
-    if not isinstance(value, numbers):
-        raise TypeError(f"{operator}: {name} must be a number, got {_described(value)}")
+    if not is_number(value):
+        raise TypeError(f"{operator}: {name} must be a number, got {described(value)}")
     if not least <= value < math.inf or value == -math.inf:  # NaN fails every comparison
         bound = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"{operator}: {name} must be a finite number{bound}, got {value!r}")
 
 
+def is_number(value: object) -> bool:
+    """Of a kind that tensors calculate with as a float: Python's, NumPy's or a compiled program's."""
+    kinds: tuple[type[Any], ...] = (Real, torch.SymFloat, torch.SymInt)
+    return isinstance(value, kinds) and not isinstance(value, (bool, Fraction))
+
+
 def integer(operator: str, name: str, value: Any, least: int | None = None) -> None:
-    if type(value) is not int and not isinstance(value, (Integral, torch.SymInt)):
-        raise TypeError(f"{operator}: {name} must be an integer, got {_described(value)}")
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt))):
+        raise TypeError(f"{operator}: {name} must be an integer, got {described(value)}")
     if least is not None and value < least:
         raise ValueError(f"{operator}: {name} must be at least {least}, got {value}")
 
 
 def generator(operator: str, value: object) -> None:
     if not (value is None or isinstance(value, torch._C.Generator)):
-        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {_described(value)}")
+        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {described(value)}")
 
 
 def floating(operator: str, name: str, value: Tensor) -> None:
@@ -80,5 +86,5 @@ def choice(operator: str, name: str, value: object, choices: Sequence[str]) -> N
         raise ValueError(f"{operator}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
     return type(value).__name__ if isinstance(value, Tensor) else repr(value)

@@ -187,18 +187,24 @@ def dragan_penalty(
     Args:
         noise: u, real's shape, or None to draw it.
         c: scale of the noise in standard deviations of the data.
-        std: std(x), a scalar, or None to take it of ``real``; for a batch that several processes share.
+        std: std(x), a tensor [], or None to take it of ``real``; for a batch that several processes share.
 
     The other arguments, the result and the errors are those of :func:`gradient_penalty`.
     """
     operator = "dragan_penalty"
     _check_penalty(operator, real, weight, target)
     _check.number(operator, "c", c)
+    _check.generator(operator, generator)
+    if std is not None:
+        _check.floating(operator, "std", std)
+        _check.same_device(operator, "std", std, "real", real)
+        _check.shape(operator, "std", std, [], "of the whole batch")
     real = real.detach()
     if noise is None:
         noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
     else:
-        _check.tensor(operator, "noise", noise)
+        _check.floating(operator, "noise", noise)
+        _check.same_device(operator, "noise", noise, "real", real)
         _check.shape(operator, "noise", noise, real.shape, "real's shape")
     perturbed = real + ((c * (real.std(correction=0) if std is None else std)) * noise).to(real.dtype)
     points = _points_between(operator, perturbed, real, alpha, generator if alpha is None else None)

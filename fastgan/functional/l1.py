@@ -55,6 +55,8 @@ def weighted_l1(pairs: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
         TypeError: an argument that is no tensor, or of a wrong dtype.
         ValueError: no pairs, a pair of other than three items, empty tensors, shapes or devices that differ.
     """
+    if isinstance(pairs, Tensor) or not isinstance(pairs, Iterable):
+        raise TypeError(f"{_NAME}: pairs must be (a, b, weight) each, got {_check.described(pairs)}")
     total: Tensor = _weighted(_NAME, list(pairs))
     return total
 
@@ -124,6 +126,8 @@ def _check_arguments(operator: str, pairs: Sequence[tuple[Tensor, Tensor, float]
         raise ValueError(f"{operator}: pairs must have at least one (a, b, weight), got none")
     as_they_are = True
     for k, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)):
+            raise TypeError(f"{operator}: pairs[{k}] must be (a, b, weight), got {_check.described(pair)}")
         if len(pair) != 3:
             raise ValueError(f"{operator}: pairs[{k}] must be (a, b, weight), got {len(pair)} items")
         a, b, weight = pair

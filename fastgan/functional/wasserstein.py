@@ -7,7 +7,6 @@ for whatever needs one ("unit gradients"), so that the backward pass is a scalin
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -246,8 +245,7 @@ def check_order(name: str, p: Any) -> None:
     # A compiled program's own number may be symbolic; the kernels fix it.
     if type(p) is float and p >= 1:
         return
-    numbers: tuple[type[Any], ...] = (int, float, Real, torch.SymInt, torch.SymFloat)
-    if not isinstance(p, numbers) or not p >= 1:
+    if not _check.is_number(p) or not p >= 1:
         raise ValueError(f"{name}: p must be a number in [1, inf], got {p!r}")
 
 

@@ -152,7 +152,8 @@ def _why_not(norm: nn.Module) -> str | None:
 
 def _fused_module(norm: nn.Module) -> _InstanceNormAct:
     assert isinstance(norm, nn.modules.instancenorm._InstanceNorm)
-    fused = _FUSED[type(norm)](norm.num_features, norm.eps, affine=False, activation="none")
+    fused = _FUSED[type(norm)](1, activation="none")
+    fused.num_features, fused.eps = norm.num_features, norm.eps  # whatever they are, as PyTorch takes them
     fused.affine = norm.affine
     fused.momentum = norm.momentum
     fused.weight, fused.bias = norm.weight, norm.bias

@@ -10,8 +10,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, fx, nn
 
 import fastgan.functional as F
-
-_ACTIVATIONS = ("none", "relu", "leaky_relu")
+from fastgan.functional import _check
+from fastgan.functional.instance_norm import ACTIVATIONS
 
 
 def _broadcasts(residual: Any, input: Tensor) -> bool:
@@ -51,8 +51,12 @@ class _InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         negative_slope: float = 0.2,
         reflect_pad: int = 0,
     ) -> None:
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}, got {activation!r}")
+        name = type(self).__name__
+        _check.integer(name, "num_features", num_features, 1)
+        _check.number(name, "eps", eps, 0)
+        _check.choice(name, "activation", activation, ACTIVATIONS)
+        _check.number(name, "negative_slope", negative_slope)
+        _check.integer(name, "reflect_pad", reflect_pad, 0)
         super().__init__(num_features, eps=eps, affine=affine, track_running_stats=False)
         self.activation = activation
         self.negative_slope = negative_slope
@@ -144,7 +148,8 @@ class InstanceNormAct2d(_InstanceNormAct, nn.InstanceNorm2d):
         reflect_pad: elements of reflection padding on each side of the result.
 
     Raises:
-        ValueError: an unknown activation, or an input of other dimensions or, with affine parameters, channels;
+        TypeError, ValueError: an argument of a wrong type or value.
+        ValueError: an input of other dimensions or, with affine parameters, channels;
             without them other channels are a warning, as in PyTorch.
     """
 

@@ -1172,6 +1172,13 @@ def test_a_subclass_of_sequential_is_pickled() -> None:
     assert isinstance(loaded.body, Body)
 
 
+def test_norms_that_pytorch_takes_are_fused() -> None:
+    model, x = nn.Sequential(nn.InstanceNorm2d(6 / 2), nn.ReLU()), torch.randn(1, 3, 5, 5)
+    expected = model(x)
+    assert fastgan.fuse(model).fused
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_script_modules_are_refused() -> None:
     model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
     assert ("0", "it is a ScriptModule") in fastgan.fuse(torch.jit.script(model)).left

@@ -44,8 +44,19 @@ def test_defaults_are_the_contract() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="activation must be one of 'none', 'relu', 'leaky_relu', got 'gelu'"):
-        InstanceNormAct2d(3, activation="gelu")
+    for arguments, error, message in (
+        ((3, 1e-5, False, "gelu"), ValueError, "activation must be one of 'none', 'relu', 'leaky_relu', got 'gelu'"),
+        (("3",), TypeError, "num_features must be an integer, got '3'"),
+        ((0,), ValueError, "num_features must be at least 1, got 0"),
+        ((3, None), TypeError, "eps must be a number, got None"),
+        ((3, -1.0), ValueError, "eps must be a finite number of at least 0, got -1.0"),
+        ((3, 1e-5, False, "relu", "0.2"), TypeError, "negative_slope must be a number, got '0.2'"),
+        ((3, 1e-5, False, "relu", 0.2, 1.5), TypeError, "reflect_pad must be an integer, got 1.5"),
+        ((3, 1e-5, False, "relu", 0.2, True), TypeError, "reflect_pad must be an integer, got True"),
+        ((3, 1e-5, False, "relu", 0.2, -1), ValueError, "reflect_pad must be at least 0, got -1"),
+    ):
+        with pytest.raises(error, match=f"^InstanceNormAct2d: {message}$"):
+            InstanceNormAct2d(*arguments)
     with pytest.raises(ValueError, match=r"input must have 3 channels \(num_features\), got shape \[1, 4, 5, 5\]"):
         InstanceNormAct2d(3, affine=True)(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match="expected 3D or 4D input"):
