@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,59 @@ def test_batch_norm_in_a_critic_that_is_no_module_is_refused(kind: str) -> None:
     critic.eval()
     alpha = torch.rand(3)
     torch.testing.assert_close(*(F.gradient_penalty(c, real, real + 1, alpha=alpha) for c in (wrapped, critic)))
+
+
+class _Calling(nn.Module):
+    """A critic that hands on to something else."""
+
+    def __init__(self, critic: Any) -> None:
+        super().__init__()
+        self.hidden = [critic]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden[0](x)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return nn.functional.batch_norm(x, None, None, training=True).square()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda critic, x: _Calling(critic),
+        lambda critic, x: _Calling(lambda y: critic(y)),
+        lambda critic, x: _Calling(lambda y: critic[2:](_normalised(critic[0](y)))),
+        lambda critic, x: torch.jit.script(critic),
+        lambda critic, x: torch.jit.trace(critic, x),
+        lambda critic, x: nn.Sequential(torch.jit.script(critic), nn.Tanh()),
+        lambda critic, x: torch.fx.symbolic_trace(critic[:1] + nn.Sequential(_Calling(_normalised)) + critic[2:]),
+        lambda critic, x: torch.export.export(critic, (x,)).module(),
+        lambda critic, x: lambda y: torch.utils.checkpoint.checkpoint(critic, y, use_reentrant=False),
+    ],
+    ids=["list", "closure", "helper", "script", "trace", "in a module", "fx", "export", "checkpoint"],
+)
+def test_batch_norm_is_refused_wherever_it_hides(wrap: Callable[[nn.Module, Tensor], Any]) -> None:
+    real, alpha = torch.randn(3, 6), torch.rand(3)
+    plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    critic = wrap(plain, real)
+    for _ in range(4):  # scripts are optimised after some calls
+        with pytest.raises(ValueError, match=r"gradient_penalty: .*normalises over the batch.*allow_batch_mixing"):
+            F.gradient_penalty(critic, real, real)
+        assert F.gradient_penalty(critic, real, real + 1, alpha=alpha, allow_batch_mixing=True) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_batch_norm_in_evaluation_or_of_what_is_no_sample_is_not_refused() -> None:
+    real, alpha = torch.randn(3, 6), torch.rand(3)
+    plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)).eval()
+    expected = F.gradient_penalty(plain, real, real + 1, alpha=alpha)
+    for critic in (_Calling(plain), torch.jit.script(plain), torch.jit.trace(plain, real)):
+        torch.testing.assert_close(F.gradient_penalty(critic, real, real + 1, alpha=alpha), expected)
+    labels = _normalised(torch.randn(3, 4, requires_grad=True))
+    conditional = lambda x, y: plain[2:](plain[0](x) + y)
+    assert F.gradient_penalty(conditional, real, real + 1, critic_args=(labels,)) > 0
 
 
 class CallsBatchNorm(nn.Module):

@@ -52,12 +52,13 @@ def input_gradient(
     if grad_scale <= 0:
         raise ValueError(f"{operator}: grad_scale must be positive, got {grad_scale!r}")
     way_out = ", or pass allow_batch_mixing=True."
-    watch = NOTHING if allow_batch_mixing else without_batch_mixing(operator, critic, way_out)
+    if not allow_batch_mixing:
+        refuse_batch_mixing(operator, critic, way_out)
     create_graph = torch.is_grad_enabled()
     inference = torch.is_inference_mode_enabled()  # its tensors have no gradients
     with torch.inference_mode(False) if inference else NOTHING, NOTHING if create_graph else torch.enable_grad():
         points = _recordable(points).detach().requires_grad_()
-        with watch, _piecewise.activations():
+        with _piecewise.activations():
             scores = critic(points, *map(_recordable, critic_args))
         if not isinstance(scores, Tensor):
             raise TypeError(f"{operator}: critic must return a Tensor of scores, got {type(scores).__name__}")
@@ -66,6 +67,8 @@ def input_gradient(
                 f"{operator}: the critic's scores do not depend on its input (were they detached, or computed under "
                 "no_grad?)"
             )
+        if not allow_batch_mixing and not torch.compiler.is_compiling():
+            _refuse_recorded_batch_norm(operator, scores, critic_args, way_out)
         if create_graph and type(scores.grad_fn).__name__ == "CompiledFunctionBackward":
             raise RuntimeError(
                 f"{operator}: a critic under torch.compile has no double backward. Give the network that was compiled, "
@@ -107,7 +110,7 @@ def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
 
 
 class _WithoutBatchNorm(TorchFunctionMode):
-    """Refuses the function batch_norm in the call of a critic, which cannot be looked for in its modules."""
+    """Refuses the function batch_norm in the call of a critic."""
 
     def __init__(self, operator: str, way_out: str) -> None:
         super().__init__()
@@ -125,16 +128,46 @@ class _WithoutBatchNorm(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def without_batch_mixing(operator: str, critic: Critic, way_out: str = ".") -> AbstractContextManager[Any]:
+def _refuse_recorded_batch_norm(operator: str, scores: Tensor, critic_args: Sequence[Any], way_out: str) -> None:
+    """Raises ValueError if batch normalisation is recorded between the critic's arguments and ``scores``.
+
+    Whoever called it: a helper, a module in a list, a script that has not been optimised yet, which hides its calls.
+    """
+    nodes = [scores.grad_fn]
+    seen = {*nodes, *(a.grad_fn for a in critic_args if isinstance(a, Tensor)), None}
+    for node in nodes:  # which grows
+        assert node is not None
+        normalises = "BatchNorm" in node.name() and getattr(node, "_saved_training", True)
+        if normalises and node._input_metadata[0].shape[0] > 1:  # adaptive instance norm is made with a batch of one
+            raise ValueError(f"{operator}: the critic {_NORMALISES}{way_out}")
+        for earlier, _ in node.next_functions:
+            if earlier not in seen:
+                seen.add(earlier)
+                nodes.append(earlier)
+
+
+def without_batch_mixing(operator: str, critic: nn.Module, way_out: str = ".") -> AbstractContextManager[Any]:
+    """:func:`refuse_batch_mixing`, and a context to call ``critic`` in, where its own calls of batch_norm raise it too.
+
+    For where nothing is recorded: in a compiler or a transform.
+    """
+    modules = refuse_batch_mixing(operator, critic, way_out)
+    # Not without a reason: each call would take longer, and torch.compile cannot trace some of Tensor's methods
+    # (unflatten, split) while they are watched.
+    watched = any(_names_batch_norm(type(m)) for m in modules)
+    return _WithoutBatchNorm(operator, way_out) if watched else NOTHING
+
+
+def refuse_batch_mixing(operator: str, critic: Critic, way_out: str) -> list[nn.Module]:
     """Raises ValueError, from ``operator`` to ``way_out``, if ``critic`` is a module whose scores depend on the batch.
 
     Those are batch normalisation in training mode, and any layer with an attribute ``mixes_samples`` that is true.
 
     Returns:
-        A context to call ``critic`` in, which raises it for a critic that is no module, or calls a function for it.
+        The modules that have been looked at.
     """
     if not isinstance(critic, nn.Module):
-        return _WithoutBatchNorm(operator, way_out)
+        return []
     modules = [critic]
     for module in modules:  # which grows: this is asked in every step, and modules() takes five times as long
         reason = _mixing(module)
@@ -142,10 +175,7 @@ def without_batch_mixing(operator: str, critic: Critic, way_out: str = ".") -> A
             name = next(name for name, other in critic.named_modules() if other is module)
             raise ValueError(f"{operator}: {type(module).__name__} {name!r} {reason}{way_out}")
         modules += [child for child in module._modules.values() if child is not None]
-    # Not without a reason: each call would take longer, and torch.compile cannot trace some of Tensor's methods
-    # (unflatten, split) while they are watched.
-    watched = any(_names_batch_norm(type(m)) for m in modules)
-    return _WithoutBatchNorm(operator, way_out) if watched else NOTHING
+    return modules
 
 
 _name_batch_norm: dict[type[nn.Module], bool] = {}
@@ -166,7 +196,11 @@ _names_batch_norm._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _mixing(module: nn.Module) -> str | None:
     """How ``module`` by itself mixes samples, or None."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+    norm: Any = module
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if isinstance(module, torch.jit.ScriptModule):
+        is_norm = "BatchNorm" in getattr(module, "original_name", "")
+    if is_norm and (norm.training or norm.running_mean is None):
         return _NORMALISES
     # getattr alone is slow for a module without the attribute.
     if ("mixes_samples" in module.__dict__ or hasattr(type(module), "mixes_samples")) and module.mixes_samples:

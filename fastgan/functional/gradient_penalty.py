@@ -109,8 +109,8 @@ def gradient_penalty(
             Positive.
         allow_batch_mixing: accept a critic with batch normalisation in training mode, or with a layer that says of
             itself that it ``mixes_samples`` (minibatch discrimination). The penalty then has no meaning per sample:
-            each score depends on the whole batch. A callable that is no module cannot be looked into; it is watched
-            for batch normalisation alone, while it runs, and so is a module that calls ``F.batch_norm``.
+            each score depends on the whole batch. Batch normalisation is found in the modules and in what autograd
+            records, so also behind a function; of scripts and compiled parts, in the modules alone.
         critic_args: what the critic is called with after the points, a conditional critic's labels, say.
 
     Returns:
