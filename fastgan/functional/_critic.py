@@ -68,7 +68,7 @@ def input_gradient(
                 "no_grad?)"
             )
         if not allow_batch_mixing and not torch.compiler.is_compiling():
-            _refuse_recorded_batch_norm(operator, scores, critic_args, way_out)
+            refuse_recorded_batch_norm(operator, scores, critic_args, way_out)
         if create_graph and type(scores.grad_fn).__name__ == "CompiledFunctionBackward":
             raise RuntimeError(
                 f"{operator}: a critic under torch.compile has no double backward. Give the network that was compiled, "
@@ -128,7 +128,7 @@ class _WithoutBatchNorm(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _refuse_recorded_batch_norm(operator: str, scores: Tensor, critic_args: Sequence[Any], way_out: str) -> None:
+def refuse_recorded_batch_norm(operator: str, scores: Tensor, critic_args: Sequence[Any], way_out: str = ".") -> None:
     """Raises ValueError if batch normalisation is recorded between the critic's arguments and ``scores``.
 
     Whoever called it: a helper, a module in a list, a script that has not been optimised yet, which hides its calls.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fastgan import functional as F
 from fastgan.functional import _check
-from fastgan.functional._critic import check_critic_args, without_batch_mixing
+from fastgan.functional._critic import check_critic_args, refuse_recorded_batch_norm, without_batch_mixing
 
 Tensors = Mapping[str, Tensor]
 
@@ -106,6 +106,8 @@ def critic_gradients(
         if not isinstance(scores, Tensor) or scores.dim() == 0:
             got = "a scalar" if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"critic_gradients: critic must return a Tensor of scores [N, ...], got {got}")
+        if not torch.compiler.is_compiling():
+            refuse_recorded_batch_norm("critic_gradients", scores, args)
         return scores, buffers
 
     def summed(x: Tensor, parameters: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:

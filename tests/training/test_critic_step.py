@@ -210,6 +210,17 @@ def test_batch_norm_is_refused() -> None:
         critic_gradients(critic, *make_batch())
 
 
+def test_batch_norm_in_a_helper_is_refused() -> None:
+    norm = lambda x: nn.functional.batch_norm(x, None, None, training=True)
+
+    class Critic(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return norm(super().forward(x)).square().flatten(1).sum(1)
+
+    with pytest.raises(ValueError, match="critic_gradients: the critic normalises over the batch"):
+        critic_gradients(Critic(3, 4, 3), *make_batch())
+
+
 def test_batch_norm_as_a_function_is_refused_compiled_or_not() -> None:
     critic = CallsBatchNorm(3, 4, 3)
     with pytest.raises(ValueError, match="critic_gradients: the critic normalises over the batch"):
