@@ -8,6 +8,7 @@ identity map.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import statistics
@@ -51,6 +52,8 @@ def demo(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the demo draws its losses with matplotlib: pip install 'fastgan[demo]'")
     begun = time.perf_counter()
     data = make_emoji_dataset(out / "emoji", size, count=count)
     images = {folder.name: sum(1 for _ in folder.iterdir()) for folder in sorted(data.iterdir()) if folder.is_dir()}

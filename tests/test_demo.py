@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_demo_ends_by_the_signal_that_ended_its_run(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit) as end:
         demo(tmp_path / "demo", steps=4, size=32, count=12)
     assert end.value.code == 143
+
+
+def test_demo_asks_for_what_it_draws_with_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    with pytest.raises(ModuleNotFoundError, match=r"matplotlib: pip install 'fastgan\[demo\]'"):
+        demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_demo_refuses_no_steps(tmp_path: Path) -> None:

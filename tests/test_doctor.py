@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,37 @@ def test_a_backend_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     for row in doctor.examine().operators:
         assert row.serves == "reference"
         assert row.reasons["native"] == "undefined symbol: omp_in_parallel"
+
+
+@pytest.mark.parametrize(
+    ("asked", "serves", "reason"),
+    [
+        ("reference", "reference", None),
+        ("native", "nothing", "native: not built"),
+        ("cuda", "nothing", "every call: FASTGAN_BACKEND must be one of"),
+    ],
+)
+def test_the_backend_asked_for_serves_or_nothing_does(
+    monkeypatch: pytest.MonkeyPatch, asked: str, serves: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(dispatch, "_load", lambda backend, stem: "not built")
+    monkeypatch.setattr(dispatch, "_selected", {})
+    monkeypatch.setenv("FASTGAN_BACKEND", asked)
+    report = doctor.examine()
+    assert report.versions["FASTGAN_BACKEND"] == asked
+    for row in (row for row in report.operators if row.device == "cpu"):
+        assert row.serves == serves
+        assert reason is None or any(f"{name}: {why}".startswith(reason) for name, why in row.reasons.items())
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    """And not taken for the best there is: whoever sets it compares."""
+    environment = {**os.environ, "FASTGAN_CPU_ISA": "avx3", "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run(
+        [sys.executable, "-c", "import fastgan"], env=environment, capture_output=True, text=True, check=False
+    )
+    complaint = "FASTGAN_CPU_ISA must be one of baseline, avx2, avx512, avx512_bf16, got 'avx3'"
+    assert ended.stderr.splitlines()[-1] == f"ValueError: {complaint}"
 
 
 def test_a_native_module_of_older_sources_is_named() -> None:

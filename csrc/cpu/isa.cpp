@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 #if FASTGAN_X86
 #include <cpuid.h>
@@ -35,7 +37,8 @@ Isa detect() {
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (std::strcmp(wanted, isa_name(isa)) == 0) return isa < best ? isa : best;
   }
-  return best;
+  throw std::invalid_argument(std::string("FASTGAN_CPU_ISA must be one of baseline, avx2, avx512, avx512_bf16, got '") +
+                              wanted + "'");
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ namespace fastgan {
 enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 // The best set that this processor has; the environment variable FASTGAN_CPU_ISA (baseline, avx2, avx512,
-// avx512_bf16) lowers it.
+// avx512_bf16) lowers it. Throws std::invalid_argument if it is anything else.
 Isa cpu_isa();
 const char* isa_name(Isa isa);
 

@@ -15,6 +15,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 
 if not hasattr(_C, "winograd_weight_gradient"):
     raise ImportError("fastgan._C was built from older sources: install the package again")
+_C.cpu_isa()  # refuses an unknown FASTGAN_CPU_ISA, before any kernel runs
 # For the kernels that take tensors as they are.
 _C.use_dlpack(torch.Tensor.__dlpack_c_exchange_api__)
 _C.use_types(torch.Tensor, torch.nn.Parameter)
