@@ -1,4 +1,4 @@
-"""Contestants of a case run side by side, and the result file says what it depends on.
+"""Contestants of a case run side by side, and the result file says what it depends on, and what failed.
 
 A session whose time is up (``harness.UNTIL``, in Unix time, which FASTGAN_BENCH_UNTIL sets: ``inf`` lifts the limit)
 begins no more cases, and says which it left out.
@@ -51,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     case = _case(item)
     end = harness.UNTIL - _kept_back(item) + harness.GRACE * (case in _begun)
     if time.time() > end:
-        harness.LEFT_OUT.append(item.nodeid.removeprefix("benchmarks/"))
+        harness.LEFT_OUT.append(_name(item.nodeid))
         pytest.skip("no time left (FASTGAN_BENCH_UNTIL)")
     _begun[:] = [case]
 
@@ -60,6 +60,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or _case(nextitem) != _case(item):
         harness.take_turns()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed and (name := _name(report.nodeid)) not in harness.FAILED:
+        harness.FAILED.append(name)
+
+
+def _name(nodeid: str) -> str:
+    return nodeid.removeprefix("benchmarks/")
 
 
 def pytest_keyboard_interrupt() -> None:
@@ -73,6 +82,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{len(harness.LEFT_OUT)} benchmarks were left out. FASTGAN_BENCH_UNTIL=inf, or make bench, runs them all:"
         )
         terminalreporter.write_line("\n".join(harness.LEFT_OUT))
+    if harness.FALLBACKS.messages:
+        terminalreporter.section("not measured on kernels of fastgan's")
+        terminalreporter.write_line("\n".join(harness.FALLBACKS.messages))
+        terminalreporter.write_line("These figures of fastgan's are plain PyTorch's; fastgan doctor says why.")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -80,3 +93,4 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     output_json["environment"] = harness.environment()
     output_json["unsupported"] = harness.UNSUPPORTED
     output_json["left_out"] = harness.LEFT_OUT
+    output_json["failed"] = harness.FAILED

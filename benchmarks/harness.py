@@ -61,8 +61,9 @@ ROUNDING = 1e-3 if DEVICE == "cpu" else 5e-3
 _WITHOUT_TORCH = ("numpy", "scipy")
 # Cases that a contestant cannot do: for the result file (conftest.py writes it).
 UNSUPPORTED: list[dict[str, str]] = []
-# Benchmarks for which no time was left, likewise.
+# Benchmarks for which no time was left, and those whose check or measurement failed, likewise.
 LEFT_OUT: list[str] = []
+FAILED: list[str] = []
 ENDED = "all after the last row, for the session was ended"
 # A file that gets each contestant's line as soon as it has been measured: a session that is killed leaves that.
 ROWS = os.environ.get("FASTGAN_BENCH_ROWS")

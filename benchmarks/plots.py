@@ -13,8 +13,9 @@ from typing import Any
 
 OURS, THEIRS = "#2f6db3", "#d0743c"
 # The contestants that have bars: variants of ours, floors and copies have none.
-COLOURS = {"eager": THEIRS, "plain": "#c9a187", "official": "#a0522d", "compile": "#7a9e4f", "torch": THEIRS}
-COLOURS |= {"numpy": "#8064a2", "scipy": "#b8a13a", "pot": "#4aa3a3"}
+COLOURS = {"eager": THEIRS, "plain": "#c9a187", "compile": "#7a9e4f", "torch": THEIRS}
+COLOURS |= {"official": "#a0522d", "published": "#a0522d"}
+COLOURS |= {"numpy": "#8064a2", "scipy": "#b8a13a", "pot": "#4aa3a3", "pot, float64": "#4aa3a3"}
 # Below this a call's time is Python's, and the roofline says nothing of it.
 _LARGE = 2**18  # bytes
 

@@ -47,10 +47,13 @@ def main() -> None:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     source = merge(arguments.sources) if arguments.sources else measure(arguments.out, parts, arguments.pytest_args)
-    if "rows" in json.loads(source.read_text()):
+    results = json.loads(source.read_text())
+    if "rows" in results:
         write_report(source)
     else:
         print("no report: the result file has no benchmarks yet")
+    if not arguments.sources and "bench" in parts and (failed := results["failed"]):
+        raise SystemExit("failed, and without figures: " + ", ".join(failed))
 
 
 def merge(sources: list[Path]) -> Path:
@@ -120,7 +123,7 @@ def _interrupted(rows: Path) -> dict[str, Any]:
     from benchmarks.harness import ENDED
 
     first, *entries = [json.loads(line) for line in rows.read_text().splitlines() if line.endswith("}")]
-    return {**first, "benchmarks": entries, "machine_info": {}, "unsupported": [], "left_out": [ENDED]}
+    return {**first, "benchmarks": entries, "machine_info": {}, "unsupported": [], "left_out": [ENDED], "failed": []}
 
 
 def dump(results: Results) -> str:
@@ -147,7 +150,8 @@ def condense(raw: dict[str, Any]) -> Results:
         rows.append(row | info)
     processor = raw["machine_info"].get("cpu", {}).get("brand_raw") or platform.processor() or platform.machine()
     return {**raw["environment"], "processor": processor, "commit": commit(),
-            "unsupported": raw["unsupported"], "left_out": raw["left_out"], "rows": rows}  # fmt: skip
+            "unsupported": raw["unsupported"], "left_out": raw["left_out"], "failed": raw["failed"],
+            "rows": rows}  # fmt: skip
 
 
 def commit() -> str:
@@ -155,7 +159,8 @@ def commit() -> str:
     if given := os.environ.get("FASTGAN_COMMIT"):
         return given
     run = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    changed = run("status", "--porcelain", "--untracked-files=no", "--", "fastgan", "csrc", "benchmarks/*.py").strip()
+    sources = ("fastgan", "csrc", "benchmarks/*.py", "CMakeLists.txt", "setup.py", "constraints.txt")
+    changed = run("status", "--porcelain", "--untracked-files=no", "--", *sources).strip()
     return run("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
 
 
@@ -202,21 +207,23 @@ _PASS = re.compile(r".+?[ ,]+(forward ?\+ ?backward|double backward|forward)$")
 def weighted(results: Results) -> dict[str, dict[str, float]]:
     """model's step -> contestant -> seconds in all its norms, losses and penalties, each as often as it is called.
 
-    "floor" is what their bytes take at the speed of a large copy.
+    "floor" is what their bytes take at the speed of a large copy. A contestant that did not do every call of a step
+    (``step_calls``) has no total.
     """
-    calls: dict[str, dict[str, dict[str, float]]] = {}
+    totals: dict[str, dict[str, float]] = {}
+    left: dict[tuple[str, str], int] = {}
     for row in results["rows"]:
         if "calls" in row:
-            cases = calls.setdefault(row["step"], {})
-            case = cases.setdefault(row["case"], {})
-            case[row["contestant"]] = row["calls"] * row["p50"]
-            if "floor" in row:
-                case["floor"] = row["calls"] * row["floor"]
-    totals = {}
-    for step, cases in calls.items():
-        names = set.intersection(*(set(case) for case in cases.values()))
-        totals[step] = {name: sum(case[name] for case in cases.values()) for name in sorted(names)}
-    return totals
+            step, found = row["step"], {row["contestant"]: row["p50"]}
+            if row["contestant"] == "fastgan" and "floor" in row:
+                found["floor"] = row["floor"]
+            for name, seconds in found.items():
+                total = totals.setdefault(step, {})
+                total[name] = total.get(name, 0.0) + row["calls"] * seconds
+                left[step, name] = left.get((step, name), row["step_calls"]) - row["calls"]
+    return {
+        step: {name: total[name] for name in sorted(total) if left[step, name] == 0} for step, total in totals.items()
+    }
 
 
 def summary(results: Results) -> list[str]:
@@ -239,7 +246,7 @@ def headline(results: Results) -> list[str]:
     """Time outside convolutions in a training step, from the model-weighted calls and from the profiles."""
     lines = []
     if totals := weighted(results):
-        lines += ["| norms, losses and penalties of a training step | eager | fastgan | | bytes at copy speed |"]
+        lines += ["| a step's calls of norms, losses and penalties, alone | eager | fastgan | | bytes at copy speed |"]
         lines += ["|---|---:|---:|---:|---:|"]
         for step, seconds in totals.items():
             if {"eager", "fastgan"} <= seconds.keys():
@@ -280,9 +287,9 @@ def write_report(source: Path) -> None:
     for operator in ratios(results):
         lines += ["", *_operator(results, operator)]
     if "scaling" in results:
-        lines += ["", *_scaling(results["scaling"])]
+        lines += ["", *_scaling(results["scaling"]), *_other_commit(results, "scaling")]
     if "profile" in results:
-        lines += ["", *_profile(results["profile"])]
+        lines += ["", *_profile(results["profile"]), *_other_commit(results, "profile")]
     source.with_suffix(".md").write_text("\n".join(lines) + "\n")
     for path in (source.with_suffix(".md"), *drawn):
         print(f"wrote {path}")
@@ -291,8 +298,9 @@ def write_report(source: Path) -> None:
 
 _HEADLINE_NOTE = (
     "Every norm, loss and penalty that the models call in a training step, at the shapes and layouts at which they call"
-    " it, forward and backward (in a gradient penalty: double backward), times how often. The profile measures the same"
-    " from the other side: a whole step less its convolutions and matrix products.",
+    " it, forward and backward (in a gradient penalty: double backward), measured alone and again and again, times how"
+    " often a step makes it. Within a step its inputs come from other operators, on a CPU mostly not from the caches:"
+    " the profile says what a step spends, as a whole step less its convolutions and matrix products.",
 )
 
 
@@ -316,11 +324,19 @@ def _head(results: Results) -> list[str]:
         ]
     if fallbacks := results.get("fallbacks"):
         lines += ["", f"**Not measured on kernels of fastgan's: {'; '.join(fallbacks)}.**"]
+    if failed := results.get("failed"):
+        lines += ["", f"**Failed, and without figures: {', '.join(failed)}.**"]
     if late := sum(row.get("late", False) for row in results["rows"]):
         lines += ["", f"Time was short: {late} of {len(results['rows'])} rows rest on fewer samples than usual."]
     if left_out := results.get("left_out"):
         lines += ["", f"No time was left for: {', '.join(left_out)}."]
     return lines
+
+
+def _other_commit(results: Results, part: str) -> list[str]:
+    """Of a part that was measured at another time than the rows."""
+    own = short(results[part]) if "commit" in results[part] else short(results)
+    return [] if own == short(results) else ["", f"Measured at commit {own}."]
 
 
 def kept(results: Results) -> bool:

@@ -90,8 +90,7 @@ def penalty(batch: int) -> dict[str, Run]:
     alpha = torch.rand(4 * batch, device=harness.DEVICE)
 
     def eager(grads: Tensor) -> Tensor:
-        a = alpha.view(-1, 1, 1, 1)
-        points = a * real + (1 - a) * fake
+        points = torch.lerp(fake, real, alpha.view(-1, 1, 1, 1))
         return (grads.flatten(1).norm(2, dim=1) - 1).square().mean() + points[0, 0, 0, 0]
 
     def ours(grads: Tensor) -> Tensor:

@@ -19,8 +19,15 @@ SHAPES = [(64, 3, 64, 64), (64, 3, 32, 32), (16, 3, 256, 256), (256, 2), (2, 2)]
 
 
 def eager_parts(real: Tensor, fake: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-    """The interpolation and penalty of the published ports."""
-    alpha = torch.rand(real.size(0), *(1,) * (real.dim() - 1), device=real.device)
+    """What PyTorch has for both."""
+    alpha = torch.rand(real.size(0), *(1,) * (real.dim() - 1), device=real.device, dtype=real.dtype)
+    points = torch.lerp(fake, real, alpha)
+    return points, (grads.flatten(1).norm(2, dim=1) - 1).square().mean()
+
+
+def published_parts(real: Tensor, fake: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as the papers' formula reads, and the published ports with it."""
+    alpha = torch.rand(real.size(0), *(1,) * (real.dim() - 1), device=real.device, dtype=real.dtype)
     points = alpha * real + (1 - alpha) * fake
     return points, (grads.flatten(1).norm(2, dim=1) - 1).square().mean()
 
@@ -32,6 +39,7 @@ def our_parts(real: Tensor, fake: Tensor, grads: Tensor) -> tuple[Tensor, Tensor
 PARTS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "fastgan": our_parts,
     "eager": eager_parts,
+    "published": published_parts,
     "compile": eager_parts,
 }
 
@@ -115,8 +123,7 @@ def make_critic(fused: bool) -> nn.Module:
 
 def eager_step(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor) -> tuple[Tensor, ...]:
     """Algorithm 1 of Gulrajani et al. in plain PyTorch."""
-    a = alpha.view(-1, 1, 1, 1)
-    points = (a * real + (1 - a) * fake).requires_grad_()
+    points = torch.lerp(fake, real, alpha.view(-1, 1, 1, 1)).requires_grad_()
     (grads,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
     penalty = 10 * (grads.flatten(1).norm(2, dim=1) - 1).square().mean()
     return torch.autograd.grad(critic(fake).mean() - critic(real).mean() + penalty, list(critic.parameters()))

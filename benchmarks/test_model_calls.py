@@ -18,7 +18,8 @@ import fastgan.functional as F
 from benchmarks import harness
 from benchmarks.model_calls import ModelCall, collect
 
-CASES = [(step, call, count) for step, calls in collect().items() for call, count in calls.items()]
+CALLS = collect()
+CASES = [(step, call, count) for step, calls in CALLS.items() for call, count in calls.items()]
 Results = tuple[Tensor, ...]
 
 
@@ -47,9 +48,8 @@ def eager_l1(*tensors: Tensor, weights: tuple[float, ...]) -> Tensor:
 
 
 def eager_interpolate(real: Tensor, fake: Tensor, alpha: Tensor | None) -> Tensor:
-    a = torch.rand(len(real), device=real.device) if alpha is None else alpha
-    a = a.view(-1, *(1,) * (real.dim() - 1))
-    return a * real + (1 - a) * fake
+    a = torch.rand(len(real), device=real.device, dtype=real.dtype) if alpha is None else alpha.to(real.dtype)
+    return torch.lerp(fake, real, a.view(-1, *(1,) * (real.dim() - 1)))
 
 
 def eager_penalty(grads: Tensor, target: float, one_sided: bool) -> Tensor:
@@ -140,5 +140,5 @@ def test_call(benchmark: Any, step: str, call: ModelCall, count: int, contestant
 
     harness.measure(
         benchmark, lambda run: run(), runs, operator=f"calls of {step}", case=str(call), contestant=contestant,
-        bytes_moved=traffic(call), check=check, step=step, calls=count,
+        bytes_moved=traffic(call), check=check, step=step, calls=count, step_calls=CALLS[step].total(),
     )  # fmt: skip

@@ -18,7 +18,7 @@ CASES = [(256, 2, 128), (512, 192, 256), (64, 3072, 512)]
 
 
 def torch_sort(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    x, y = (x @ directions.mT).sort(0).values, (y @ directions.mT).sort(0).values
+    x, y = ((directions @ points.mT).sort(-1).values for points in (x, y))  # rows sort faster than columns
     return (x - y).square().mean().sqrt()
 
 

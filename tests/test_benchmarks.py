@@ -236,6 +236,21 @@ def test_an_operator_that_plain_pytorch_serves_is_told(monkeypatch: pytest.Monke
     for name in ("copy_bandwidth", "peak_arithmetic"):
         monkeypatch.setattr(harness, name, lambda: 1.0)
     assert harness.environment()["fallbacks"] == [message]
+    monkeypatch.setattr(harness, "LEFT_OUT", [])
+    lines: list[str] = []
+    conftest.pytest_terminal_summary(SimpleNamespace(section=lines.append, write_line=lines.append))
+    assert lines[:2] == ["not measured on kernels of fastgan's", message]
+
+
+def test_what_failed_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever phase: the samples are taken when the last contestant is torn down."""
+    monkeypatch.setattr(harness, "FAILED", [])
+    for name, failed in (("test_a[x]", True), ("test_a[x]", True), ("test_b", False), ("test_c", True)):
+        conftest.pytest_runtest_logreport(SimpleNamespace(nodeid=f"benchmarks/test_l1.py::{name}", failed=failed))
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(harness, "environment", dict)
+    conftest.pytest_benchmark_update_json(None, [], written)
+    assert written["failed"] == ["test_l1.py::test_a[x]", "test_l1.py::test_c"]
 
 
 def test_a_step_is_profiled_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +301,9 @@ def test_contestants_are_neighbours_and_whole_steps_come_last() -> None:
     assert items == ([*order, *steps] if harness.DEVICE == "cpu" else [*steps[:2], *order, steps[2]])
 
 
-def test_what_time_is_left_for_begins_and_the_rest_is_named(clock: SimpleNamespace) -> None:
+def test_what_time_is_left_for_begins_and_the_rest_is_named(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A case that has begun has some time to end; it would be worth nothing without its last contestants."""
     items = [item("test_a", contestant="fastgan"), item("test_a", contestant="eager"), item("test_b")]
     items += [item("test_step", "test_cyclegan_step.py", contestant) for contestant in ("eager", "compile")]
@@ -310,6 +327,7 @@ def test_what_time_is_left_for_begins_and_the_rest_is_named(clock: SimpleNamespa
         conftest.pytest_runtest_setup(items[2])
     assert harness.LEFT_OUT[:2] == ["test_cyclegan_step.py::test_step"] * 2
     assert harness.LEFT_OUT[2:] == ["test_l1.py::test_b"]
+    monkeypatch.setattr(harness.FALLBACKS, "messages", [])
     lines: list[str] = []
     conftest.pytest_terminal_summary(SimpleNamespace(section=lines.append, write_line=lines.append))
     assert lines[-1].splitlines() == harness.LEFT_OUT

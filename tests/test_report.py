@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -30,7 +31,8 @@ RESULTS: dict[str, Any] = {
         row("a", "compile", 2e-3),
         row("b", "fastgan", 1e-3),
         row("b", "eager", 9e-3),
-        *(row(f"call {i}", name, seconds, "calls of CycleGAN", step="CycleGAN", calls=calls, floor=5e-4)
+        *(row(f"call {i}", name, seconds, "calls of CycleGAN", step="CycleGAN", calls=calls, step_calls=11,
+              floor=5e-4)
           for i, calls in ((1, 10), (2, 1)) for name, seconds in (("fastgan", 1e-3), ("eager", 5e-3 * i))),
     ],
     "scaling": {"threads": 2, "rows": [
@@ -69,12 +71,35 @@ def test_the_report_says_what_time_was_too_short_for(tmp_path: Path) -> None:
     rows = [row("a", "fastgan", 1.0, late=True), row("a", "eager", 2.0)]
     source = tmp_path / "result.json"
     more = {"left_out": ["test_l1.py::test_b"], "fallbacks": ["weighted_l1 falls back to plain PyTorch on cuda (no)"]}
+    more["failed"] = ["test_l1.py::test_wrong"]
     source.write_text(json.dumps(RESULTS | {"rows": rows} | more))
     report.write_report(source)
     text = source.with_suffix(".md").read_text()
     assert "Time was short: 1 of 2 rows rest on fewer samples than usual." in text
     assert "kernels of fastgan's: weighted_l1 falls back to plain PyTorch on cuda (no)." in text
     assert "No time was left for: test_l1.py::test_b." in text
+    assert "**Failed, and without figures: test_l1.py::test_wrong.**" in text
+
+
+def test_a_part_measured_at_another_commit_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "result.json"
+    parts = {"scaling": {"commit": "fedcba9876543210"}, "profile": {"commit": RESULTS["commit"]}}
+    source.write_text(json.dumps(RESULTS | {name: RESULTS[name] | commit for name, commit in parts.items()}))
+    report.write_report(source)
+    text = source.with_suffix(".md").read_text()
+    assert text.count("Measured at commit") == 1
+    assert "Measured at commit fedcba987654.\n\n## Where" in text
+
+
+def test_a_run_with_a_failed_benchmark_fails_after_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "result.json"
+    monkeypatch.setattr("sys.argv", ["report", "--out", str(source), "--parts", "bench"])
+    for failed in ([], ["test_l1.py::test_wrong"]):
+        source.write_text(json.dumps(RESULTS | {"failed": failed}))
+        monkeypatch.setattr(report, "measure", lambda out, parts, pytest_args: out)
+        with pytest.raises(SystemExit, match="test_wrong") if failed else contextlib.nullcontext():
+            report.main()
+        assert ("test_wrong" in source.with_suffix(".md").read_text()) == bool(failed)
 
 
 def test_a_report_of_a_run_that_ended_early_has_no_empty_plot(tmp_path: Path) -> None:
@@ -103,8 +128,12 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_total_is_over_contestants_that_did_every_call() -> None:
     results = copy.deepcopy(RESULTS)
-    results["rows"].append(row("call 1", "compile", 1.0, "calls of CycleGAN", step="CycleGAN", calls=10))
-    assert report.weighted(results) == {"CycleGAN": pytest.approx({"fastgan": 0.011, "eager": 0.06, "floor": 0.0055})}
+    facts = {"step": "CycleGAN", "calls": 10, "step_calls": 11}
+    results["rows"].append(row("call 1", "compile", 1.0, "calls of CycleGAN", **facts))
+    whole = {"fastgan": 0.011, "eager": 0.06, "floor": 0.0055}
+    assert report.weighted(results) == {"CycleGAN": pytest.approx(whole)}
+    results["rows"] = [each for each in results["rows"] if (each["case"], each["contestant"]) != ("call 2", "fastgan")]
+    assert report.weighted(results) == {"CycleGAN": {"eager": pytest.approx(0.06)}}
 
 
 def test_a_changed_working_tree_shows() -> None:
@@ -127,7 +156,7 @@ def test_means_are_of_one_pass() -> None:
     words += ("norm", "[4, 4], forward + backward"), ("small", "forward"), ("calls", "norm 2x2, double backward")
     rows = []
     for operator, case in words:
-        facts = {"calls": 2, "step": "a step"} if operator == "calls" else {}
+        facts = {"calls": 2, "step_calls": 2, "step": "a step"} if operator == "calls" else {}
         rows += [row(case, "fastgan", 1.0, operator, **facts), row(case, "eager", 3.0, operator, **facts)]
     found = report.by_pass({"rows": rows})
     assert {name: len(cases) for name, cases in found.items()} == {
@@ -149,9 +178,11 @@ def test_condense_takes_device_times_where_there_are_some(monkeypatch: pytest.Mo
         "machine_info": {},
         "unsupported": [],
         "left_out": ["test_l1.py::test_b"],
+        "failed": ["test_l1.py::test_c"],
     }
     results = report.condense(raw)
     assert results["left_out"] == ["test_l1.py::test_b"]
+    assert results["failed"] == ["test_l1.py::test_c"]
     wall, on_device = results["rows"]
     assert (wall["p20"], wall["p50"], wall["p80"], wall["samples"]) == (2.0, 3.0, 5.0, 6)
     assert (on_device["p20"], on_device["p50"], on_device["p80"]) == (1.0, 2.0, 3.0)
