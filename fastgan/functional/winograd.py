@@ -1,4 +1,4 @@
-"""3×3 convolutions on the CPU by Winograd's minimal filtering: 16 multiplications where there are 36.
+"""3×3 convolutions on the CPU by Winograd's minimal filtering: 16 multiplications where there are 36, or 36 of 144.
 
 The derivation is in :mod:`fastgan.reference.winograd`. It is one way to compute PyTorch's convolution and not another
 operator: errors are of the same size (tests/test_winograd.py), and whatever the kernels do not serve is PyTorch's own.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import is_batch
+from fastgan.kernels.library import apply, is_batch
 
 LEAST_CHANNELS = 64  # at 48, transforms cost what products save
 LEAST_SIDE = 4  # of a result
@@ -41,7 +41,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
     dtype = _served_dtype(x, weight, bias, padding)
     if dtype is None:
         return torch.conv2d(x, weight, bias, padding=padding)
-    y: Tensor = _Convolution.apply(x.to(dtype), weight.float(), None if bias is None else bias.float(), padding)
+    y: Tensor = apply(_Convolution, x.to(dtype), weight.float(), None if bias is None else bias.float(), padding)
     return y
 
 
@@ -107,7 +107,7 @@ def _faster() -> tuple[torch.dtype, ...]:
 def _convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not _plain(x, weight):
         return torch.conv2d(x, weight.to(x.dtype), padding=padding)
-    y: Tensor = _Convolution.apply(x, weight, None, padding)
+    y: Tensor = apply(_Convolution, x, weight, None, padding)
     return y
 
 
@@ -117,7 +117,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
         plain: Tensor = _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
         return plain
-    grad_x: Tensor = _InputGradient.apply(grad, weight, padding)
+    grad_x: Tensor = apply(_InputGradient, grad, weight, padding)
     return grad_x
 
 
@@ -126,7 +126,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
         plain: Tensor = _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
         return plain
-    grad_weight: Tensor = _WeightGradient.apply(grad, x, padding)
+    grad_weight: Tensor = apply(_WeightGradient, grad, x, padding)
     return grad_weight
 
 
