@@ -27,8 +27,7 @@ _CRITIC = _critic()
 
 
 def _eager_interpolate(real: Tensor, fake: Tensor) -> Tensor:
-    alpha = _ALPHA.view(-1, 1)
-    return alpha * real + (1 - alpha) * fake
+    return torch.lerp(fake, real, _ALPHA.view(-1, 1))
 
 
 def _eager_penalty(grads: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,20 +15,49 @@ from fastgan.reference.interpolate import draw_alpha
 from tests.losses import BF16, F16, F32, F64, LARGE, check_interpolate, tensor
 
 
+@pytest.mark.parametrize("backend", ["auto", "native"])
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-def test_value_layout_and_gradients(dtype: torch.dtype, layout: str) -> None:
+def test_value_layout_and_gradients(dtype: torch.dtype, layout: str, backend: str) -> None:
     shape = (3, 5, 41, 31)
-    check_interpolate("auto", tensor(shape, dtype, layout), tensor(shape, dtype, seed=1), tensor((3,), F32, seed=2))
+    for of_alpha in (F32, F64):
+        alpha = tensor((3,), of_alpha, seed=2)
+        check_interpolate(backend, tensor(shape, dtype, layout), tensor(shape, dtype, seed=1), alpha)
 
 
+@pytest.mark.parametrize("backend", ["auto", "native"])
 @pytest.mark.parametrize("shape", [(1,), (7,), (300, 2), (2, 1, 1, 1), (2, 3, 4097), (2, LARGE), (2, LARGE + 1)])
-def test_odd_shapes_and_mixed_dtypes(shape: tuple[int, ...]) -> None:
-    check_interpolate("auto", tensor(shape, F32), tensor(shape, BF16, seed=1), tensor(shape[:1], F64, seed=2))
-    check_interpolate("auto", tensor(shape, F16), tensor(shape, F16, seed=1), tensor(shape[:1], F16, seed=2))
+def test_odd_shapes_and_mixed_dtypes(shape: tuple[int, ...], backend: str) -> None:
+    check_interpolate(backend, tensor(shape, F32), tensor(shape, BF16, seed=1), tensor(shape[:1], F64, seed=2))
+    for dtype in (F16, F32):
+        check_interpolate(backend, *(tensor(shape, dtype, seed=k) for k in range(2)), tensor(shape[:1], dtype, seed=2))
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("change", "is_lerp"),
+    [
+        ({}, True),
+        ({"dtype": F64}, True),
+        ({"shape": (1024, 1025)}, False),
+        ({"dtype": BF16}, False),
+        ({"of_alpha": F64}, False),
+        ({"layout": "channels_last", "shape": (6, 3, 4, 5)}, False),
+        ({"backend": "native"}, False),
+    ],
+    ids=str,
+)
+def test_torch_lerp_serves_where_it_is_quicker(change: dict[str, Any], is_lerp: bool) -> None:
+    shape, dtype = change.get("shape", (6, 5)), change.get("dtype", F32)
+    real, fake = (tensor(shape, dtype, change.get("layout", "contiguous"), seed=k) for k in range(2))
+    alpha = tensor(shape[:1], change.get("of_alpha", dtype), seed=2)
+    with fastgan.use_backend(change.get("backend", "auto")):
+        for weights in (alpha, alpha.view(-1, *[1] * (len(shape) - 1))):
+            points = F.interpolate(real, fake, weights)
+            assert ("Lerp" in points.grad_fn.name()) == is_lerp
+            assert points.shape == real.shape
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
 def test_gradcheck_twice_and_forward_mode(backend: str) -> None:
     inputs = (tensor((2, 3, 2), F64, "channels_last"), tensor((2, 3, 2), F64, seed=1), tensor((2,), F64, seed=2))
     with fastgan.use_backend(backend):
@@ -88,7 +119,9 @@ def test_compiled_whole(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake, alpha = tensor((2, 3), F32), tensor((2, 3), F32, seed=1), tensor((2,), F32, seed=2)
     compiled = torch.compile(lambda *args: F.interpolate(*args), fullgraph=True, backend="aot_eager")
     exact = {"rtol": 0, "atol": 0} if kernels else {}
-    torch.testing.assert_close(compiled(real, fake, alpha), F.interpolate(real, fake, alpha), **exact)
+    with fastgan.use_backend("native" if kernels else "auto"):
+        expected = F.interpolate(real, fake, alpha)
+    torch.testing.assert_close(compiled(real, fake, alpha), expected, **exact)
     torch.manual_seed(3)
     eager = F.interpolate(torch.ones(50, 1), torch.zeros(50, 1))
     torch.manual_seed(3)
@@ -109,10 +142,12 @@ def test_opcheck() -> None:
     torch.library.opcheck(op, (x, x, y, alpha, True, False, True, "native"), test_utils=checks)
 
 
-def test_alpha_may_be_written_to_broadcast() -> None:
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+def test_alpha_may_be_written_to_broadcast(backend: str) -> None:
     real, fake, alpha = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), torch.rand(2, requires_grad=True)
-    points = F.interpolate(real, fake, alpha.view(2, 1, 1, 1))
-    assert torch.equal(points, F.interpolate(real, fake, alpha))
+    with fastgan.use_backend(backend):
+        points = F.interpolate(real, fake, alpha.view(2, 1, 1, 1))
+        assert torch.equal(points, F.interpolate(real, fake, alpha))
     (gradient,) = torch.autograd.grad(points.sum(), alpha)
     torch.testing.assert_close(gradient, (real - fake).sum((1, 2, 3)))
 

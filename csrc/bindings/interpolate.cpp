@@ -7,12 +7,24 @@
 
 namespace py = pybind11;
 
+using fastgan::dlpack::alike;
 using fastgan::dlpack::like;
+using fastgan::dlpack::look;
 using fastgan::dlpack::refuse_unless;
 using fastgan::dlpack::Samples;
+using fastgan::dlpack::Tensor;
 using fastgan::dlpack::vector;
 
 void bind_interpolate(py::module_& m) {
+  // Whether all are as torch.lerp takes them: float32 or float64 alike, contiguous images on the CPU, of at most so
+  // many elements, and [N] or [N, 1, ..., 1]. Never raises.
+  m.def(
+      "interpolate_is_lerp", [](const py::handle& real, const py::handle& fake, const py::handle& alpha, int64_t most) {
+        Tensor r, a;
+        return alike(real, fake) && look(real, r) && look(alpha, a) && r.bits >= 32 && a.kind == r.kind &&
+               a.bits == r.bits && a.device_type == r.device_type && r.dims > 0 && (a.dims == 1 || a.dims == r.dims) &&
+               a.shape[0] == r.shape[0] && a.elements() == r.shape[0] && r.elements() <= most;
+      });
   m.def("interpolate_forward", [](const py::handle& real, const py::handle& fake, const py::handle& alpha, bool draw,
                                   uint64_t seed, const py::handle& out, int threads) {
     const Samples r(real);

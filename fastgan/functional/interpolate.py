@@ -14,11 +14,23 @@ from fastgan import reference
 from fastgan.functional import _check
 from fastgan.functional._function import Fused, keep, kept_of
 from fastgan.kernels import dispatch, layout
-from fastgan.kernels.library import RawOperator, allow_in_graph, apply, is_final, kernel_of, may_need_tangents
+from fastgan.kernels.library import (
+    RawOperator,
+    allow_in_graph,
+    apply,
+    is_final,
+    kernel_of,
+    may_need_tangents,
+    of_extension,
+)
 from fastgan.reference.instance_norm import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
 _NAME = "interpolate"
+# Up to so many elements torch.lerp is quicker than the kernel on the CPU, forward and backward; beyond, results are
+# stored past the caches.
+_LERP = 2**20
+_is_lerp = of_extension("interpolate_is_lerp", lambda *_: False)
 
 
 @allow_in_graph
@@ -60,6 +72,13 @@ def interpolate_checked(
     operator: str, real: Tensor, fake: Tensor, alpha: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """:func:`interpolate`, whose errors begin with ``operator``."""
+    if (
+        alpha is not None
+        and generator is None
+        and _is_lerp(real, fake, alpha, _LERP)
+        and dispatch.requested_backend() == "auto"
+    ):
+        return torch.lerp(fake, real, alpha if alpha.dim() == real.dim() else per_sample(alpha, real))
     as_they_are = _check.alike(real, fake)
     if not as_they_are:
         _check_images(operator, real, fake)
