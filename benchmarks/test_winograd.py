@@ -1,4 +1,4 @@
-"""3×3 convolutions of CycleGAN's residual blocks on the CPU: Winograd's way beside PyTorch's."""
+"""Convolutions on the CPU beside PyTorch's: 3×3 of CycleGAN's residual blocks by Winograd, few filters by columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import DEVICE, close, copies, measure
+from benchmarks.harness import DEVICE, close, copies, measure, passes
+from fastgan.functional.columns import conv_by_columns
 from fastgan.functional.winograd import conv3x3
 
 # Images, channels, height and width of the result, and dtype of the images.
@@ -52,4 +53,30 @@ def test_conv3x3(
         case=f"{[n, channels, side, side]} {str(dtype)[6:]}, {kind}", contestant=contestant,
         operations=PASSES[kind] * 18 * n * channels**2 * side**2,
         check=lambda result: close(result, run(torch.conv2d, inputs[0]), 1e-4 if dtype == torch.float32 else 2e-2),
+    )  # fmt: skip
+
+
+# Images, channels, filters, side of the kernel and of the result: a generator's last layer, and a PatchGAN's.
+FEW = [(1, 64, 3, 7, 128), (1, 512, 1, 4, 30)]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="cuDNN chooses by itself")
+@pytest.mark.parametrize("contestant", ["fastgan", "eager"])
+@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize(("n", "channels", "filters", "kernel", "side"), FEW)
+def test_few_filters(
+    benchmark: Any, n: int, channels: int, filters: int, kernel: int, side: int, kind: str, contestant: str
+) -> None:
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+        for shape in ((n, channels, side + kernel - 1, side + kernel - 1), (filters, channels, kernel, kernel))
+    )
+    run_of = lambda conv: passes(conv, [x, weight, torch.zeros(filters)], kind)
+    function = {"fastgan": conv_by_columns, "eager": torch.conv2d}[contestant]
+    measure(
+        benchmark, lambda run: run(), [run_of(function)], operator="conv_by_columns",
+        case=f"{[n, channels, side, side]} to {filters}, {kernel} x {kernel}, {kind}", contestant=contestant,
+        operations=PASSES[kind] * 2 * kernel**2 * n * channels * filters * side**2,
+        check=lambda result: close(result, run_of(torch.conv2d)(), 1e-4),
     )  # fmt: skip

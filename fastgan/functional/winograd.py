@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from fastgan.functional._convolution import faster, may_serve, plain, wanted
 from fastgan.kernels import dispatch
-from fastgan.kernels.library import apply, is_batch
+from fastgan.kernels.library import apply
 
 LEAST_CHANNELS = 64  # at 48, transforms cost what products save
 LEAST_SIDE = 4  # of a result
@@ -53,9 +53,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int =
 def _served_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> torch.dtype | None:
     """The images' in the kernels; None where they do not serve."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if torch.compiler.is_compiling() or not _plain(*tensors):
-        return None
-    if x.dim() != 4 or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
+    if not may_serve(*tensors) or weight.dim() != 4 or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     dtypes = {t.dtype for t in tensors}
     if torch.is_autocast_enabled("cpu"):
@@ -72,31 +70,9 @@ def _served_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
         and min(filters, channels) >= LEAST_CHANNELS
         and min(height, width) >= LEAST_SIDE
         and x.size(0) * height * width >= LEAST_PIXELS
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and torch._C._get_tracing_state() is None
-        and dispatch.requested_backend() in ("auto", "native")
-        and dtype in _faster()
+        and dtype in faster()
     )
     return dtype if served else None
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """Whether all are the numbers in their memory: no fake tensors, duals, torch.func's, negative views."""
-    return forward_ad._current_level < 0 and all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.is_cpu
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and not is_batch(x)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        for x in tensors
-    )
-
-
-def _faster() -> tuple[torch.dtype, ...]:
-    """Of what images the kernels are faster than PyTorch's convolution here."""
-    kernels = dispatch._load("native", "winograd")
-    return () if isinstance(kernels, str) else kernels.FASTER
 
 
 # A convolution and its two gradients are linear in either argument, and each is the others' derivative, so that these
@@ -105,28 +81,28 @@ def _faster() -> tuple[torch.dtype, ...]:
 
 
 def _convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    if not _plain(x, weight):
+    if not plain(x, weight):
         return torch.conv2d(x, weight.to(x.dtype), padding=padding)
     y: Tensor = apply(_Convolution, x, weight, None, padding)
     return y
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
-    if not _plain(grad, weight):
+    if not plain(grad, weight):
         n, _, height, width = grad.shape
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
-        plain: Tensor = _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
-        return plain
-    grad_x: Tensor = apply(_InputGradient, grad, weight, padding)
+        grad_x: Tensor = _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
+        return grad_x
+    grad_x = apply(_InputGradient, grad, weight, padding)
     return grad_x
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
-    if not _plain(grad, x):
+    if not plain(grad, x):
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
-        plain: Tensor = _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
-        return plain
-    grad_weight: Tensor = apply(_WeightGradient, grad, x, padding)
+        grad_weight: Tensor = _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
+        return grad_weight
+    grad_weight = apply(_WeightGradient, grad, x, padding)
     return grad_weight
 
 
@@ -149,21 +125,6 @@ def _kernel(name: str, *arguments: Any) -> Tensor:
     return result
 
 
-def _wanted(ctx: Any, i: int) -> bool:
-    """Whether the backward pass goes on to tensor ``i`` of a Function.
-
-    ``needs_input_grad`` is also set for a weight that requires a gradient while ``autograd.grad`` asks for x's alone,
-    as gradient penalties do.
-    """
-    if not ctx.needs_input_grad[i]:
-        return False
-    try:
-        wanted: bool = torch._C._will_engine_execute_node(ctx.next_functions[i][0])
-    except (RuntimeError, AttributeError):  # a leaf that autograd.grad asks for; no pass of the engine; not there
-        return True
-    return wanted
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -177,8 +138,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        need = [_wanted(ctx, i) for i in range(3)]
-        if not _plain(grad):
+        need = [wanted(ctx, i) for i in range(3)]
+        if not plain(grad):
             return *_plain_gradients(grad, x, weight, ctx.padding, need), None
         return (
             _input_gradient(grad, weight, ctx.padding) if need[0] else None,
@@ -202,8 +163,8 @@ class _InputGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, weight = ctx.saved_tensors
         return (
-            _convolved(v, weight, ctx.padding) if _wanted(ctx, 0) else None,
-            _weight_gradient(grad, v, ctx.padding) if _wanted(ctx, 1) else None,
+            _convolved(v, weight, ctx.padding) if wanted(ctx, 0) else None,
+            _weight_gradient(grad, v, ctx.padding) if wanted(ctx, 1) else None,
             None,
         )
 
@@ -222,7 +183,7 @@ class _WeightGradient(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         grad, x = ctx.saved_tensors
         return (
-            _convolved(x, v, ctx.padding) if _wanted(ctx, 0) else None,
-            _input_gradient(grad, v, ctx.padding) if _wanted(ctx, 1) else None,
+            _convolved(x, v, ctx.padding) if wanted(ctx, 0) else None,
+            _input_gradient(grad, v, ctx.padding) if wanted(ctx, 1) else None,
             None,
         )

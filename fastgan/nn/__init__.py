@@ -1,5 +1,6 @@
-"""The operators as modules, like ``torch.nn``; fuse() and use_winograd() put them into an existing model."""
+"""The operators as modules, like ``torch.nn``; fuse(), use_winograd() and use_columns() put them into a model."""
 
+from fastgan.nn.columns import use_columns
 from fastgan.nn.fuse import FusionReport, fuse
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d
 from fastgan.nn.losses import CycleLoss, GradientPenalty
@@ -15,5 +16,6 @@ __all__ = [
     "InstanceNormAct3d",
     "SlicedWasserstein",
     "fuse",
+    "use_columns",
     "use_winograd",
 ]

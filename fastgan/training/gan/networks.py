@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
-from fastgan.nn import use_winograd
+from fastgan.nn import use_columns, use_winograd
 from fastgan.nn.layer_norm import use_layer_norm
 from fastgan.objectives import Defaults, Objective
 from fastgan.training import distributed
@@ -64,6 +64,7 @@ def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> No
     """Puts a network in its place, joins its batch norms over the processes, and lets it recompute if asked for."""
     if config.fused and precision.device.type == "cpu":
         use_winograd(network)
+        use_columns(network)
     precision.place(network)
     distributed.join_batch_norms(network)
     for module in network.modules():
