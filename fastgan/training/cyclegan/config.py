@@ -97,8 +97,7 @@ class CycleGanConfig(RunConfig):
     max_dataset_size: int | None = None
     """Use only so many images of each folder."""
     cache: Cache = "auto"
-    """Keep decoded images in memory (on) or on the device; auto: with resize_and_crop, below 2 GB, and on a GPU below a
-    tenth of its memory."""
+    """Keep decoded images in memory (on) or on the device; auto: if resize_and_crop, below 2 GB or a GPU's tenth."""
     ema: float = 0.0
     """Decay of averaged generators, used for sheets, evaluation and translation; 0: none."""
     accumulate: int = 1
