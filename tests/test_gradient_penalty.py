@@ -523,6 +523,12 @@ def test_critics_that_have_no_gradient(critic: object, error: type[Exception], m
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, c=float("nan")), ValueError, "c must be a finite number"),
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x[:, :1]), ValueError, r"noise must have shape \[2, 3\]"),
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x.int()), TypeError, "noise must have a floating dtype"),
+        (
+            lambda x: F.dragan_penalty(nn.Linear(3, 1), x, noise=x, alpha=x[:, 0], generator=torch.Generator()),
+            ValueError,
+            "got noise, alpha and generator",
+        ),
+        (lambda x: fastgan.nn.GradientPenalty(grad_scale=-1.0), ValueError, "grad_scale must be positive, got -1.0"),
         (lambda x: F.dragan_penalty(nn.Linear(3, 1), x, std=2.0), TypeError, "std must be a Tensor, got float"),
         (
             lambda x: F.dragan_penalty(nn.Linear(3, 1), x, std=x),

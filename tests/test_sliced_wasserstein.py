@@ -228,6 +228,16 @@ def test_bad_points(function: Any, arguments: tuple[torch.Tensor, torch.Tensor],
         function(*arguments)
 
 
+@pytest.mark.parametrize("function", [F.sliced_wasserstein, F.max_sliced_wasserstein])
+def test_integers_are_taken_in_the_default_dtype(function: Any) -> None:
+    """Also beside half precision, whose range they may pass."""
+    x, y = torch.full((3, 2), 100_000), torch.ones(3, 2)
+    options = {"projections": torch.eye(2)}
+    assert function(x, y.half(), **options) == function(x.float(), y, **options) > 60_000
+    with pytest.raises(TypeError, match=f"{function.__name__}: y must be real, got torch.complex64"):
+        function(x, y.to(torch.complex64))
+
+
 def test_bad_projections() -> None:
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="projections must have shape"):

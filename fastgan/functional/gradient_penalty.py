@@ -206,6 +206,8 @@ def dragan_penalty(
         _check.floating(operator, "noise", noise)
         _check.same_device(operator, "noise", noise, "real", real)
         _check.shape(operator, "noise", noise, real.shape, "real's shape")
+    if alpha is not None and noise is not None and generator is not None:
+        raise ValueError(f"{operator}: got noise, alpha and generator; given ones need no random numbers")
     perturbed = real + ((c * (real.std(correction=0) if std is None else std)) * noise).to(real.dtype)
     points = _points_between(operator, perturbed, real, alpha, generator if alpha is None else None)
     return _penalty_at(points, operator, critic, weight, target, one_sided, grad_scale, allow_batch_mixing, critic_args)

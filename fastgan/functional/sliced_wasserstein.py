@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
 from fastgan.functional._autocast import without_autocast
-from fastgan.functional.wasserstein import are_plain, check_order, distance_of_checked, mean_root_of_checked
+from fastgan.functional.wasserstein import are_plain, check_order, distance_of_checked, dtype_of, mean_root_of_checked
 from fastgan.kernels.dispatch import requested_backend, use_backend
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.
@@ -184,12 +184,11 @@ def _prepare(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(
                 f"{name}: the leading shapes of x and y must broadcast, got {list(x.shape)} and {list(y.shape)}"
             ) from None
-    dtype = x.dtype if x.dtype == y.dtype else torch.promote_types(x.dtype, y.dtype)
-    if not dtype.is_floating_point and not dtype.is_complex:
-        dtype = torch.get_default_dtype()
+    dtype, other = dtype_of(name, "x", x), dtype_of(name, "y", y)
+    if dtype != other:
+        dtype = torch.promote_types(dtype, other)
     x = x if x.dtype == dtype else x.to(dtype)
     y = y if y.dtype == dtype else y.to(dtype)
-    _check.floating(name, "x", x)
     return x, y
 
 

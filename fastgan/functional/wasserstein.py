@@ -219,7 +219,7 @@ def _prepare(
                 f"{name}: {what} must hold at least one sample in its last dimension, got shape {list(samples.shape)}"
             )
     _check.same_device(name, "y", y, "x", x)
-    dtype, other = _floating(name, "x", x), _floating(name, "y", y)
+    dtype, other = dtype_of(name, "x", x), dtype_of(name, "y", y)
     if dtype != other:
         dtype = torch.promote_types(dtype, other)
     x_weights = _prepare_weights(name, "x_weights", x_weights, "x", x)
@@ -265,7 +265,8 @@ def are_plain(x: Tensor, y: Tensor) -> bool:
     )
 
 
-def _floating(name: str, what: str, value: Tensor) -> torch.dtype:
+def dtype_of(name: str, what: str, value: Tensor) -> torch.dtype:
+    """The floating dtype in which ``value`` is taken: its own, or for integers the default one."""
     dtype = value.dtype
     if dtype.is_complex:
         raise TypeError(f"{name}: {what} must be real, got {dtype}")
@@ -281,7 +282,7 @@ def _prepare_weights(name: str, what: str, weights: Tensor | None, of: str, samp
         return None
     _check.tensor(name, what, weights)
     _check.same_device(name, what, weights, of, samples)
-    dtype = _floating(name, what, weights)
+    dtype = dtype_of(name, what, weights)
     try:
         fits = torch.broadcast_shapes(weights.shape, samples.shape) == samples.shape
     except RuntimeError:

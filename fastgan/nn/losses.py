@@ -56,6 +56,8 @@ class GradientPenalty(nn.Module):
         _check.number("GradientPenalty", "weight", weight)
         _check.number("GradientPenalty", "target", target, 0)
         _check.number("GradientPenalty", "grad_scale", grad_scale)
+        if grad_scale <= 0:
+            raise ValueError(f"GradientPenalty: grad_scale must be positive, got {grad_scale!r}")
         self.weight = weight
         self.target = target
         self.one_sided = one_sided

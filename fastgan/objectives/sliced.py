@@ -34,6 +34,8 @@ class Sliced(Objective):
 
     def __post_init__(self) -> None:
         check_range("objectives: n_projections", self.n_projections, least=1)
+        if not isinstance(self.n_projections, int):
+            raise TypeError(f"objectives: n_projections must be an integer, got {self.n_projections!r}")
         check_range("objectives: p", self.p, least=1)
 
     def critic_loss(

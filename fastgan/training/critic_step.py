@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fastgan import functional as F
 from fastgan.functional import _check
 from fastgan.functional._critic import check_critic_args, refuse_recorded_batch_norm, without_batch_mixing
+from fastgan.functional.interpolate import interpolate_checked
 
 Tensors = Mapping[str, Tensor]
 
@@ -78,8 +79,8 @@ def critic_gradients(
 
     Raises:
         TypeError: a critic that is no module or does not return a tensor, or ``critic_args`` that are no tuple.
-        ValueError: a critic that mixes samples, a tensor among ``critic_args`` without a row for each sample, or
-            arguments that ``interpolate`` refuses.
+        ValueError: a critic that mixes samples, a tensor among ``critic_args`` without a row for each sample.
+        TypeError, ValueError: what ``interpolate`` refuses.
     """
     if not isinstance(critic, nn.Module):
         raise TypeError(f"critic_gradients: critic must be a Module, got {type(critic).__name__}")
@@ -88,8 +89,10 @@ def critic_gradients(
     _check.number("critic_gradients", "target", target, 0)
     check_critic_args("critic_gradients", critic_args)
     watch = without_batch_mixing("critic_gradients", critic)
+    for name, samples in (("real", real), ("fake", fake)):
+        _check.floating("critic_gradients", name, samples)
     real, fake = real.detach(), fake.detach()
-    points = F.interpolate(real, fake, alpha)
+    points = interpolate_checked("critic_gradients", real, fake, alpha, None)
     samples = torch.cat([real, fake])
     of_points = [a.detach() if isinstance(a, Tensor) else a for a in critic_args]
     of_samples = [_twice(a, real.size(0)) for a in of_points]

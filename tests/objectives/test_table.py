@@ -75,6 +75,11 @@ def test_every_number_has_its_range(name):
                     objectives.make(name, **{key: value})
 
 
+def test_directions_are_whole():
+    with pytest.raises(TypeError, match=r"objectives: n_projections must be an integer, got 1\.5"):
+        objectives.make("sliced", n_projections=1.5)
+
+
 def test_published_defaults():
     """ALGORITHMS' numbers: a change of one of them is a change of the algorithm."""
     d = {name: objectives.make(name).defaults for name in OBJECTIVES}

@@ -168,13 +168,16 @@ def test_a_weight_that_changes_compiles_once_as_a_tensor() -> None:
         (nn.LSTM(2, 2), {}, TypeError, "critic must return a Tensor of scores .*, got tuple"),
         (nn.Linear(2, 1), {"weight": "10"}, TypeError, "weight must be a number, got '10'"),
         (nn.Linear(2, 1), {"target": -1.0}, ValueError, "target must be a finite number of at least 0"),
+        (nn.Linear(2, 1), {"real": [1.0]}, TypeError, "real must be a Tensor, got list"),
+        (nn.Linear(2, 1), {"fake": torch.zeros(2, 2)}, ValueError, r"fake must have shape \[3, 2\]"),
+        (nn.Linear(2, 1), {"alpha": torch.zeros(2)}, ValueError, r"alpha must have shape \[3\]"),
         (nn.Linear(2, 1), {"critic_args": torch.ones(3)}, TypeError, "critic_args must be a tuple .*, got Tensor"),
         (nn.Linear(2, 1), {"critic_args": (torch.ones(2),)}, ValueError, r"a tensor of .* N = 3, got \[2\]"),
     ],
 )
 def test_arguments(critic: nn.Module, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"critic_gradients: {message}"):
-        critic_gradients(critic, torch.ones(3, 2), torch.zeros(3, 2), **options)
+        critic_gradients(critic, **{"real": torch.ones(3, 2), "fake": torch.zeros(3, 2), **options})
 
 
 class CallsBatchNorm(nn.Conv2d):
