@@ -88,6 +88,8 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
         if sixteen:
             return Image.fromarray(np.asarray(upright).astype(np.float32) * np.float32(255 / 65535))
+        if upright.mode == "LAB":
+            upright = upright.convert("RGB")
         if upright.has_transparency_data and channels != 4:
             rgba = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -98,7 +100,8 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
 
 def _open(path: Path, read: Callable[[Image.Image], _T]) -> _T:
     try:
-        with Image.open(path) as image:
+        # Given a path, Pillow maps uncompressed TIFF files into memory, and turns those upside down that lie on a side.
+        with path.open("rb") as file, Image.open(file) as image:
             return read(image)
     except DataError:
         raise

@@ -116,7 +116,7 @@ class Objective:
 
     joint: bool = field(default=False)
     """Judge real and fake in one call of the critic: fewer, larger kernels and the same result, unless the critic
-    mixes samples."""
+    mixes samples, or changes with each call as spectral norm does."""
 
     batch: Batch = field(default=Batch())
     """See :class:`Batch`; a trainer of several processes sets it."""

@@ -96,6 +96,8 @@ class Shuffled(Batches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self._position, self._order = state["epoch"], state["position"], None
+        if self._position + self._joint > len(self._pixels):  # of smaller batches: what is left is none of ours
+            self.epoch, self._position = self.epoch + 1, 0
         if "random" in state:  # a checkpoint of before there were mirrors and noise has none
             self._random.load_state_dict(state["random"])
 

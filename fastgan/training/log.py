@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,15 @@ STATS = "stats.jsonl"
 console = _Patient(stderr=True, highlight=False, markup=False)
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has the error of a full disk say of what."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 class Stats:
     """``stats.jsonl``: one JSON object a line, appended. NaN and infinities are written as strings.
 
@@ -46,11 +55,9 @@ class Stats:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        try:
+        with _naming(self._path):
             self._file.write(json.dumps(as_json_numbers(values)) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise OSError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of a line that could not be written, which was told then
@@ -97,19 +104,24 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder = folder
+        with _naming(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with _naming(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, sheet: Image.Image) -> None:
         import numpy as np
 
-        self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+        with _naming(self._folder):
+            self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()
+        with _naming(self._folder):
+            self._writer.close()
 
 
 class _WithLosses(Progress):

@@ -14,6 +14,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.optim import Optimizer
 
 from fastgan._ranges import check_range
@@ -192,14 +193,38 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def warn_of_parts(networks: Mapping[str, nn.Module], batch_size: int, accumulate: int) -> None:
-    """Warns where batches in parts are another step than whole ones: batch norms see a part at a time."""
-    norms = nn.modules.batchnorm._BatchNorm
-    mixing = [k for k, net in networks.items() if net.training and any(isinstance(m, norms) for m in net.modules())]
-    if accumulate > 1 and mixing and distributed.is_main():
+def check_parts(networks: Mapping[str, nn.Module], batch_size: int, accumulate: int) -> None:
+    """Warns where batches in parts are another step than whole ones: batch norms see a part at a time, and spectral
+    norms take a step of the power iteration for each.
+
+    Raises:
+        ValueError: a batch, or a part of one, is a single sample, of which batch norm of vectors has no variance.
+    """
+
+    def trained_with(kind: type[nn.Module]) -> str:
+        return ", ".join(
+            name for name, net in networks.items() if net.training and any(isinstance(m, kind) for m in net.modules())
+        )
+
+    rows = -(-batch_size // accumulate)
+    least = batch_size % rows or rows
+    if least * distributed.size() == 1 and (names := trained_with(nn.BatchNorm1d)):
+        parts = "" if accumulate == 1 else f" in parts of {rows} (accumulate {accumulate})"
+        raise ValueError(
+            f"batch_size: batch norm (in {names}) has no variance of one sample, got {batch_size}{parts}; expected at "
+            "least 2 in each"
+        )
+    if accumulate == 1 or not distributed.is_main():
+        return
+    if names := trained_with(nn.modules.batchnorm._BatchNorm):
         logger.warning(
             "accumulate %d: batch norm (in %s) takes mean and variance of each part of %d samples, not of all %d",
-            *(accumulate, ", ".join(mixing), -(-batch_size // accumulate), batch_size),
+            *(accumulate, names, rows, batch_size),
+        )
+    if names := trained_with(_SpectralNorm):
+        logger.warning(
+            "accumulate %d: spectral norm (in %s) takes a step of its power iteration for each part, not once a batch",
+            *(accumulate, names),
         )
 
 

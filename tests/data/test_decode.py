@@ -125,6 +125,34 @@ def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
     assert image_size(path) == (6, 4)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_uncompressed_tiffs_on_their_side(tmp_path, orientation, mode):
+    pixels = np.add.outer(np.arange(24) * 3, np.arange(40) * 4).astype(np.uint8)
+    stored = (
+        Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / "x.tif", stored, exif=exif)
+    turned = {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}[orientation]
+    expected = np.asarray(Image.fromarray(pixels).transpose(turned)).astype(int)
+    found = np.asarray(decode(path, 1)).astype(int)
+    assert found.shape == expected.shape == image_size(path)[::-1]
+    assert abs(found - expected).max() < 8  # of the way through CMYK
+
+
+def test_lab_in_any_number_of_channels(tmp_path):
+    from PIL import ImageCms
+
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    grey = ImageCms.applyTransform(Image.new("RGB", (3, 2), (90, 90, 90)), to_lab)
+    path = _save(tmp_path / "x.tif", grey)
+    for channels in (1, 3):
+        found = np.asarray(decode(path, channels)).astype(int)
+        assert abs(found - 90).max() < 4
+
+
 def test_cmyk_jpeg_and_first_frame(tmp_path):
     path = _save(tmp_path / "x.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=95)
     red = np.asarray(decode(path))[0, 0]

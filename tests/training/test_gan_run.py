@@ -227,6 +227,17 @@ def test_a_process_makes_its_own_rows_of_the_joint_batch(options, monkeypatch):
     assert set(made) == {2}
 
 
+def test_the_rest_of_an_epoch_that_larger_batches_cannot_be_made_of_is_left_out():
+    """A run that is continued with more processes makes whole batches, of which each process has as many rows."""
+    images = ImageTensor(torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8))
+    before, after = (Shuffled(images, rows, 0, torch.device("cpu")) for rows in (2, 4))
+    for taken, epoch in ((2, 0), (3, 1)):
+        before.epoch, before._position = 0, 2 * taken
+        after.load_state_dict(before.state_dict())
+        assert after.epoch == epoch
+        assert [len(next(after)) for _ in range(3)] == [4, 4, 4]
+
+
 def test_options_of_images(pictures):
     for change in ({"flip": True}, {"channels": 1}, {"image_size": 16}):
         base = {"objective": "gan", "data": pictures, "batch_size": 4, "image_size": 8}

@@ -318,6 +318,31 @@ def test_a_batch_that_has_no_parts_is_refused(settings, message):
         GanTask(tiny(**{"accumulate": 2, **settings}))
 
 
+def test_spectral_norm_counts_the_critic_s_calls(caplog):
+    """Real and fake samples are judged apart, fused or not; batches in parts are another step, as a warning says."""
+    settings = {"objective": "sngan", "data": "digits", "architecture": "dcgan", "ema": 0}
+    plain, fused = (GanTask(tiny(**settings, fused=fused)) for fused in (False, True))
+    for _ in range(3):
+        for (name, expected), found in zip(plain.step().items(), fused.step().values(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, msg=name)
+    caplog.clear()
+    GanTask(tiny(**settings, accumulate=2))
+    assert "accumulate 2: spectral norm (in critic) takes a step of its power iteration for each part" in caplog.text
+
+
+def test_a_part_of_one_sample_has_no_variance():
+    settings = {"objective": "wgan-gp", "data": "digits", "architecture": "wgan-gp"}
+    for change, message in (
+        (
+            {"batch_size": 5, "accumulate": 4},
+            r"one sample, got 5 in parts of 2 \(accumulate 4\); expected",
+        ),
+        ({"batch_size": 1}, "batch norm .in generator. has no variance of one sample, got 1; expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GanTask(tiny(**settings, **change))
+
+
 def test_batch_norm_sees_a_part_at_a_time(caplog):
     """DCGAN's step in three parts of 16 samples, 6, 6 and 4, beside one that is written out; a warning tells of it."""
     settings = {"objective": "lsgan", "data": "digits", "architecture": "dcgan", "ema": 0.9}

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fastgan._output import make_folder, written
 from fastgan.models import save_official
 from fastgan.training import checkpoint, gan, sampling
-from fastgan.training.log import Stats, read_stats
+from fastgan.training.log import Stats, TensorBoard, read_stats
 from tests.training.test_gan_step import tiny
 
 
@@ -63,6 +64,21 @@ def test_a_log_on_a_full_disk_names_itself(tmp_path: Path) -> None:
         stats.write({"step": 2})
     stats.close()
     assert read_stats(tmp_path / "stats.jsonl") == [{"step": 1}]
+
+
+def test_events_on_a_full_disk_name_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = TensorBoard(tmp_path / "events", 0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_scalar", "add_image", "close"):
+        monkeypatch.setattr(events._writer, name, full)
+    for write in (lambda: events.scalars(1, {"loss": 1.0}), lambda: events.image(1, Image.new("RGB", (2, 2)))):
+        with pytest.raises(OSError, match="events cannot be written: No space left on device"):
+            write()
+    with pytest.raises(OSError, match="events cannot be written"):
+        events.close()
 
 
 def test_a_file_in_a_folder_s_place_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from fastgan.training.loop import Outcome, fit
 from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.precision import Precision
 from fastgan.training.prefetch import Prefetcher
-from fastgan.training.task import Stateful, Task, warn_of_parts
+from fastgan.training.task import Stateful, Task, check_parts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +61,7 @@ class CycleGan(Task):
         self.precision = Precision(self.device, config.amp, config.channels_last, gains=config.fused)
         random.seed_all(config.seed)
         self.networks = trainable_networks(config, self.precision)
-        warn_of_parts(self.networks, config.batch_size, config.accumulate)
+        check_parts(self.networks, config.batch_size, config.accumulate)
         self._running = {
             name: distributed.wrap(network, compiled=config.compile) for name, network in self.networks.items()
         }

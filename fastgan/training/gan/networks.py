@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.optim import Optimizer
 
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
@@ -83,6 +84,14 @@ def within(network: nn.Module) -> nn.Module:
 def mixes_samples(critic: nn.Module) -> bool:
     """Whether a sample's output depends on the rest of the batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm | MinibatchDiscrimination) for m in critic.modules())
+
+
+def is_joinable(critic: nn.Module) -> bool:
+    """Whether real and fake samples may go through the critic in one call.
+
+    Not where each call is another step of a spectral norm's power iteration.
+    """
+    return not (mixes_samples(critic) or any(isinstance(m, _SpectralNorm) for m in critic.modules()))
 
 
 def make_optimizer(network: nn.Module, settings: Defaults, lr: float, fused: bool) -> Optimizer:

@@ -24,10 +24,10 @@ from fastgan.training.gan import report
 from fastgan.training.gan.config import GanConfig, architecture_name, check_accumulate, graphs, resolve
 from fastgan.training.gan.data import RealData
 from fastgan.training.gan.networks import (
+    is_joinable,
     make_critic,
     make_generator,
     make_optimizer,
-    mixes_samples,
     no_critic,
     trainable,
     within,
@@ -35,7 +35,7 @@ from fastgan.training.gan.networks import (
 from fastgan.training.graph import StepGraph
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.precision import Precision
-from fastgan.training.task import Stateful, Task, warn_of_parts
+from fastgan.training.task import Stateful, Task, check_parts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ class GanTask(Task):
             "precision": self.precision,
         }
         if self.critic is not None:
-            if config.fused and not mixes_samples(self.critic):
+            if config.fused and is_joinable(self.critic):
                 self.objective = replace(self.objective, joint=True)
             trainable(self.critic, config, self.precision)
             self.networks = {"critic": self.critic, **self.networks}
@@ -111,7 +111,7 @@ class GanTask(Task):
         count = config.n_samples if self.data.points is None else 16 * config.n_samples
         self._fixed_z = self.generator.latent(count, generator=fixed)
         check_accumulate(config, self.settings, self.objective)
-        warn_of_parts(self.networks, self.settings.batch_size, config.accumulate)
+        check_parts(self.networks, self.settings.batch_size, config.accumulate)
         dropout = any(isinstance(m, nn.Dropout) for n in self.networks.values() for m in n.modules())
         self._graphed = graphs(config, self.settings, self.device, dropout=dropout)
         self._graphs: dict[str, StepGraph] = {}
