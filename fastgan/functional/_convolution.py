@@ -56,3 +56,14 @@ def wanted(ctx: Any, i: int) -> bool:
     except (RuntimeError, AttributeError):  # a leaf that autograd.grad asks for; no pass of the engine; not there
         return True
     return executed
+
+
+def plain_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int], need: list[bool]
+) -> tuple[Any, ...]:
+    """Those of x, weight and bias that are needed, by PyTorch's convolution."""
+    ones = [1, 1]
+    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(grad.dtype), [weight.size(0)], ones, padding, ones, False, [0, 0], 1, need
+    )
+    return gradients[0], *(None if g is None else g.float() for g in gradients[1:])

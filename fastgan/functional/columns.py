@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster, may_serve, wanted
+from fastgan.functional._convolution import faster, may_serve, plain_gradients, wanted
 from fastgan.kernels.library import apply
 
 MOST_FILTERS = 4
@@ -85,11 +85,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        ones, need = [1, 1], [wanted(ctx, i) for i in range(3)]
-        gradients = torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.size(0)], ones, ctx.padding, ones, False, [0, 0], 1, need
-        )
-        return *gradients, None
+        return *plain_gradients(grad, x, weight, ctx.padding, [wanted(ctx, i) for i in range(3)]), None
 
 
 def _shifted(z: Tensor, columns: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster, may_serve, plain, wanted
+from fastgan.functional._convolution import faster, may_serve, plain, plain_gradients, wanted
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import apply
 
@@ -91,7 +91,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not plain(grad, weight):
         n, _, height, width = grad.shape
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
-        grad_x: Tensor = _plain_gradients(grad, x, weight, padding, [True, False, False])[0]
+        grad_x: Tensor = plain_gradients(grad, x, weight, (padding, padding), [True, False, False])[0]
         return grad_x
     grad_x = apply(_InputGradient, grad, weight, padding)
     return grad_x
@@ -100,19 +100,10 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
 def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
     if not plain(grad, x):
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
-        grad_weight: Tensor = _plain_gradients(grad, x, weight, padding, [False, True, False])[1]
+        grad_weight: Tensor = plain_gradients(grad, x, weight, (padding, padding), [False, True, False])[1]
         return grad_weight
     grad_weight = apply(_WeightGradient, grad, x, padding)
     return grad_weight
-
-
-def _plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, padding: int, need: list[bool]) -> tuple[Any, ...]:
-    """Those of x, weight and bias that are needed, by PyTorch's convolution."""
-    ones = [1, 1]
-    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight.to(grad.dtype), [weight.size(0)], ones, [padding, padding], ones, False, [0, 0], 1, need
-    )
-    return gradients[0], *(None if g is None else g.float() for g in gradients[1:])
 
 
 def _kernel(name: str, *arguments: Any) -> Tensor:
@@ -140,7 +131,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need = [wanted(ctx, i) for i in range(3)]
         if not plain(grad):
-            return *_plain_gradients(grad, x, weight, ctx.padding, need), None
+            return *plain_gradients(grad, x, weight, (ctx.padding, ctx.padding), need), None
         return (
             _input_gradient(grad, weight, ctx.padding) if need[0] else None,
             _weight_gradient(grad, x, ctx.padding) if need[1] else None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.functional.columns import LEAST_CHANNELS, LEAST_COLUMNS, MOST_FILTERS, conv_by_columns
+from fastgan.nn.winograd import is_plain
 
 
 class ConvByColumns(nn.Conv2d):
@@ -31,13 +32,10 @@ def use_columns(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if (
-            type(module) is nn.Conv2d
+            is_plain(module)
             and module.out_channels <= MOST_FILTERS
             and module.kernel_size[1] >= LEAST_COLUMNS
-            and module.stride == module.dilation == (1, 1)
             and not isinstance(module.padding, str)
-            and module.padding_mode == "zeros"
-            and module.groups == 1
             and module.in_channels >= LEAST_CHANNELS
         ):
             module.__class__ = ConvByColumns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,16 @@ class Conv3x3(nn.Conv2d):
 _PADDINGS = {(0, 0): 0, "valid": 0, (1, 1): 1, "same": 1}  # nn.Conv2d's to conv3x3's
 
 
+def is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is an ``nn.Conv2d`` without stride, dilation and groups, with zeros around its input."""
+    return (
+        type(module) is nn.Conv2d
+        and module.stride == module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and module.groups == 1
+    )
+
+
 def use_winograd(model: nn.Module) -> list[str]:
     """Makes every such ``nn.Conv2d`` of at least 64 channels in ``model`` a :class:`Conv3x3`, in place.
 
@@ -34,12 +46,9 @@ def use_winograd(model: nn.Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if (
-            type(module) is nn.Conv2d
+            is_plain(module)
             and module.kernel_size == (3, 3)
-            and module.stride == module.dilation == (1, 1)
             and module.padding in _PADDINGS
-            and module.padding_mode == "zeros"
-            and module.groups == 1
             and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
         ):
             module.__class__ = Conv3x3
