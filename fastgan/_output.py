@@ -17,6 +17,15 @@ _PARTIAL = ".partial."
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an OSError, of a full disk say, tell that it was ``path`` that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def written(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Gives a path beside ``path``, with its suffix, to write to; what was written there then takes its place.
 
@@ -27,18 +36,17 @@ def written(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
-        with partial.open("wb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        yield partial
-        with contextlib.suppress(OSError):
-            partial.chmod(mode)  # safetensors makes files that nobody else may read
-        if durable:
-            _sync(partial)
-        os.replace(partial, path)
-        if durable:
-            _sync(path.parent)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+        with naming(path):
+            with partial.open("wb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+            yield partial
+            with contextlib.suppress(OSError):
+                partial.chmod(mode)  # safetensors makes files that nobody else may read
+            if durable:
+                _sync(partial)
+            os.replace(partial, path)
+            if durable:
+                _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

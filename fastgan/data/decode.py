@@ -100,7 +100,7 @@ def decode(path: Path, channels: int = 3) -> Image.Image:
 
 def _open(path: Path, read: Callable[[Image.Image], _T]) -> _T:
     try:
-        # Given a path, Pillow maps uncompressed TIFF files into memory, and turns those upside down that lie on a side.
+        # Given a path, Pillow maps uncompressed TIFF files into memory, and turns wrongly those that lie on a side.
         with path.open("rb") as file, Image.open(file) as image:
             return read(image)
     except DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fastgan._output import written
+from fastgan._output import naming, written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,15 +28,6 @@ class _Patient(Console):
 
 STATS = "stats.jsonl"
 console = _Patient(stderr=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Has the error of a full disk say of what."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 class Stats:
@@ -55,7 +46,7 @@ class Stats:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        with _naming(self._path):
+        with naming(self._path):
             self._file.write(json.dumps(as_json_numbers(values)) + "\n")
             self._file.flush()
 
@@ -105,22 +96,22 @@ class TensorBoard:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._folder = folder
-        with _naming(folder):
+        with naming(folder):
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        with _naming(self._folder):
+        with naming(self._folder):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, sheet: Image.Image) -> None:
         import numpy as np
 
-        with _naming(self._folder):
+        with naming(self._folder):
             self._writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
 
     def close(self) -> None:
-        with _naming(self._folder):
+        with naming(self._folder):
             self._writer.close()
 
 

@@ -324,6 +324,15 @@ def test_activation_that_is_called_again() -> None:
     torch.testing.assert_close(fused[2].decode(x * 1), plain[2].decode(x * 1))
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
 def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
     class Again(nn.Module):
         def __init__(self) -> None:
@@ -336,18 +345,11 @@ def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
     _, what = check(lambda: nn.Sequential(nn.InstanceNorm2d(3), Again()), (2, 3, 6, 5))
     assert what == {"0": "norm"}
 
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.body(x)
-
+    class Branches(Residual):
         def branch(self, x: Tensor) -> Tensor:
             return self.body(x)
 
-    plain = nn.Sequential(nn.InstanceNorm2d(3), Residual())
+    plain = nn.Sequential(nn.InstanceNorm2d(3), Branches())
     fused = copy.deepcopy(plain)
     assert report_of(fused) == {"0": "norm", "1.body.2": "norm + residual"}
     assert_same_function(plain, fused, torch.randn(2, 3, 6, 5))
@@ -356,14 +358,6 @@ def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
 
 
 def test_body_of_a_residual_block_that_its_owner_calls() -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.body(x)
-
     class Iterates(Residual):
         def bodies(self, x: Tensor) -> list[Tensor]:
             return [body(x) for body in self.children()]
@@ -434,14 +428,7 @@ def test_hooks_keep_firing() -> None:
 
 
 def test_modules_with_a_call_of_their_own_get_what_they_got() -> None:
-    class Doubles(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.body(x)
-
+    class Doubles(Residual):
         def __call__(self, x: Tensor) -> Tensor:
             return super().__call__(x) + x
 
