@@ -319,8 +319,6 @@ def _readable(t: Tensor) -> bool:
 
 # --- autograd -----------------------------------------------------------------------------------------------------
 
-_Weights = tuple[Tensor | None, Tensor | None]
-
 
 def _may_overflow(x: Tensor, y: Tensor, p: float) -> bool:
     """Whether unit gradients, n times the gradients, may leave float16's range though the gradients do not.

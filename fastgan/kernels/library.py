@@ -161,11 +161,6 @@ def _wrapped(args: Iterable[Any]) -> bool:
     )
 
 
-def may_record() -> bool:
-    """Whether :func:`apply` may keep a Function for a further derivative; else it calls its ``forward`` alone."""
-    return _grad_enabled() or may_need_tangents()
-
-
 def may_need_tangents() -> bool:
     """Whether a Function's ``jvp`` may be called. Where it is compiled, forward mode is a transform and no level."""
     return _transforms_active() or forward_ad._current_level >= 0
