@@ -163,9 +163,8 @@ def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 # Of each pair: its elements, weight and bytes of signs (0 where they are not wanted); the result's dtype; the backend.
 _Setting = tuple[list[int], list[float], list[int], torch.dtype, str]
-_Layout = tuple[
-    Sequence[int], bool, torch.dtype, torch.dtype
-]  # a pair's shape, channels last or not, dtypes of a and b
+# Of one pair: its shape, whether it is channels last, the dtypes of a and b.
+_Layout = tuple[Sequence[int], bool, torch.dtype, torch.dtype]
 
 
 class _Forward(Fused):

@@ -1,4 +1,4 @@
-"""Exact 1-D Wasserstein distances, batched, weighted and twice differentiable; sliced and max-sliced distances.
+"""Exact 1-D Wasserstein distances, batched, weighted and twice differentiable; optimal plans and dual potentials.
 
 The derivations are in :mod:`fastgan.reference.wasserstein`. A fused forward pass also writes the gradients of the cost
 for whatever needs one ("unit gradients"), so that the backward pass is a scaling.
