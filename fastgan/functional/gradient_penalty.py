@@ -27,7 +27,7 @@ from fastgan.kernels.library import (
     kernel_of,
     may_need_tangents,
 )
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 _NAME = "gradient_norm_penalty"
 

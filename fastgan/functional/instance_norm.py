@@ -26,7 +26,7 @@ from fastgan.kernels.library import (
     may_need_tangents,
     of_extension,
 )
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 ACTIVATIONS = ("none", "relu", "leaky_relu")
 _NAME = "instance_norm_act"

@@ -23,7 +23,7 @@ from fastgan.kernels.library import (
     may_need_tangents,
     of_extension,
 )
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 from fastgan.reference.interpolate import draw_alpha, per_sample, sum_per_sample
 
 _NAME = "interpolate"

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 
 def gradient_norm_penalty(grads: Tensor, *, target: float = 1.0, one_sided: bool = False) -> Tensor:

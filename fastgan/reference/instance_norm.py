@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from fastgan.reference._dtype import statistics_dtype
+
 
 def instance_norm_act(
     x: Tensor,
@@ -135,11 +137,6 @@ def fold_reflection(grad: Tensor, pad: int) -> Tensor:
         inner.narrow(dim, size - 1 - pad, pad).add_(grad.narrow(dim, pad + size, pad).flip(dim))
         grad = inner
     return grad
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _normalise(

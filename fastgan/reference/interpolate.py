@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 
 def interpolate(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgan.kernels import layout
 from fastgan.kernels.dispatch import Call
 from fastgan.kernels.native._tensor import _C, CPU, threads
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 # What a negative z is multiplied by; leaky_relu has its own.
 _SLOPES = {"none": 1.0, "relu": 0.0}

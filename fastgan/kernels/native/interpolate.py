@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastgan.kernels.dispatch import Call
 from fastgan.kernels.native._tensor import _C, CPU, threads
-from fastgan.reference.instance_norm import statistics_dtype
+from fastgan.reference._dtype import statistics_dtype
 
 
 def supports(call: Call) -> str | None:
