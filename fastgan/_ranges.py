@@ -1,8 +1,9 @@
-"""The range of a numeric setting, in one line."""
+"""What a setting may be, in one line: a number in a range, or one of several words."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 
@@ -30,3 +31,9 @@ def check_range(
     else:
         wanted = "positive" if above == 0 else "finite" if above == -math.inf else f"above {above:g}"
     raise ValueError(f"{what} must be {wanted}{'' if math.isfinite(value) else ' and finite'}, got {value}")
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")

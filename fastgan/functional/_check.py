@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan._ranges import check_choice
 from fastgan.kernels.library import of_extension
 
 # Whether both are contiguous tensors on the CPU, of one shape and floating dtype, not empty: in 0.2 µs. Without
@@ -82,8 +83,7 @@ def shape(operator: str, name: str, value: Tensor, expected: Sequence[int], mean
 
 
 def choice(operator: str, name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{operator}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    check_choice(f"{operator}: {name}", value, choices)
 
 
 def described(value: object) -> str:

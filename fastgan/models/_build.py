@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from fastgan._ranges import check_choice
+
 INITS = ("normal", "xavier", "kaiming", "orthogonal")
-
-
-def choice(what: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def positive(what: str, value: int, meaning: str = "") -> None:
@@ -28,7 +25,7 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
         return nn.BatchNorm2d
     if norm == "layer":
         return lambda channels: nn.GroupNorm(1, channels)
-    choice("norm", norm, ("instance", "batch", "layer", "none"))
+    check_choice("norm", norm, ("instance", "batch", "layer", "none"))
     return lambda channels: nn.Identity()
 
 
@@ -42,7 +39,7 @@ def init_weights(
             as their gain; ``kaiming`` is normal with the fan in, for ReLU, and has no gain.
         generator: of the random numbers; torch's global one by default.
     """
-    choice("init", init, INITS)
+    check_choice("init", init, INITS)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             if init == "normal":

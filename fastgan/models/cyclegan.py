@@ -15,7 +15,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from fastgan.models._build import choice, init_weights, norm_layer, positive
+from fastgan._ranges import check_choice
+from fastgan.models._build import init_weights, norm_layer, positive
 
 NORMS = ("instance", "batch", "none")
 _Norm = Callable[[int], nn.Module]
@@ -240,7 +241,7 @@ def build_generator(
     """
     for what, value in (("in_channels", in_channels), ("out_channels", out_channels), ("ngf", ngf)):
         positive(f"build_generator: {what}", value)
-    choice("build_generator: norm", norm, NORMS)
+    check_choice("build_generator: norm", norm, NORMS)
     if not is_generator(name):
         raise ValueError(f"build_generator: name must be {GENERATOR_NAMES}, got {name!r}")
     number = int("".join(filter(str.isdigit, name)))
@@ -274,8 +275,8 @@ def build_discriminator(
     """
     for what, value in (("in_channels", in_channels), ("ndf", ndf)):
         positive(f"build_discriminator: {what}", value)
-    choice("build_discriminator: norm", norm, NORMS)
-    choice("build_discriminator: name", name, ("basic", "n_layers", "pixel"))
+    check_choice("build_discriminator: norm", norm, NORMS)
+    check_choice("build_discriminator: name", name, ("basic", "n_layers", "pixel"))
     net: NLayerDiscriminator | PixelDiscriminator
     if name == "pixel":
         net = PixelDiscriminator(in_channels, ndf, norm)

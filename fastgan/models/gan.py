@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fastgan.models._build import choice, init_weights, norm_layer, positive
+from fastgan._ranges import check_choice
+from fastgan.models._build import init_weights, norm_layer, positive
 
 NORMS = ("batch", "instance", "layer", "none")
 
@@ -477,7 +478,7 @@ def build_gan_generator(
     norm = norm if norm is not None else architecture.generator_norm
     positive(f"{what}: latent_dim", latent_dim)
     positive(f"{what}: width", width)
-    choice(f"{what}: norm", norm, NORMS)
+    check_choice(f"{what}: norm", norm, NORMS)
     net = LatentGenerator(architecture.generator(latent_dim, shape, width, norm), latent_dim, shape)
     if architecture.normal_init:
         init_weights(net)
@@ -520,7 +521,7 @@ def build_critic(
         if independent and norm == "batch":
             norm = "layer"
     positive(f"{what}: width", width)
-    choice(f"{what}: norm", norm, NORMS)
+    check_choice(f"{what}: norm", norm, NORMS)
     if not 0 <= dropout < 1:
         raise ValueError(f"{what}: dropout must be in [0, 1), got {dropout}")
     if minibatch < 0 or (minibatch and energy):
@@ -546,7 +547,7 @@ def build_critic(
 
 
 def _architecture(what: str, name: str, sample_shape: Sequence[int]) -> tuple[Architecture, tuple[int, ...], bool]:
-    choice(f"{what}: name", name, tuple(ARCHITECTURES))
+    check_choice(f"{what}: name", name, tuple(ARCHITECTURES))
     shape = tuple(sample_shape)
     if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
         raise ValueError(f"{what}: sample_shape must be positive integers, got {shape}")

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.optim import Optimizer
 
-from fastgan._ranges import check_range
-from fastgan.models._build import choice
+from fastgan._ranges import check_choice, check_range
 from fastgan.training import distributed
 from fastgan.training.precision import Amp, Switch
 
@@ -166,7 +165,7 @@ def _as(kind: Any, name: str, value: Any) -> Any:
         return None
     kind, *others = (each for each in kinds if each is not NoneType)
     if get_origin(kind) is Literal:
-        choice(name, value, get_args(kind))
+        check_choice(name, value, get_args(kind))
         return value
     of: dict[Any, tuple[Any, str]] = {
         bool: (bool, "True or False"),

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from fastgan import objectives
-from fastgan._ranges import check_range
+from fastgan._ranges import check_choice, check_range
 from fastgan.data import points
-from fastgan.models._build import choice
 from fastgan.models.gan import ARCHITECTURES, NORMS
 from fastgan.objectives import Defaults, Objective
 from fastgan.objectives.dragan import RegretAnalytic
@@ -150,7 +149,7 @@ def sample_shape(config: GanConfig) -> tuple[int, ...]:
 def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
     """The objective, and the settings that are not None over the authors'."""
     config.check()
-    choice("objective", config.objective, tuple(objectives.OBJECTIVES))
+    check_choice("objective", config.objective, tuple(objectives.OBJECTIVES))
     toy = config.data in points.NAMES
     known = {name: value for name, value in objectives.options(config.objective).items() if name != "joint"}
     hyper = {**objectives.make(config.objective).toy} if toy else {}
@@ -186,9 +185,9 @@ def resolve(config: GanConfig) -> tuple[Objective, Defaults]:
 def _check(config: GanConfig, settings: Defaults, objective: Objective) -> None:
     """Raises ValueError if a number is out of its range, or an option has no meaning beside another."""
     schedule = settings.schedule
-    choice("architecture", architecture_name(config), tuple(ARCHITECTURES))
+    check_choice("architecture", architecture_name(config), tuple(ARCHITECTURES))
     for name, norm in (("norm_g", config.norm_g), ("norm_d", config.norm_d)):
-        choice(name, norm or "none", NORMS)
+        check_choice(name, norm or "none", NORMS)
     if objective.requires.independent and (config.norm_d == "batch" or config.minibatch):
         name = "norm_d batch" if config.norm_d == "batch" else f"minibatch {config.minibatch}"
         raise ValueError(f"{name} mixes samples, and objective {config.objective!r} needs each judged alone")
