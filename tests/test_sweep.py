@@ -18,16 +18,16 @@ from benchmarks import sweep_instance_norm as sweep
 from fastgan.kernels.triton.instance_norm import Setting, launch_table
 
 
-def measured(time_of: Any, workloads: list[Any], processors: int = 132) -> list[dict[str, Any]]:
+def measured(time_of: Any, workloads: list[Any]) -> list[dict[str, Any]]:
     rows = []
     for operator in launch_table.RESIDENT:
         for shape, channels_last, pad in workloads:
             for dtype in (torch.bfloat16, torch.float32):
-                key = sweep.facts(operator, shape, channels_last, pad, dtype.itemsize, processors)
+                key = sweep.facts(operator, shape, channels_last, pad, dtype.itemsize, 132)
                 for setting in sweep.candidates(key):
                     row = {
                         "operator": operator, "shape": shape, "channels_last": channels_last, "pad": pad,
-                        "dtype": str(dtype).removeprefix("torch."), "processors": processors, "setting": setting,
+                        "dtype": str(dtype).removeprefix("torch."), "processors": 132, "setting": setting,
                         "us": time_of(operator, setting), "chosen": setting == launch_table.setting(*key),
                     }  # fmt: skip
                     rows.append(json.loads(json.dumps(row)))  # as it comes back from a file

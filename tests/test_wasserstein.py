@@ -590,9 +590,9 @@ def test_second_derivatives_of_a_long_row_do_not_depend_on_the_threads(p: float)
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def tied_weights(n: int, scale: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def tied_weights(n: int, scale: float) -> tuple[Tensor, Tensor]:
     """Equal cumulative weights, rounded differently."""
-    w = torch.randint(0, 4, (3, n)).to(dtype)
+    w = torch.randint(0, 4, (3, n)).double()
     w[:, n // 2] += 1
     return w, w * scale
 

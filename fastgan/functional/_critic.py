@@ -112,9 +112,9 @@ def check_critic_args(operator: str, critic_args: Sequence[Any]) -> None:
 class _WithoutBatchNorm(TorchFunctionMode):
     """Refuses the function batch_norm in the call of a critic."""
 
-    def __init__(self, operator: str, way_out: str) -> None:
+    def __init__(self, operator: str) -> None:
         super().__init__()
-        self.operator, self.way_out = operator, way_out
+        self.operator = operator
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,7 +124,7 @@ class _WithoutBatchNorm(TorchFunctionMode):
             input = args[0] if args else kwargs["input"]
             training = args[5] if len(args) > 5 else kwargs.get("training", False)
             if training and len(input) > 1:  # a batch of one is what adaptive instance norm is made with
-                raise ValueError(f"{self.operator}: the critic {_NORMALISES}{self.way_out}")
+                raise ValueError(f"{self.operator}: the critic {_NORMALISES}.")
         return func(*args, **kwargs)
 
 
@@ -146,16 +146,16 @@ def refuse_recorded_batch_norm(operator: str, scores: Tensor, critic_args: Seque
                 nodes.append(earlier)
 
 
-def without_batch_mixing(operator: str, critic: nn.Module, way_out: str = ".") -> AbstractContextManager[Any]:
+def without_batch_mixing(operator: str, critic: nn.Module) -> AbstractContextManager[Any]:
     """:func:`refuse_batch_mixing`, and a context to call ``critic`` in, where its own calls of batch_norm raise it too.
 
     For where nothing is recorded: in a compiler or a transform.
     """
-    modules = refuse_batch_mixing(operator, critic, way_out)
+    modules = refuse_batch_mixing(operator, critic, ".")
     # Not without a reason: each call would take longer, and torch.compile cannot trace some of Tensor's methods
     # (unflatten, split) while they are watched.
     watched = any(_names_batch_norm(type(m)) for m in modules)
-    return _WithoutBatchNorm(operator, way_out) if watched else NOTHING
+    return _WithoutBatchNorm(operator) if watched else NOTHING
 
 
 def refuse_batch_mixing(operator: str, critic: Critic, way_out: str) -> list[nn.Module]:

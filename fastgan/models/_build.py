@@ -12,9 +12,9 @@ from fastgan._ranges import check_choice
 INITS = ("normal", "xavier", "kaiming", "orthogonal")
 
 
-def positive(what: str, value: int, meaning: str = "") -> None:
+def positive(what: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{what} must be an integer of at least 1{meaning and f' ({meaning})'}, got {value!r}")
+        raise ValueError(f"{what} must be an integer of at least 1, got {value!r}")
 
 
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
