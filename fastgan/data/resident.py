@@ -8,12 +8,16 @@ are those of the host's way, whatever the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.data.images import SingleImageFolder, UnpairedImageFolder
+
+Cache = Literal["auto", "on", "device", "off"]
+"""Whether decoded images are kept: in memory, or on the device; see :func:`keeps` and :func:`on_device`."""
 
 
 class ResidentImages:
@@ -85,7 +89,7 @@ def obstacle(folder: SingleImageFolder) -> str | None:
     return None
 
 
-def keeps(cache: str, images: int, channels: int, side: int) -> bool:
+def keeps(cache: Cache, images: int, channels: int, side: int) -> bool:
     """Whether so many decoded images of side × side pixels are to be kept in memory; ``auto``: if they surely take less
     than 2 GB. Grey ones may have 16 bits, and are float32 then."""
     if cache != "auto":
@@ -93,7 +97,7 @@ def keeps(cache: str, images: int, channels: int, side: int) -> bool:
     return images * side**2 * (4 if channels == 1 else channels) < 2 * 10**9
 
 
-def on_device(cache: str, folders: Sequence[SingleImageFolder], device: torch.device) -> bool:
+def on_device(cache: Cache, folders: Sequence[SingleImageFolder], device: torch.device) -> bool:
     """Whether the images of ``folders`` are to be kept on ``device``.
 
     That is: ``cache`` is ``device``, or ``auto``, where it is a GPU of whose memory they take less than a tenth.

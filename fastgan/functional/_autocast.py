@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastgan.functional._piecewise import NOTHING
+NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgan.functional import _check, _piecewise
-from fastgan.functional._autocast import without_autocast
-from fastgan.functional._piecewise import NOTHING
+from fastgan.functional._autocast import NOTHING, without_autocast
 
 Critic = Callable[..., Tensor]
 _NORMALISES = (

@@ -18,10 +18,10 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fastgan.functional._autocast import NOTHING
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import is_eager, record
 
-NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 _wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("fastgan_without_zero_gradients", default=False)
 
 

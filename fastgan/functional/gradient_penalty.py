@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fastgan import reference
 from fastgan.functional import _check
+from fastgan.functional._autocast import NOTHING
 from fastgan.functional._critic import Critic, input_gradient
 from fastgan.functional._function import Fused, keep, kept_of
-from fastgan.functional._piecewise import NOTHING
 from fastgan.functional.interpolate import interpolate_checked
 from fastgan.kernels import dispatch, layout
 from fastgan.kernels.library import (

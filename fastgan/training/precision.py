@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
 Switch = Literal["auto", "on", "off"]
-Cache = Literal["auto", "on", "device", "off"]
 
 
 class Precision:

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 import torch
 
 from fastgan._ranges import check_range
+from fastgan.data.resident import Cache
 from fastgan.models.cyclegan import GENERATOR_NAMES, is_generator
 from fastgan.training import schedule
 from fastgan.training.graph import wants_graph
-from fastgan.training.precision import Cache, Switch
+from fastgan.training.precision import Switch
 from fastgan.training.task import RunConfig
 
 GanMode = Literal["lsgan", "vanilla", "wgangp", "hinge"]

@@ -10,11 +10,11 @@ import torch
 from fastgan import objectives
 from fastgan._ranges import check_choice, check_range
 from fastgan.data import points
+from fastgan.data.resident import Cache
 from fastgan.models.gan import ARCHITECTURES, NORMS
 from fastgan.objectives import Defaults, Objective
 from fastgan.objectives.dragan import RegretAnalytic
 from fastgan.training.graph import wants_graph
-from fastgan.training.precision import Cache
 from fastgan.training.task import RunConfig
 
 DATA = f"{', '.join(points.NAMES)}, digits, mnist:DIR, cifar10:DIR or a folder of images"
