@@ -7,7 +7,7 @@ sum is the loss, so that each can be logged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -218,6 +218,14 @@ def full(t: Tensor) -> Tensor:
     if not isinstance(t, Tensor):
         raise TypeError(f"objectives: critic must return a Tensor of scores, got {type(t).__name__}")
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def added(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars, from left to right."""
+    total, *rest = terms
+    for term in rest:
+        total = total + term
+    return total
 
 
 def per_sample(output: Tensor) -> Tensor:

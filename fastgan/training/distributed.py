@@ -101,6 +101,12 @@ def wrap(module: nn.Module, *, compiled: bool = False) -> nn.Module:
     return wrapped
 
 
+def within(network: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, which waits for gradients after each of its passes."""
+    inner: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    return inner
+
+
 def average_gradients(module: nn.Module) -> None:
     """Averages the gradients of ``module`` over all processes, where its wrapper saw nothing of the backward pass."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]

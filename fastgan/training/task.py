@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -225,6 +226,19 @@ def check_parts(networks: Mapping[str, nn.Module], batch_size: int, accumulate: 
             "accumulate %d: spectral norm (in %s) takes a step of its power iteration for each part, not once a batch",
             *(accumulate, names),
         )
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """In this context the networks are in evaluation mode; afterwards each is in its own again."""
+    modes = [network.training for network in networks]
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
 
 
 class Task(abc.ABC):

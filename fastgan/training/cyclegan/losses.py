@@ -22,7 +22,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 import fastgan.functional as F
-from fastgan.objectives.base import full
+from fastgan.objectives.base import added, full
 from fastgan.training.cyclegan.config import CycleGanConfig, GanMode
 from fastgan.training.cyclegan.networks import Network
 
@@ -96,7 +96,7 @@ def generators_loss(
                 losses |= {name: _l1(*pair) for name, pair in pairs.items()}
     else:
         terms = {name: _l1(*pair) for name, pair in pairs.items()}
-        losses |= {**terms, "l1": added(list(terms.values()))}
+        losses |= {**terms, "l1": added(terms.values())}
         total = added([adversarial_A, adversarial_B, *terms.values()])
     detached = {name: loss.detach() for name, loss in losses.items()}
     return Computed(total, detached, (made.fake_B.detach(), made.fake_A.detach()))
@@ -167,16 +167,8 @@ def _l1(x: Tensor, y: Tensor, weight: float) -> Tensor:
     return nnf.l1_loss(full(x), full(y)) * weight
 
 
-def added(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of scalars, from left to right."""
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
 def weighted(parts: Sequence[Losses], shares: Sequence[float]) -> Losses:
     """The losses of a batch from those of its parts."""
     if len(parts) == 1:
         return dict(parts[0])
-    return {name: added([part[name] * share for part, share in zip(parts, shares, strict=True)]) for name in parts[0]}
+    return {name: added(part[name] * share for part, share in zip(parts, shares, strict=True)) for name in parts[0]}

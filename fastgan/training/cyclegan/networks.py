@@ -96,7 +96,7 @@ def for_generators(networks: Mapping[str, nn.Module], config: CycleGanConfig) ->
     calls: dict[str, Network] = {}
     for name, network in networks.items():
         if name.startswith("D"):
-            calls[name] = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+            calls[name] = distributed.within(network)
         else:
             calls[name] = recomputing(network) if config.recompute else network
     return calls

@@ -28,7 +28,7 @@ from fastgan.training.loop import Outcome, fit
 from fastgan.training.pool import ImagePool, StaticPool
 from fastgan.training.precision import Precision
 from fastgan.training.prefetch import Prefetcher
-from fastgan.training.task import Stateful, Task, check_parts
+from fastgan.training.task import Stateful, Task, check_parts, evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -272,7 +272,7 @@ class CycleGan(Task):
     @torch.no_grad()
     def translate(self, images_A: Tensor, images_B: Tensor, *, cycle: bool = True) -> dict[str, Tensor]:
         """fake_B and fake_A of two batches, and rec_A and rec_B, with the generators in evaluation mode."""
-        with _evaluating(self.networks.values()), self.backend(), self.precision.autocast():
+        with evaluating(*self.networks.values()), self.backend(), self.precision.autocast():
             real_A, real_B = self.precision.batch(images_A), self.precision.batch(images_B)
             G_A, G_B = self.generator("G_A"), self.generator("G_B")
             fake_B, fake_A = G_A(real_A), G_B(real_B)
@@ -325,19 +325,6 @@ class _Mean:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._total, self._count = state["total"], state["count"]
-
-
-@contextlib.contextmanager
-def _evaluating(networks: Iterable[nn.Module]) -> Any:
-    networks = list(networks)
-    modes = [network.training for network in networks]
-    try:
-        for network in networks:
-            network.eval()
-        yield
-    finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
 
 
 def make(config: CycleGanConfig) -> CycleGan:

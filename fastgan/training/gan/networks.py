@@ -75,12 +75,6 @@ def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> No
         recompute_activations(network)
 
 
-def within(network: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, which waits for gradients after each of its passes."""
-    inner: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-    return inner
-
-
 def mixes_samples(critic: nn.Module) -> bool:
     """Whether a sample's output depends on the rest of the batch."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm | MinibatchDiscrimination) for m in critic.modules())

@@ -17,6 +17,7 @@ from fastgan.training.gan.data import RealData
 from fastgan.training.gan.networks import make_critic, make_generator, no_critic, parameter_count
 from fastgan.training.memory import kept_for_backward
 from fastgan.training.recompute import recompute_activations
+from fastgan.training.task import evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,12 +36,8 @@ def check(config: GanConfig, data: RealData) -> None:
 @torch.no_grad()
 def sample(generator: nn.Module, z: Tensor) -> Tensor:
     """Samples of a generator in evaluation mode; its mode is restored."""
-    training = generator.training
-    generator.eval()
-    try:
+    with evaluating(generator):
         samples: Tensor = generator(z)
-    finally:
-        generator.train(training)
     return samples
 
 

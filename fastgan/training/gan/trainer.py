@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastgan import objectives
 from fastgan.kernels.dispatch import use_backend
 from fastgan.objectives import Terms
+from fastgan.objectives.base import added
 from fastgan.objectives.wgan import WassersteinPenalty
 from fastgan.training import distributed, random, sheet
 from fastgan.training.critic_step import assign_gradients, critic_gradients
@@ -23,15 +24,7 @@ from fastgan.training.ema import Ema
 from fastgan.training.gan import report
 from fastgan.training.gan.config import GanConfig, architecture_name, check_accumulate, graphs, resolve
 from fastgan.training.gan.data import RealData
-from fastgan.training.gan.networks import (
-    is_joinable,
-    make_critic,
-    make_generator,
-    make_optimizer,
-    no_critic,
-    trainable,
-    within,
-)
+from fastgan.training.gan.networks import is_joinable, make_critic, make_generator, make_optimizer, no_critic, trainable
 from fastgan.training.graph import StepGraph
 from fastgan.training.loop import Outcome, fit
 from fastgan.training.precision import Precision
@@ -154,7 +147,7 @@ class GanTask(Task):
         real = inputs["real"]
         self._clamp_weights()
         with self.precision.autocast(), torch.no_grad():
-            fake = within(self._generate)(self._z(len(real)))
+            fake = distributed.within(self._generate)(self._z(len(real)))
         self.optimizer_d.zero_grad(set_to_none=True)
         if self._compiled is not None:
             losses = self._compiled_gradients(real, fake)
@@ -184,7 +177,7 @@ class GanTask(Task):
         return self.objective.critic_loss(self._judge, real, fake, generator=self._draws.generator, **given)
 
     def _generator_terms(self, real: Tensor, z: Tensor) -> Terms:
-        critic = no_critic if self.critic is None else within(self._judge)
+        critic = no_critic if self.critic is None else distributed.within(self._judge)
         return self.objective.generator_loss(critic, real, self._generate(z), generator=self._draws.generator)
 
     # --- how it is run --------------------------------------------------------------------------------------------
@@ -224,10 +217,10 @@ class GanTask(Task):
                 share = len(part[0]) / len(batch[0])
                 if share < 1:
                     terms = {name: term * share for name, term in terms.items()}
-                loss = _total(terms)
+                loss = added(terms.values())
                 self.precision.backward(loss)
             losses.append(_named(side, terms, loss))
-        return {name: _total({str(k): part[name] for k, part in enumerate(losses)}) for name in losses[0]}
+        return {name: added(part[name] for part in losses) for name in losses[0]}
 
     def _compiled_gradients(self, real: Tensor, fake: Tensor) -> Losses:
         """The same for the critic of WGAN-GP, whose losses and gradients are one compiled graph."""
@@ -316,13 +309,6 @@ class GanTask(Task):
 
     def plan(self) -> dict[str, str]:
         return report.plan(self)
-
-
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    first, *rest = terms.values()
-    for term in rest:
-        first = first + term
-    return first
 
 
 def _named(side: str, terms: Terms, loss: Tensor) -> Losses:
