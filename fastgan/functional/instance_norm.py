@@ -249,8 +249,7 @@ class _Forward(Fused):
         # The tangent is the transpose's transpose: the double backward's gradient for `grad`.
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
         activation, slope, pad, backend = ctx.setting
-        shape = (*x.shape[:2], *(size + 2 * pad for size in x.shape[2:]))
-        zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        zeros = torch.zeros(_padded(x, pad), dtype=x.dtype, device=x.device)
         plane = torch.zeros_like(mean)
         tangent = apply(
             _DoubleBackward, torch.zeros_like(x) if x_t is None else x_t, residual_t, weight_t, bias_t,

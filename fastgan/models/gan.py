@@ -283,8 +283,8 @@ def _uniform(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, variance: float)
         nn.init.zeros_(layer.bias)
 
 
-def _has_effect(norm: str) -> bool:
-    """Whether a bias ahead of this norm has any effect."""
+def _needs_bias(norm: str) -> bool:
+    """Whether a convolution ahead of this norm needs a bias: others take any away again."""
     return norm not in ("batch", "instance")
 
 
@@ -329,7 +329,7 @@ def _flat_norm(norm: str, width: int) -> nn.Module:
 
 
 def _dcgan_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm: str) -> nn.Sequential:
-    image, make_norm, bias = _Image.of(shape, "dcgan"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "dcgan"), norm_layer(norm), _needs_bias(norm)
     *inner, top = _widths(width, image.stages)
     layers: list[nn.Module] = [nn.Linear(latent_dim, top * image.base_size, bias=bias)]
     layers += [nn.Unflatten(1, (top, *image.base)), make_norm(top), nn.ReLU(inplace=True)]
@@ -341,7 +341,7 @@ def _dcgan_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm: 
 
 
 def _dcgan_trunk(shape: tuple[int, ...], width: int, norm: str, dropout: float) -> _Trunk:
-    image, make_norm, bias = _Image.of(shape, "dcgan"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "dcgan"), norm_layer(norm), _needs_bias(norm)
     layers: list[nn.Module] = []
     inputs = image.channels
     for stage, outputs in enumerate(_widths(width, image.stages)):
@@ -352,7 +352,7 @@ def _dcgan_trunk(shape: tuple[int, ...], width: int, norm: str, dropout: float) 
 
 
 def _wgan_gp_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm: str) -> nn.Sequential:
-    image, make_norm, bias = _Image.of(shape, "wgan-gp"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "wgan-gp"), norm_layer(norm), _needs_bias(norm)
     *inner, top = _widths(width, image.stages)
     layers: list[nn.Module] = [_linear(latent_dim, top * image.base_size)]
     if norm == "batch":  # over each feature, not each channel, as their code does it
@@ -367,7 +367,7 @@ def _wgan_gp_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm
 
 
 def _wgan_gp_trunk(shape: tuple[int, ...], width: int, norm: str, dropout: float) -> _Trunk:
-    image, make_norm, bias = _Image.of(shape, "wgan-gp"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "wgan-gp"), norm_layer(norm), _needs_bias(norm)
     layers: list[nn.Module] = []
     inputs = image.channels
     for stage, outputs in enumerate(_widths(width, image.stages)):
@@ -404,7 +404,7 @@ def _resnet_trunk(shape: tuple[int, ...], width: int, norm: str, dropout: float)
 
 
 def _sngan_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm: str) -> nn.Sequential:
-    image, make_norm, bias = _Image.of(shape, "sngan"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "sngan"), norm_layer(norm), _needs_bias(norm)
     top = width * min(2**image.stages, 8)
     layers: list[nn.Module] = [nn.Linear(latent_dim, top * image.base_size), nn.Unflatten(1, (top, *image.base))]
     for outputs in reversed(_widths(width, image.stages)):
@@ -414,7 +414,7 @@ def _sngan_generator(latent_dim: int, shape: tuple[int, ...], width: int, norm: 
 
 
 def _sngan_trunk(shape: tuple[int, ...], width: int, norm: str, dropout: float) -> _Trunk:
-    image, make_norm, bias = _Image.of(shape, "sngan"), norm_layer(norm), _has_effect(norm)
+    image, make_norm, bias = _Image.of(shape, "sngan"), norm_layer(norm), _needs_bias(norm)
     layers: list[nn.Module] = []
     inputs, outputs = image.channels, width
 

@@ -8,7 +8,7 @@ sum is the loss, so that each can be logged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -109,17 +109,16 @@ class Objective:
     toy: ClassVar[dict[str, Any]] = {}
     """Hyper-parameters for two-dimensional toys, where they differ from those for images."""
 
+    joint: bool = False
+    """Judge real and fake in one call of the critic: fewer, larger kernels and the same result, unless the critic
+    mixes samples, or changes with each call as spectral norm does."""
+    batch: Batch = Batch()
+    """See :class:`Batch`; a trainer of several processes sets it."""
+
     def settings(self, architecture: str, toy: bool, large: bool = False) -> Defaults:
         """The authors' settings for an architecture (a name of ``fastgan.models``), ``large`` from 64 pixels on, or
         for a two-dimensional toy."""
         return self.defaults
-
-    joint: bool = field(default=False)
-    """Judge real and fake in one call of the critic: fewer, larger kernels and the same result, unless the critic
-    mixes samples, or changes with each call as spectral norm does."""
-
-    batch: Batch = field(default=Batch())
-    """See :class:`Batch`; a trainer of several processes sets it."""
 
     def draw(self, real: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """What :meth:`critic_loss` would draw for a batch, [N, ...] by the names of its arguments that take it: for a
