@@ -26,7 +26,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Gives a path beside ``path``, with its suffix, to write to; what was written there then takes its place.
 
     ``durable``: it is on the disk, not in the system's memory, when this ends.

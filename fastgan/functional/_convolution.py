@@ -37,8 +37,8 @@ def plain(*tensors: Tensor) -> bool:
     )
 
 
-def faster() -> tuple[torch.dtype, ...]:
-    """Of what images ours is faster than PyTorch's here."""
+def faster_dtypes() -> tuple[torch.dtype, ...]:
+    """The dtypes of images of which ours is faster than PyTorch's here."""
     kernels = dispatch._load("native", "winograd")
     return () if isinstance(kernels, str) else kernels.FASTER
 

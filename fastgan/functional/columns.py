@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster, may_serve, plain_gradients, wanted
+from fastgan.functional._convolution import faster_dtypes, may_serve, plain_gradients, wanted
 from fastgan.kernels.library import apply
 
 MOST_FILTERS = 4
@@ -64,7 +64,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple
         and x.size(1) == channels >= LEAST_CHANNELS
         and min(filters, rows, height, width) >= 1
         and x.size(0) * height * width >= LEAST_PIXELS
-        and torch.float32 in faster()
+        and torch.float32 in faster_dtypes()
     )
 
 

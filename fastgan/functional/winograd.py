@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster, may_serve, plain, plain_gradients, wanted
+from fastgan.functional._convolution import faster_dtypes, may_serve, plain, plain_gradients, wanted
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import apply
 
@@ -70,7 +70,7 @@ def _served_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
         and min(filters, channels) >= LEAST_CHANNELS
         and min(height, width) >= LEAST_SIDE
         and x.size(0) * height * width >= LEAST_PIXELS
-        and dtype in faster()
+        and dtype in faster_dtypes()
     )
     return dtype if served else None
 

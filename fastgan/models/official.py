@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan._output import written
+from fastgan._output import atomic_write
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -85,7 +85,7 @@ def save_official(net: nn.Module, path: str | os.PathLike[str]) -> None:
         net = net.module
     data = io.BytesIO()  # of a disk that is full, torch.save says nothing that could be understood
     torch.save({key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}, data)
-    with written(Path(path), durable=True) as file:
+    with atomic_write(Path(path), durable=True) as file:
         file.write_bytes(data.getvalue())  # Python 3.12 may crash collecting a getbuffer() that an error kept
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastgan._output import remove_partial, written
+from fastgan._output import atomic_write, remove_partial
 
 FORMAT = 1
 _HEADER = "fastgan"
@@ -99,7 +99,7 @@ def write(path: Path, tree: Any) -> None:
         stored[name] = tensor
     header = {"format": FORMAT, "checksum": _checksum(stored), "tree": document}
     try:
-        with written(path, durable=True) as file:
+        with atomic_write(path, durable=True) as file:
             save_file(stored, file, metadata={_HEADER: json.dumps(header)})
     except OSError as error:
         raise CheckpointError(str(error)) from error

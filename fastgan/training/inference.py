@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fastgan._output import make_folder, written
+from fastgan._output import atomic_write, make_folder
 from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import MODES, decode
 from fastgan.metrics import frechet_inception_distance, inception_features
@@ -170,7 +170,7 @@ def translate(
     for i, target in enumerate(targets):
         image = _pixels(translator(load(i)[None])[0])
         make_folder("out", target.parent)
-        with written(target) as file:
+        with atomic_write(target) as file:
             image.save(file)
         if progress:
             progress(i + 1, len(targets))

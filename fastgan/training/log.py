@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fastgan._output import naming, written
+from fastgan._output import atomic_write, naming
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +40,7 @@ class Stats:
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [line for line in lines(path) if line["step"] <= step]
-        with written(path) as file:
+        with atomic_write(path) as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._path = path
         self._file = path.open("a", encoding="utf-8")

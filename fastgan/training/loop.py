@@ -31,7 +31,7 @@ from rich.text import Text
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fastgan._output import locked, make_folder, written
+from fastgan._output import atomic_write, locked, make_folder
 from fastgan.data import DataError
 from fastgan.training import distributed, random, schedule
 from fastgan.training.checkpoint import CheckpointError, Checkpoints, read
@@ -219,7 +219,7 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
     distributed.barrier()  # every process has read before one writes
     if distributed.is_main():
         checkpoints.clean()
-        with written(config.folder / "config.json") as file:
+        with atomic_write(config.folder / "config.json") as file:
             file.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     return progress
 
@@ -408,7 +408,7 @@ class _Log:
         if image is not None:
             folder = self.config.folder / "sheets"
             folder.mkdir(exist_ok=True)
-            with written(folder / f"step-{step:08d}.png") as file:
+            with atomic_write(folder / f"step-{step:08d}.png") as file:
                 image.save(file)
             if self._board:
                 self._board.image(step, image)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastgan._output import make_folder, written
+from fastgan._output import atomic_write, make_folder
 from fastgan.metrics import frechet_inception_distance, inception_features
 from fastgan.models.gan import LatentGenerator
 from fastgan.training import distributed, gan, sheet
@@ -76,7 +76,7 @@ def write(trained: Trained, out: str | os.PathLike[str], n: int = 64, seed: int 
         raise FileExistsError(f"{out} is there already; give another, or allow overwriting (--overwrite)")
     make_folder("out's folder", out.parent)
     samples = trained.sample(n, seed)
-    with written(out) as file:
+    with atomic_write(out) as file:
         if out.suffix == ".npz":
             import numpy as np
 

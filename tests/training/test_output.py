@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan._output import make_folder, written
+from fastgan._output import atomic_write, make_folder
 from fastgan.models import save_official
 from fastgan.training import checkpoint, gan, sampling
 from fastgan.training.log import Stats, TensorBoard, read_stats
@@ -21,7 +21,7 @@ def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) ->
     path.write_text("old")
 
     def fill() -> None:
-        with written(path) as file:
+        with atomic_write(path) as file:
             file.write_text("ne")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -29,7 +29,7 @@ def test_a_failed_write_names_the_file_and_leaves_the_old_one(tmp_path: Path) ->
         fill()
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
     assert path.read_text() == "old"
-    with written(path) as file:
+    with atomic_write(path) as file:
         assert file.suffix == ".png"
         file.write_text("new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
