@@ -38,6 +38,8 @@ def mode_coverage(samples: Tensor, centres: Tensor, std: float, *, within: float
         )
     if not std > 0:
         raise ValueError(f"mode_coverage: std must be positive, got {std}")
-    distance, nearest = torch.cdist(samples.float(), centres.to(samples.device).float()).min(1)
+    # Not by |x|² + |c|² - 2 x·c, which torch.cdist prefers: far from 0, little would be left of a small distance.
+    x, c = samples.double(), centres.to(samples.device).double()
+    distance, nearest = torch.cdist(x, c, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     good = distance <= within * std
     return ModeCoverage(int(nearest[good].unique().numel()), float(good.double().mean()))

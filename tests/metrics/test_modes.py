@@ -26,6 +26,14 @@ def test_counts_by_hand():
     assert mode_coverage(torch.full((4, 2), torch.nan), centres, 1.0) == (0, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_far_from_the_origin(dtype):
+    centres = 1e4 + 4.0 * torch.arange(30.0).unsqueeze(1).expand(30, 2)  # cdist decides by more than 25
+    inside, outside = torch.tensor([0.25, 0.0]), torch.tensor([0.0, 0.5])
+    samples = torch.cat([(centres + inside).repeat(3, 1), centres + outside])
+    assert mode_coverage(samples.to(dtype), centres.to(dtype), 0.125) == (30, 0.75)
+
+
 def test_errors():
     centres = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"samples must be \[N, d\].*got \[0, 2\]"):
