@@ -40,6 +40,7 @@ _PADDINGS: dict[type[nn.Module], type[_InstanceNormAct]] = {
     nn.ReflectionPad3d: InstanceNormAct3d,
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_IN_PLACE = tuple(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))
 _NORM_STATE = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
 _STATE_DICT_HOOKS = (
     "_state_dict_hooks",
@@ -234,7 +235,8 @@ class _Reader:
                 node.args = (node.args[0], residual)
                 graph.erase_node(end)
                 taken[norm].append("residual")
-            if (act := _only_user(node)) is not None and (found := _activation_node(module, act)) is not None:
+            act = None if _residual_is_written(module, node) else _only_user(node)
+            if act is not None and (found := _activation_node(module, act)) is not None:
                 node.kwargs = {"activation": found[0], "negative_slope": found[1]}
                 taken[norm].append(found[0])
                 _skip(graph, act, node)
@@ -458,6 +460,32 @@ def _may_move(module: nn.Module, node: fx.Node, end: fx.Node) -> bool:
         and isinstance(module.get_submodule(str(source.target)), nn.modules.conv._ConvNd)
         and _only_user(source) is node
     )
+
+
+def _residual_is_written(module: nn.Module, node: fx.Node) -> bool:
+    """Whether something is written into the residual that ``node`` adds, after that.
+
+    A fused activation keeps the residual for its backward pass. PyTorch keeps what comes of it, and of a sum nothing.
+    """
+    if len(node.args) < 2 or not isinstance(residual := node.args[1], fx.Node):
+        return False
+    order = list(node.graph.nodes)
+    later = order[order.index(node) + 1 :]
+    return any(user in later and _writes(module, user, residual) for user in residual.users)
+
+
+def _writes(module: nn.Module, node: fx.Node, value: fx.Node) -> bool:
+    """Whether ``node`` may write into ``value``, one of its arguments."""
+    if node.op == "call_module":
+        called: nn.Module | None = module.get_submodule(str(node.target))
+        while called is not None and _is_sequential(called):
+            called = next((m for m in called._modules.values() if type(m) is not nn.Identity), None)
+        return called is not None and any(getattr(m, "inplace", False) for m in called.modules())
+    if not node.args or node.args[0] is not value:
+        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    by_name = node.target in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return by_name or any(flag is True for flag in (*node.args, node.kwargs.get("inplace")))  # nnf.relu(r, True)
 
 
 def _activation(module: nn.Module | None) -> tuple[str, float] | None:

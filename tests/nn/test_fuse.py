@@ -265,6 +265,48 @@ def test_norm_is_not_moved_past_a_change_of_what_the_residual_shares_with_it() -
     torch.testing.assert_close(model(x.clone()), Moves()(x))
 
 
+@pytest.mark.parametrize("how", ["iadd", "method", "function", "argument", "keyword", "module"])
+def test_residual_that_is_written_into_afterwards(how: str) -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.elu, self.how = nn.InstanceNorm2d(3), nn.Sequential(nn.ELU(inplace=True)), how
+
+        def forward(self, x: Tensor) -> Tensor:
+            r = x * 3
+            y = nnf.relu(self.norm(x) + r)
+            if self.how == "iadd":
+                r += 1
+            elif self.how == "method":
+                r.mul_(2)
+            elif self.how == "function":
+                r = nnf.leaky_relu_(r)
+            elif self.how == "argument":
+                r = nnf.relu(r, True)
+            elif self.how == "keyword":
+                r = nnf.elu(r, inplace=True)
+            else:
+                r = self.elu(r)
+            return y * r
+
+    _, what = check(Writes, (2, 3, 5, 5))
+    assert what == {"norm": "norm + residual"}
+
+
+def test_residual_that_is_only_read_afterwards() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.InstanceNorm2d(3), nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nnf.relu(self.norm(x) + x)
+            return torch.cat([y, self.conv(x), nnf.relu(x)], 1) + x.mean(1, keepdim=True)
+
+    _, what = check(Reads, (2, 3, 5, 5))
+    assert what == {"norm": "norm + residual + relu"}
+
+
 def test_module_called_or_registered_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
