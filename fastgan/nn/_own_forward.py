@@ -109,12 +109,17 @@ class _OwnForward(fx.Tracer):
 def _watched() -> Iterator[None]:
     """Has the source of every function read when it is called, and a trace refused before what it would lose.
 
-    What interrupts the trace is none of it: garbage is collected afterwards, and handlers of signals are let through.
+    What interrupts the trace is none of it: garbage is collected afterwards, and handlers of signals are let through,
+    as is what the first import of a module runs.
     """
+    importing = 0  # modules, one within the other
 
     def on_call(frame: FrameType, event: str, _: object) -> None:
+        nonlocal importing
+        if frame.f_code.co_name == "_find_and_load" and frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            importing += (event == "call") - (event == "return")
         module = frame.f_globals.get("__name__", "")
-        known = event != "call" or module == __name__ or module.startswith(_GENERATED)
+        known = event != "call" or importing > 0 or module == __name__ or module.startswith(_GENERATED)
         if not known and (reason := _why_not(frame.f_code)) is not None and not _handles_signal(frame):
             raise _RefusedError(reason)
 

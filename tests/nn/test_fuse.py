@@ -293,6 +293,23 @@ def test_residual_that_is_written_into_afterwards(how: str) -> None:
     assert what == {"norm": "norm + residual"}
 
 
+def test_first_import_of_a_module_while_a_forward_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_late.py").write_text("def count():\n    print(1)\n    return 2\n\nWIDTH = count()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Imports(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            import imported_late  # type: ignore[import-not-found]
+
+            return nnf.relu(self.norm(x)) * imported_late.WIDTH
+
+    assert report_of(Imports()) == {"norm": "norm + relu"}
+
+
 def test_residual_that_is_only_read_afterwards() -> None:
     class Reads(nn.Module):
         def __init__(self) -> None:
