@@ -67,6 +67,7 @@ class _Progress:
     step: int = 0
     seconds: float = 0.0  # trained, over all restarts
     best: dict[str, Any] | None = None  # metric, value, step
+    evaluated: int = 0  # the last step that was, and whose scores are in stats.jsonl
 
 
 def fit(task: Task) -> Outcome:
@@ -99,6 +100,11 @@ def _run(task: Task) -> Outcome:
     stop = 0
     try:
         with _signals() as received:
+            if progress.step:  # what the process before was to do behind its checkpoint may be missing
+                if _evaluates(config, progress.step, stop_at) and progress.evaluated < progress.step:
+                    _judge(task, checkpoints, progress, log)
+                if _shows(config, progress.step, stop_at) and not log.sheet_at(progress.step).exists():
+                    log.sheet(task, progress.step)
             while progress.step < stop_at and not (stop := agree(received.number)):
                 epoch = task.epoch
                 started = time.perf_counter()
@@ -117,19 +123,16 @@ def _run(task: Task) -> Outcome:
                 last = step == stop_at
                 save = last or _due(step, config.save_latest_freq)
                 save = save or (task.epoch > epoch and _due(task.epoch, config.save_epoch_freq))
-                evaluate = config.eval_freq > 0 and (last or _due(step, config.eval_freq))
+                evaluate = _evaluates(config, step, stop_at)
                 # What is not finite must not be saved, so saving looks at the losses first.
                 if save or evaluate or last or _due(step, config.print_freq):
                     log.flush(task, progress, meter)
                 if save:  # before what may fail
                     _save(task, checkpoints, progress)
                     saved = step
-                if evaluate:
-                    log.metrics(progress, _best(task, config, progress))
-                    if progress.best and progress.best["step"] == step:
-                        _save(task, checkpoints, progress)
-                        saved = step
-                if _due(step, config.display_freq) or (last and config.display_freq > 0):
+                if evaluate and _judge(task, checkpoints, progress, log):
+                    saved = step
+                if _shows(config, step, stop_at):
                     log.sheet(task, step)
             stop = max(stop, agree.settle(received.number))
             if stop and saved != progress.step:
@@ -165,6 +168,14 @@ def _due(count: int, freq: int) -> bool:
     return freq > 0 and count % freq == 0
 
 
+def _evaluates(config: RunConfig, step: int, stop_at: int) -> bool:
+    return config.eval_freq > 0 and (step == stop_at or _due(step, config.eval_freq))
+
+
+def _shows(config: RunConfig, step: int, stop_at: int) -> bool:
+    return config.display_freq > 0 and (step == stop_at or _due(step, config.display_freq))
+
+
 # --- begin, save, resume ------------------------------------------------------------------------------------------
 
 
@@ -195,7 +206,7 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
     config = task.config
     steps = checkpoints.steps()
     progress = _Progress()
-    logged = bool(lines(config.folder / STATS))  # raises if that is no run's
+    logged = lines(config.folder / STATS)  # raises if that is no run's
     if (steps or logged) and not config.continue_train:
         what = f"a run with checkpoints up to step {steps[-1]}" if steps else f"a run's {STATS} and no checkpoint"
         raise RunError(
@@ -211,7 +222,8 @@ def _begin(task: Task, checkpoints: Checkpoints) -> _Progress:
             raise CheckpointError(f"{error}{older}") from error
         changed = check_config(tree["config"], config, path, task.facts)
         load_state(task, tree["state"], path, keep_settings=changed)
-        progress = _Progress(tree["step"], tree["seconds"], tree["best"])
+        scored = (line["step"] for line in logged if "images_per_second" not in line and line["step"] <= tree["step"])
+        progress = _Progress(tree["step"], tree["seconds"], tree["best"], max(scored, default=0))
         states = tree["random"]
         random.set_state(states[distributed.rank() % len(states)])
         if config.progress and distributed.is_main():
@@ -343,6 +355,16 @@ def _save(task: Task, checkpoints: Checkpoints, progress: _Progress) -> None:
     distributed.barrier()
 
 
+def _judge(task: Task, checkpoints: Checkpoints, progress: _Progress, log: _Log) -> bool:
+    """Evaluates; whether that saved the checkpoint, as the best so far."""
+    metrics = _best(task, task.config, progress)
+    best = progress.best is not None and progress.best["step"] == progress.step
+    if best:
+        _save(task, checkpoints, progress)
+    log.metrics(progress, metrics)  # last: a step that is logged is not evaluated again
+    return best
+
+
 def _best(task: Task, config: RunConfig, progress: _Progress) -> dict[str, float]:
     """Evaluates, and remembers the step if it is the best so far."""
     # Those of one process: who thought another step the best would wait for the others for ever.
@@ -406,12 +428,15 @@ class _Log:
     def sheet(self, task: Task, step: int) -> None:
         image = task.sheet() if self._main else None
         if image is not None:
-            folder = self.config.folder / "sheets"
-            folder.mkdir(exist_ok=True)
-            with atomic_write(folder / f"step-{step:08d}.png") as file:
+            path = self.sheet_at(step)
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as file:
                 image.save(file)
             if self._board:
                 self._board.image(step, image)
+
+    def sheet_at(self, step: int) -> Path:
+        return self.config.folder / "sheets" / f"step-{step:08d}.png"
 
     def _write(self, progress: _Progress, values: dict[str, float]) -> None:
         if self._stats:

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -302,6 +304,39 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert checkpoint.locate(folder).name == "step-00000020.safetensors"
     run(tmp_path, name="b", save_latest_freq=0, eval_freq=3, best_metric="psnr", keep=1)
     assert checkpoint.locate(tmp_path / "b", "best").name == "step-00000020.safetensors"
+
+
+@pytest.mark.parametrize("where", ["evaluate", "log", "sheet"])
+def test_a_run_killed_behind_a_checkpoint_evaluates_and_shows_what_was_due(tmp_path: Path, where: str) -> None:
+    settings = {"eval_freq": 4, "display_freq": 4, "best_metric": "distance", "keep": 1, "max_steps": 8}
+    whole = run(tmp_path, name="whole", **settings).folder
+    killed = Toy(quiet(tmp_path, **settings))
+
+    def at_eight(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            if killed.taken == 8:
+                raise KeyboardInterrupt
+            return whole(*given)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        owner, name = (loop._Log, "metrics") if where == "log" else (killed, where)
+        patch.setattr(owner, name, at_eight(getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit(killed)
+    again = Toy(quiet(tmp_path, continue_train=True, **settings))
+    again.taken = 8  # which this task evaluates, and does not save
+    loop.fit(again)
+    times = {"seconds", "images_per_second"}
+    stats = (read_stats(folder / "stats.jsonl") for folder in (whole, again.config.folder))
+    mine, theirs = ([{k: v for k, v in line.items() if k not in times} for line in lines] for lines in stats)
+    assert mine == theirs
+    names = ({p.relative_to(f) for p in f.rglob("step-*")} for f in (whole, again.config.folder))
+    assert next(names) == next(names)
+    assert checkpoint.locate(again.config.folder, "best").name == "step-00000008.safetensors"
+    assert loop.fit(again).step == 8
+    assert len(read_stats(again.config.folder / "stats.jsonl")) == len(mine)
 
 
 def test_another_best_metric_begins_anew(tmp_path: Path) -> None:
