@@ -51,11 +51,10 @@ def load(made: LRScheduler, state: dict[str, Any], keep_settings: bool = False) 
 
     What ``plateau`` has made of the rates is the optimizer's to restore.
     """
-    own = dict(vars(made))
-    made.load_state_dict(state)
     if not keep_settings:
+        made.load_state_dict(state)
         return
-    vars(made).update({name: value for name, value in own.items() if name not in _PROGRESS})
+    vars(made).update({name: value for name, value in state.items() if name in _PROGRESS})  # of any policy
     if isinstance(made, ReduceLROnPlateau):
         return
     if isinstance(made, LambdaLR):

@@ -149,19 +149,26 @@ def test_linear_stays_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "before", "after"),
+    ("before", "after"),
     [
-        ("linear", {"n_epochs": 2, "n_epochs_decay": 9}, {"n_epochs": 1, "n_epochs_decay": 6}),
-        ("step", {"lr_decay_iters": 50}, {"lr_decay_iters": 2}),
-        ("cosine", {"n_epochs": 4}, {"n_epochs": 20}),
+        (
+            {"policy": "linear", "n_epochs": 2, "n_epochs_decay": 9},
+            {"policy": "linear", "n_epochs": 1, "n_epochs_decay": 6},
+        ),
+        ({"policy": "step", "lr_decay_iters": 50}, {"policy": "step", "lr_decay_iters": 2}),
+        ({"policy": "cosine", "n_epochs": 4}, {"policy": "cosine", "n_epochs": 20}),
+        ({"policy": "step", "lr_decay_iters": 2}, {"policy": "linear", "n_epochs": 1, "n_epochs_decay": 6}),
+        ({"policy": "plateau"}, {"policy": "linear", "n_epochs": 1, "n_epochs_decay": 6}),
+        ({"policy": "linear"}, {"policy": "cosine", "n_epochs": 20}),
+        ({"policy": "plateau"}, {"policy": "step", "lr_decay_iters": 2}),
     ],
 )
 def test_a_changed_schedule_goes_on_as_if_it_had_been_there_all_along(
-    policy: str, before: dict[str, int], after: dict[str, int]
+    before: dict[str, Any], after: dict[str, Any]
 ) -> None:
-    def made(settings: dict[str, int]) -> tuple[torch.optim.Optimizer, Any]:
+    def made(settings: dict[str, Any]) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=2e-4)
-        return optimizer, schedule.make(optimizer, policy, **settings)  # type: ignore[arg-type]
+        return optimizer, schedule.make(optimizer, **settings)
 
     def epochs(optimizer: torch.optim.Optimizer, own: Any, count: int) -> list[float]:
         found = []
