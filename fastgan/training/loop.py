@@ -446,7 +446,7 @@ class _Log:
 
     def _not_finite(self, task: Task, step: int, bad: Bad | None) -> None:
         found = not_finite(task.networks)
-        text = f"{bad or 'a loss of another process is not finite'}" + (
+        text = f"{bad or 'the sum of a loss is not finite'}" + (
             f"; not finite now: {listed(found)}" if found else "; all weights are finite"
         )
         if self.config.nan == "stop":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ class Meter:
         group.first_bad = torch.where((group.first_bad < 0) & ~values.isfinite(), step, group.first_bad)
 
     def flush(self) -> tuple[dict[str, float], Bad | None]:
-        """The means over steps and processes, and the first loss that was not finite, if any. Waits for the device."""
+        """The means over steps and processes, and the first loss of any that was not finite, if there is one. Waits
+        for the device."""
         totals: dict[str, float] = {}
         counts: dict[str, int] = {}
         bad: Bad | None = None
@@ -72,6 +74,8 @@ class Meter:
                 if step >= 0 and (bad is None or step < bad.step):
                     bad = Bad(step, f"loss {name}")
         self._groups.clear()
+        if not all(map(math.isfinite, totals.values())):  # in every process, if in one
+            bad = min(filter(None, distributed.gather(bad)), key=lambda each: each.step, default=None)
         return {name: total / counts[name] for name, total in totals.items()}, bad
 
 

@@ -25,7 +25,7 @@ from fastgan.training.loader import Loader
 from fastgan.training.pool import ImagePool
 from fastgan.training.precision import Amp, Precision, Switch
 from fastgan.training.random import Generator
-from fastgan.training.watch import Meter, not_finite
+from fastgan.training.watch import Bad, Meter, not_finite
 
 # --- image pool ---------------------------------------------------------------------------------------------------
 
@@ -351,6 +351,18 @@ def test_meter_names_the_first_bad_loss() -> None:
 def test_meter_refuses_what_is_no_scalar_tensor(loss: object, got: str) -> None:
     with pytest.raises(TypeError, match=rf"step\(\) must return scalar tensors, got {got} as loss 'b'"):
         Meter().add(1, {"a": torch.zeros(()), "b": loss})
+
+
+def test_the_meter_names_what_was_not_finite_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means are those of all processes; the first is told of, whichever it was in."""
+    monkeypatch.setattr(distributed, "mean", lambda values: values + float("nan"))
+    others = [Bad(5, "loss b"), Bad(3, "loss a"), None]
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, *others])
+    meter = Meter()
+    meter.add(1, {"a": torch.zeros(()), "b": torch.zeros(())})
+    assert meter.flush()[1] == Bad(3, "loss a")
+    meter.add(2, {"a": torch.zeros(()), "b": torch.tensor(float("inf"))})
+    assert meter.flush()[1] == Bad(2, "loss b")
 
 
 def test_not_finite_names_parameters_gradients_and_buffers() -> None:
