@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ pytest.importorskip("triton")
 
 import fastgan
 import fastgan.functional as F
+from fastgan.kernels.triton import gradient_penalty, interpolate
 from tests import losses
 from tests.losses import BF16, F16, F32, check_interpolate, check_l1, check_penalty
 
@@ -85,3 +87,39 @@ def test_zero_and_nan_norms() -> None:
     assert torch.equal(grad[0], torch.zeros_like(grad[0]))
     assert grad[1].isnan().all()
     assert torch.equal(second[0], torch.zeros_like(second[0]))
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or "FASTGAN_PTX" in os.environ, reason="moves one program in the interpreter")
+def test_the_last_elements_of_a_sample_of_more_than_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last program of each launch alone, on a sample whose other pages are never touched."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    program_id, programs = interpreter_builder.create_get_program_id, 0
+
+    def last_id(axis: int) -> Any:
+        handle = program_id(axis)
+        handle.data = handle.data + (programs - 1)
+        return handle
+
+    for module in (interpolate, gradient_penalty):
+
+        def launch_one(kernel: Any, grid: tuple[int, ...], *args: Any, to: Any = module.launch, **more: Any) -> None:
+            nonlocal programs
+            programs = grid[0]
+            to(kernel, (1,), *args, **more)
+
+        monkeypatch.setattr(module, "launch", launch_one)
+    monkeypatch.setattr(interpreter_builder, "create_get_program_id", last_id)
+    tail = 300
+    real, fake = (torch.empty(1, 2**31 + tail, dtype=F16) for _ in range(2))
+    a, b = (tensor((tail,), F16, seed=k).detach() for k in range(2))
+    real[0, -tail:], fake[0, -tail:] = a, b
+    alpha = torch.full((1,), 0.25)
+    out, _ = interpolate.forward(real, fake, alpha, None)
+    torch.testing.assert_close(out[0, -tail:], torch.lerp(b, a, 0.25))
+    grad_real, grad_fake, _ = interpolate.backward(real, None, None, alpha, True, True, False)
+    torch.testing.assert_close(grad_real[0, -tail:], 0.25 * a)
+    torch.testing.assert_close(grad_fake[0, -tail:], 0.75 * a)
+    torch.testing.assert_close(gradient_penalty._dot(real, fake)[0, -1], a.float() @ b.float())
+    grads = gradient_penalty.backward(torch.tensor(1.5), real, torch.tensor([2.0]), 1.0, False)
+    torch.testing.assert_close(grads[0, -tail:], 1.5 * a)  # 1.5 * 2 (1 - 1 / 2)

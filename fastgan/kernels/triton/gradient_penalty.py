@@ -62,7 +62,7 @@ def dot_kernel(x, y,  # [N, size]
                size, tiles, BLOCK: tl.constexpr):
     sample = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     a = tl.load(x + at, i < size, other=0).to(tl.float32)
     b = tl.load(y + at, i < size, other=0).to(tl.float32)
@@ -97,7 +97,7 @@ def backward_kernel(grad,  # []
     tile = tl.program_id(0) % tiles
     c, _, _ = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
     factor = tl.load(grad).to(tl.float32) * c
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     g = tl.load(grads + at, i < size, other=0).to(tl.float32)
     tl.store(out + at, (factor * g).to(out.dtype.element_ty), i < size)
@@ -114,7 +114,7 @@ def double_backward_kernel(u, grad, grads, norms,
     c, e, inverse = _coefficients(tl.load(norms + sample), tl.cast(target, tl.float32), samples, ONE_SIDED)
     scale = tl.load(grad).to(tl.float32)
     along = e * (dot * inverse) * inverse
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     v = tl.load(u + at, i < size, other=0).to(tl.float32)
     g = tl.load(grads + at, i < size, other=0).to(tl.float32)

@@ -46,7 +46,7 @@ def forward_kernel(real, fake, out,  # [N, size]
             tl.store(alpha + sample, a)
     else:
         a = tl.load(alpha + sample)
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     r = tl.load(real + at, i < size, other=0).to(tl.float32)
     f = tl.load(fake + at, i < size, other=0).to(tl.float32)
@@ -61,7 +61,7 @@ def backward_kernel(grad, real, fake, alpha, grad_real, grad_fake,
     sample = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     a = tl.load(alpha + sample)
-    i = tile * BLOCK + tl.arange(0, BLOCK)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = sample.to(tl.int64) * size + i
     g = tl.load(grad + at, i < size, other=0).to(tl.float32)
     if NEED_REAL:
