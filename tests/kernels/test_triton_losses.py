@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 import fastgan
 import fastgan.functional as F
-from fastgan.kernels.triton import gradient_penalty, interpolate
+from fastgan.kernels.triton import _launch, gradient_penalty, interpolate
 from tests import losses
 from tests.losses import BF16, F16, F32, check_interpolate, check_l1, check_penalty
 
@@ -70,6 +70,24 @@ def test_interpolate_draws_the_numbers_of_every_backend() -> None:
 def test_gradient_norm_penalty(dtype: torch.dtype, target: float, one_sided: bool) -> None:
     for shape, layout in [((3, 2, 5, 7), "channels_last"), ((2, 4099), "contiguous"), ((35, 2), "sliced")]:
         check_penalty("triton", tensor(shape, dtype, layout), target, one_sided)
+
+
+def test_penalty_of_more_sums_than_are_added_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_penalty, "_SUMS", 32)
+    for shape in [(35, 2), (2, 32 * 4096 + 5)]:
+        check_penalty("triton", tensor(shape, F32), 1.0, False)
+
+
+@pytest.mark.parametrize(("samples", "size", "blocks"), [(1024, 2, 1), (256, 3072, 1), (64, 12288, 1), (5000, 9, 5)])
+def test_one_program_adds_the_sums_of_a_batch_in_few_blocks(samples: int, size: int, blocks: int) -> None:
+    """It is alone on the device, and waits for memory for each."""
+    grads, norms, one = (torch.empty(shape, device="meta") for shape in ((samples, size), (samples,), ()))
+    with _launch.record(132) as launches:
+        gradient_penalty.forward(grads, 1.0, False)
+        gradient_penalty.double_backward(grads, one, grads, norms, 1.0, False)
+    alone = [launch.constexprs for launch in launches if launch.grid == (1,)]
+    _, tiles = interpolate.tiles_of(size)
+    assert [-(-samples // block["BN"]) * -(-tiles // block["BT"]) for block in alone] == [blocks] * 2
 
 
 def test_second_derivatives_at_tiny_norms() -> None:

@@ -20,7 +20,7 @@ from fastgan.kernels.triton.aot import Budget, Case
 from fastgan.kernels.triton.interpolate import tiles_of
 
 _WARPS = 4
-_SAMPLES, _TILES = 32, 32  # of partial sums at a time
+_SUMS = 1024  # partial sums that a program adds at a time
 
 
 def supports(call: Call) -> str | None:
@@ -143,7 +143,7 @@ def forward(grads: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tens
     penalty = torch.empty((), dtype=torch.float32, device=device)
     launch(
         penalty_kernel, (1,), device, partials, norms, penalty, target, samples, partials.size(1),
-        num_warps=_WARPS, ONE_SIDED=one_sided, BN=_SAMPLES, BT=_TILES,
+        num_warps=_WARPS, maxnreg=128, ONE_SIDED=one_sided, **_block_of_sums(partials.size(1)),
     )  # fmt: skip
     return penalty, norms
 
@@ -168,14 +168,24 @@ def double_backward(
     partials = _dot(u, grads)
     launch(
         double_backward_kernel, (samples * tiles,), grads.device, u, grad, grads, norms, partials, out, target,
-        samples, size, tiles, num_warps=_WARPS, ONE_SIDED=one_sided, BLOCK=block, BT=_TILES,
+        samples, size, tiles, num_warps=_WARPS, ONE_SIDED=one_sided, BLOCK=block,
+        BT=min(triton.next_power_of_2(tiles), _SUMS),
     )  # fmt: skip
     grad_grad = torch.empty_like(grad)
     launch(
         grad_grad_kernel, (1,), grads.device, partials, norms, grad_grad, target, samples, tiles,
-        num_warps=_WARPS, maxnreg=128, ONE_SIDED=one_sided, BN=_SAMPLES, BT=_TILES,  # else it spills for occupancy
+        num_warps=_WARPS, maxnreg=128, ONE_SIDED=one_sided, **_block_of_sums(tiles),
     )  # fmt: skip
     return grad_grad, out
+
+
+def _block_of_sums(tiles: int) -> dict[str, int]:
+    """Of how many samples and tiles the one program of a launch adds sums at a time: for each it waits for memory.
+
+    Such a program may have 128 registers a thread (maxnreg): the assembler would spill some to let another one fit.
+    """
+    width = min(triton.next_power_of_2(tiles), 32)
+    return {"BN": _SUMS // width, "BT": width}
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
