@@ -37,11 +37,14 @@ struct Sorted {
   const void* cotangent;  // likewise
 };
 
-// The block's row and its first atom.
+// The block's row, its first atom, and what comes after its last one of n.
 struct Place {
-  int64_t row, part, first;
-  __device__ explicit Place(unsigned parts)
-      : row(blockIdx.x / parts), part(blockIdx.x % parts), first(part * kAtomsPerBlock) {}
+  int64_t row, part, first, last;
+  __device__ Place(unsigned parts, int64_t n)
+      : row(blockIdx.x / parts),
+        part(blockIdx.x % parts),
+        first(part * kAtomsPerBlock),
+        last(n - first < kAtomsPerBlock ? n : first + kAtomsPerBlock) {}
 };
 
 // None for an atom beyond the last; all lanes look them up, so that the warp does not part.
@@ -61,11 +64,11 @@ __device__ bool has_nan(const Sorted<T>& side, int64_t row) {
 template <typename T, typename Coupling>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     largest_kernel(Sorted<T> x, Sorted<T> y, Coupling coupling, int64_t parts, Largest* partial /* [rows, parts] */) {
-  const Place place(static_cast<unsigned>(parts));
+  const Place place(static_cast<unsigned>(parts), x.n);
   const T *xs = x.values + place.row * x.n, *ys = y.values + place.row * y.n;
+  const int lane = threadIdx.x % 32;
   Largest largest{-1, 0};
-  for (int64_t first = place.first; first < place.first + kAtomsPerBlock; first += kThreads) {
-    const int64_t i = first + threadIdx.x;
+  for (int64_t i = place.first + threadIdx.x; i - lane < place.last; i += kThreads) {  // whole warps
     const Partners partners = partners_of(coupling, place.row, i, x.n);
     largest += reduce_partners(partners, i, Largest{-1, 0}, [&](int64_t atom, int64_t j) {
       const double d = fabs(static_cast<double>(difference(xs[atom], ys[j])));
@@ -121,12 +124,12 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     pairs_kernel(Sorted<T> x, Sorted<T> y, DType dtype, T p, const double* scale, int64_t parts,
                  double* partial /* [rows, parts] */) {
-  const Place place(static_cast<unsigned>(parts));
+  const Place place(static_cast<unsigned>(parts), x.n);
   const int64_t n = x.n, base = place.row * n;
   const double inverse_scale = scale == nullptr ? 1 : inverse_of_scale(scale[place.row]);
   const T factor = has_nan(x, place.row) || has_nan(y, place.row) ? static_cast<T>(NAN) : T(1);
   double sum = 0;
-  for (int64_t k = place.first + threadIdx.x; k < place.first + kAtomsPerBlock && k < n; k += kThreads) {
+  for (int64_t k = place.first + threadIdx.x; k < place.last; k += kThreads) {
     T cost, slope;
     power(difference(x.values[base + k], y.values[base + k]), p, inverse_scale, cost, slope);
     sum += cost;
@@ -142,14 +145,14 @@ template <typename T, typename Coupling>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     atoms_kernel(Sorted<T> own, Sorted<T> other, Coupling coupling, DType dtype, T p, const double* scale,
                  int64_t parts, double* partial) {
-  const Place place(static_cast<unsigned>(parts));
+  const Place place(static_cast<unsigned>(parts), own.n);
   const T *values = own.values + place.row * own.n, *others = other.values + place.row * other.n;
   const double inverse_scale = scale == nullptr ? 1 : inverse_of_scale(scale[place.row]);
   const bool bad = has_nan(own, place.row) || has_nan(other, place.row);
   const double unit = (bad ? static_cast<double>(NAN) : 1.0) * coupling.inverse_total(place.row);
+  const int lane = threadIdx.x % 32;
   double sum = 0;
-  for (int64_t first = place.first; first < place.first + kAtomsPerBlock; first += kThreads) {
-    const int64_t i = first + threadIdx.x;
+  for (int64_t i = place.first + threadIdx.x; i - lane < place.last; i += kThreads) {  // whole warps
     const Partners partners = partners_of(coupling, place.row, i, own.n);
     const CostAndSlope sums = reduce_partners(partners, i, CostAndSlope{0, 0}, [&](int64_t atom, int64_t j) {
       const double mass = coupling.mass(place.row, atom, j);
@@ -188,7 +191,7 @@ template <typename T, typename Coupling>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     second_kernel(Sorted<T> own, Sorted<T> other, Coupling coupling, DType dtype, T p, const double* scale,
                   const double* grad, int64_t parts) {
-  const Place place(static_cast<unsigned>(parts));
+  const Place place(static_cast<unsigned>(parts), own.n);
   const int64_t base = place.row * own.n, other_base = place.row * other.n;
   const double inverse_scale = inverse_of_scale(scale[place.row]);
   const bool bad = has_nan(own, place.row) || has_nan(other, place.row);
@@ -197,8 +200,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const auto moved = [&](const Sorted<T>& side, int64_t first, int64_t at) {
     return side.cotangent == nullptr ? 0 : load_value<double>(side.cotangent, dtype, first + side.index[first + at]);
   };
-  for (int64_t first = place.first; first < place.first + kAtomsPerBlock; first += kThreads) {
-    const int64_t i = first + threadIdx.x;
+  const int lane = threadIdx.x % 32;
+  for (int64_t i = place.first + threadIdx.x; i - lane < place.last; i += kThreads) {  // whole warps
     const Partners partners = partners_of(coupling, place.row, i, own.n);
     const double sum = reduce_partners(partners, i, 0.0, [&](int64_t atom, int64_t j) {
       const double mass = coupling.mass(place.row, atom, j);
