@@ -102,7 +102,16 @@ class Loader:
                 )
             )
             atexit.register(_end_workers, weakref.ref(self._iterator))  # of a loader that nobody closes
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:  # of a worker's, the message is that of its whole stack
+            if "shared memory" not in str(error):
+                raise
+            self.close()
+            raise RuntimeError(
+                "the processes that load images found too little shared memory (/dev/shm) for their batches: "
+                "give them more (docker run --shm-size), or load in the main process (num_threads 0)"
+            ) from error
         if isinstance(batch, DataError):
             self.close()  # who asks again is not given the batch behind it
             raise batch

@@ -211,6 +211,11 @@ class Damaged(Indices):
         return super().sample(index, generator)
 
 
+class Crowded(Indices):
+    def sample(self, index: int, generator: torch.Generator) -> Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device")
+
+
 def take(loader: Loader, n: int) -> list[list[list[int]]]:
     return [next(loader).tolist() for _ in range(n)]
 
@@ -288,6 +293,14 @@ def test_what_is_wrong_with_data_is_said_without_a_worker_s_stack(workers: int) 
         next(loader)
     assert (loader.epoch, loader.batch) == (0, 1)
     loader.close()
+
+
+def test_too_little_shared_memory_is_said_without_a_worker_s_stack() -> None:
+    others = set(multiprocessing.active_children())
+    loader = Loader(Crowded(4), 2, seed=0, workers=1)
+    with pytest.raises(RuntimeError, match=r"^the processes that load .* \(num_threads 0\)$"):
+        next(loader)
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_random_numbers_go_on_after_another_kind_of_device() -> None:
