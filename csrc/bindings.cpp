@@ -8,6 +8,7 @@
 
 namespace py = pybind11;
 
+void bind_convolution(py::module_& m);
 void bind_gradient_penalty(py::module_& m);
 void bind_instance_norm(py::module_& m);
 void bind_interpolate(py::module_& m);
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_types", &fastgan::dlpack::use_types);
   m.def("held", [](const py::handle& arguments) { return static_cast<int>(fastgan::dlpack::held(arguments)); });
   m.def("cpu_isa", [] { return fastgan::isa_name(fastgan::cpu_isa()); });
+  bind_convolution(m);
   bind_gradient_penalty(m);
   bind_instance_norm(m);
   bind_interpolate(m);

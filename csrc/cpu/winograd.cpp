@@ -5,6 +5,7 @@
 #include "common/simd.h"
 #include "cpu/samples.h"
 #include "cpu/winograd/tiles.h"
+#include "cpu/workspace.h"
 
 namespace fastgan::FASTGAN_ISA {
 namespace {
@@ -64,39 +65,6 @@ void product(int64_t rows, const float* a, const float* b, int64_t depth, int64_
     if (rows > 0) product<kRow, kStep, kOnto, R / 2>(rows, a, b, depth, terms, c);
   }
 }
-
-// Memory for a call, of which the thread keeps up to 64 MiB for the next: to make megabytes of new pages ready for use
-// takes half as long as the products.
-class Workspace {
- public:
-  FASTGAN_INLINE explicit Workspace(int64_t count) {
-    if (count > kept_.size) kept_.resize(count);
-    memory_ = kept_.memory;
-  }
-  FASTGAN_INLINE ~Workspace() {
-    if (kept_.size > (64 << 20) / 4) kept_.resize(0);
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  FASTGAN_INLINE operator float*() const { return memory_; }
-
- private:
-  struct Kept {
-    ~Kept() { std::free(memory); }
-    void resize(int64_t count) {
-      std::free(memory);
-      memory = count == 0 ? nullptr
-                          : static_cast<float*>(std::aligned_alloc(64, 64 * static_cast<size_t>(ceil_div(count, 16))));
-      if (count > 0 && memory == nullptr) std::abort();
-      size = count;
-    }
-    float* memory = nullptr;
-    int64_t size = 0;
-  };
-  static thread_local Kept kept_;
-  float* memory_;  // for all threads
-};
-thread_local Workspace::Kept Workspace::kept_;
 
 // --- tiles -----------------------------------------------------------------------------------------------------
 

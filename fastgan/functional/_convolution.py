@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,12 +58,33 @@ def wanted(ctx: Any, i: int) -> bool:
     return executed
 
 
-def plain_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int], need: list[bool]
-) -> tuple[Any, ...]:
+class Geometry(NamedTuple):
+    """How a convolution moves its window over images, as PyTorch has it."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    transposed: bool = False
+    output_padding: tuple[int, int] = (0, 0)
+
+
+def plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need: list[bool]) -> tuple[Any, ...]:
     """Those of x, weight and bias that are needed, by PyTorch's convolution."""
-    ones = [1, 1]
+    stride, padding, transposed, output_padding = geometry
     gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight.to(grad.dtype), [weight.size(0)], ones, padding, ones, False, [0, 0], 1, need
+        grad, x, weight.to(grad.dtype), [grad.size(1)], stride, padding, [1, 1], transposed, output_padding, 1, need
     )
     return gradients[0], *(None if g is None else g.float() for g in gradients[1:])
+
+
+def own_gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need: list[bool]) -> tuple[Any, ...]:
+    """The same of float32 images and weights, that of the weights by our kernel where nothing is to be differentiated
+    again: as exact as PyTorch's, and quicker."""
+    if torch.is_grad_enabled() or not need[1] or not plain(grad, x) or grad.dtype != torch.float32 or not grad.numel():
+        return plain_gradients(grad, x, weight, geometry, need)
+    of_x = plain_gradients(grad, x, weight, geometry, [need[0], False, False])[0] if need[0] else None
+    # A transposed convolution is the gradient of one that has these images for its result.
+    y, of = (x, grad) if geometry.transposed else (grad, x)
+    y, of = (t.contiguous(memory_format=torch.channels_last) for t in (y, of))
+    kernels = dispatch.kernels("native", "convolution")
+    of_weight = kernels.weight_gradient(y, of, weight.shape[2:], geometry.stride, geometry.padding)
+    return of_x, of_weight, grad.sum((0, 2, 3)) if need[2] else None

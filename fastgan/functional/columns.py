@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster_dtypes, may_serve, plain_gradients, wanted
+from fastgan.functional._convolution import Geometry, faster_dtypes, may_serve, own_gradients, wanted
 from fastgan.kernels.library import apply
 
 MOST_FILTERS = 4
@@ -41,7 +41,8 @@ def conv_by_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
         padding: zeros above and below x, and on its left and right.
 
     Returns:
-        [N, K, H + 2 padding[0] - R + 1, W + 2 padding[1] - S + 1]. Derivatives of any order are PyTorch's.
+        [N, K, H + 2 padding[0] - R + 1, W + 2 padding[1] - S + 1]. Derivatives of any order are PyTorch's, but for
+        the gradient of the weights where it is not to be differentiated again, which is a kernel's.
     """
     if not serves(x, weight, bias, padding):
         return torch.conv2d(x, weight, bias, padding=padding)
@@ -69,7 +70,7 @@ def serves(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple
 
 
 class _Convolution(torch.autograd.Function):
-    """Its gradients are PyTorch's: that of x is quick already, and that of the weights would err more by columns."""
+    """The gradient of x is PyTorch's, and quick; that of the weights is our kernel's: by columns it would err more."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
@@ -85,7 +86,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return *plain_gradients(grad, x, weight, ctx.padding, [wanted(ctx, i) for i in range(3)]), None
+        need = [wanted(ctx, i) for i in range(3)]
+        return *own_gradients(grad, x, weight, Geometry(padding=ctx.padding), need), None
 
 
 def _shifted(z: Tensor, columns: int) -> Tensor:

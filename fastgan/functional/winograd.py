@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.functional._convolution import faster_dtypes, may_serve, plain, plain_gradients, wanted
+from fastgan.functional._convolution import Geometry, faster_dtypes, may_serve, plain, plain_gradients, wanted
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import apply
 
@@ -91,7 +91,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
     if not plain(grad, weight):
         n, _, height, width = grad.shape
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
-        grad_x: Tensor = plain_gradients(grad, x, weight, (padding, padding), [True, False, False])[0]
+        grad_x: Tensor = plain_gradients(grad, x, weight, _geometry(padding), [True, False, False])[0]
         return grad_x
     grad_x = apply(_InputGradient, grad, weight, padding)
     return grad_x
@@ -100,10 +100,14 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
 def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
     if not plain(grad, x):
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
-        grad_weight: Tensor = plain_gradients(grad, x, weight, (padding, padding), [False, True, False])[1]
+        grad_weight: Tensor = plain_gradients(grad, x, weight, _geometry(padding), [False, True, False])[1]
         return grad_weight
     grad_weight = apply(_WeightGradient, grad, x, padding)
     return grad_weight
+
+
+def _geometry(padding: int) -> Geometry:
+    return Geometry(padding=(padding, padding))
 
 
 def _kernel(name: str, *arguments: Any) -> Tensor:
@@ -131,7 +135,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need = [wanted(ctx, i) for i in range(3)]
         if not plain(grad):
-            return *plain_gradients(grad, x, weight, (ctx.padding, ctx.padding), need), None
+            return *plain_gradients(grad, x, weight, _geometry(ctx.padding), need), None
         return (
             _input_gradient(grad, weight, ctx.padding) if need[0] else None,
             _weight_gradient(grad, x, ctx.padding) if need[1] else None,

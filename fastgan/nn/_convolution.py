@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Conv = TypeVar("Conv", nn.Conv2d, nn.ConvTranspose2d)
+
 
 class OwnConvolution(nn.Conv2d):
-    """An ``nn.Conv2d`` without stride, dilation and groups, with zeros around its input, in a way of our own.
+    """An ``nn.Conv2d`` without dilation and groups, with zeros around its input, in a way of our own.
 
     ``torch.jit.script`` compiles PyTorch's.
     """
@@ -25,13 +28,14 @@ class OwnConvolution(nn.Conv2d):
         raise NotImplementedError
 
 
-def replace(model: nn.Module, own: type[OwnConvolution], fits: Callable[[nn.Conv2d], bool]) -> list[str]:
-    """Makes every such ``nn.Conv2d`` of ``model`` that fits an ``own``, in place; gives their names."""
+def replace(model: nn.Module, plain: type[Conv], own: type[Conv], fits: Callable[[Conv], bool]) -> list[str]:
+    """Makes every ``plain``, whose dilation and groups are 1, around whose input are zeros, and which fits, an ``own``
+    in place; gives their names."""
     names = []
     for name, module in model.named_modules():
         if (
-            type(module) is nn.Conv2d
-            and module.stride == module.dilation == (1, 1)
+            type(module) is plain
+            and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
             and module.groups == 1
             and fits(module)

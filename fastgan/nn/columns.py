@@ -27,9 +27,11 @@ def use_columns(model: nn.Module) -> list[str]:
     """
     return replace(
         model,
+        nn.Conv2d,
         ConvByColumns,
         lambda conv: (
-            conv.out_channels <= MOST_FILTERS
+            conv.stride == (1, 1)
+            and conv.out_channels <= MOST_FILTERS
             and conv.kernel_size[1] >= LEAST_COLUMNS
             and not isinstance(conv.padding, str)
             and conv.in_channels >= LEAST_CHANNELS

@@ -30,9 +30,11 @@ def use_winograd(model: nn.Module) -> list[str]:
     """
     return replace(
         model,
+        nn.Conv2d,
         Conv3x3,
         lambda conv: (
-            conv.kernel_size == (3, 3)
+            conv.stride == (1, 1)
+            and conv.kernel_size == (3, 3)
             and conv.padding in _PADDINGS
             and min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
         ),

@@ -18,7 +18,7 @@ from fastgan.data import DataError, Preprocess, SingleImageFolder
 from fastgan.data.decode import MODES, decode
 from fastgan.metrics import frechet_inception_distance, inception_features
 from fastgan.models import build_generator, infer_generator, load_official, read_official, save_official
-from fastgan.nn import fuse, use_columns, use_winograd
+from fastgan.nn import fuse, use_cpu_convolutions
 from fastgan.training import checkpoint, cyclegan, distributed, sheet
 from fastgan.training.cyclegan import CycleGanConfig, PreprocessMode
 from fastgan.training.cyclegan.config import check_sizes
@@ -105,8 +105,7 @@ def load_translator(
     if fused:
         fuse(generator)
         if place.type == "cpu":
-            use_winograd(generator)
-            use_columns(generator)
+            use_cpu_convolutions(generator)
         generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Translator(generator.to(place), channels, place, config)
 

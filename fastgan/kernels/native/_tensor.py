@@ -13,7 +13,7 @@ from fastgan import _C
 CPU = torch.device("cpu")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-if not hasattr(_C, "interpolate_is_lerp"):
+if not hasattr(_C, "convolution_weight_gradient"):
     raise ImportError("fastgan._C was built from older sources: install the package again")
 _C.cpu_isa()  # refuses an unknown FASTGAN_CPU_ISA, before any kernel runs
 # For the kernels that take tensors as they are.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from fastgan.models import build_discriminator, build_generator, load_official
-from fastgan.nn import fuse, use_columns, use_winograd
+from fastgan.nn import fuse, use_cpu_convolutions
 from fastgan.training import distributed
 from fastgan.training.cyclegan.config import CycleGanConfig
 from fastgan.training.precision import Precision
@@ -66,8 +66,7 @@ def trainable_networks(config: CycleGanConfig, precision: Precision) -> dict[str
                 skip_idle_biases(network)
             fuse(network)
             if precision.device.type == "cpu":
-                use_winograd(network)
-                use_columns(network)
+                use_cpu_convolutions(network)
         precision.place(network)
         distributed.join_batch_norms(network)
     return networks

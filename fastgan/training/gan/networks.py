@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.optim import Optimizer
 
 from fastgan.models.gan import LatentGenerator, MinibatchDiscrimination, build_critic, build_gan_generator
-from fastgan.nn import use_columns, use_winograd
+from fastgan.nn import use_cpu_convolutions
 from fastgan.nn.layer_norm import use_layer_norm
 from fastgan.objectives import Defaults, Objective
 from fastgan.training import distributed
@@ -64,8 +64,7 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
 def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> None:
     """Puts a network in its place, joins its batch norms over the processes, and lets it recompute if asked for."""
     if config.fused and precision.device.type == "cpu":
-        use_winograd(network)
-        use_columns(network)
+        use_cpu_convolutions(network)
     precision.place(network)
     distributed.join_batch_norms(network)
     for module in network.modules():
