@@ -33,9 +33,11 @@ class _Products(TorchDispatchMode):
     def of_kernels(self) -> Iterator[None]:
         """Our own convolutions, which no dispatcher sees, are recorded too."""
         with contextlib.ExitStack() as stack:
-            kernels = dispatch._load("native", "winograd")
-            for name in () if isinstance(kernels, str) else ("forward", "input_gradient", "weight_gradient"):
-                stack.enter_context(mock.patch.object(kernels, name, self._recorded(getattr(kernels, name))))
+            for stem in ("winograd", "convolution"):
+                kernels = dispatch._load("native", stem)
+                for name in ("forward", "input_gradient", "weight_gradient"):
+                    if hasattr(kernels, name):
+                        stack.enter_context(mock.patch.object(kernels, name, self._recorded(getattr(kernels, name))))
             yield
 
     def _recorded(self, kernel: Callable[..., Any]) -> Callable[..., Any]:

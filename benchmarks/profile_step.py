@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import fastgan.functional
@@ -30,12 +31,13 @@ from benchmarks import harness
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import RawOperator
 from fastgan.models import build_generator
+from fastgan.nn import use_cpu_convolutions
 
 # The first pattern found in an operator's name says which part of the step it is.
 PARTS = {
     "convolution backward": r"aten::\w*conv\w*backward\w*",
     "convolution forward": r"aten::\w*conv",
-    "convolution by Winograd": r"fastgan::winograd",
+    "convolution by fastgan": r"fastgan::(winograd|convolution)",
     "matrix product": r"aten::(addmm_?|mm|bmm|baddbmm_?|linear|matmul|addmv|mv)$|mkldnn_linear",
     "norm": r"fastgan::instance_norm|aten::\w*(batch|layer|group|instance)_norm",
     "penalty": r"fastgan::(interpolate|gradient_norm)|aten::(linalg_vector_)?norm$",
@@ -52,6 +54,7 @@ _DIRECT = (
 )  # fmt: skip
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
 GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
+OWN_CONVOLUTIONS = f"{GENERATOR}, convolutions of ours"
 
 
 def main() -> None:
@@ -77,10 +80,11 @@ def steps() -> dict[str, dict[str, Callable[[], Any]]]:
     cyclegan = list(test_cyclegan_step.CASES)[-1]
     # The profiler does not see the operators that a CUDA graph replays.
     tasks = {name: test_cyclegan_step.trainer(cyclegan, name, cuda_graph="off") for name in ("eager", "fastgan")}
-    found: dict[str, dict[str, Callable[[], Any]]] = {
-        GENERATOR: {name: generator(fused=name == "fastgan") for name in ("eager", "fastgan")},
-        f"CycleGAN, {cyclegan}": {name: task.step for name, task in tasks.items()},
-    }
+    found: dict[str, dict[str, Callable[[], Any]]] = {}
+    found[GENERATOR] = {"eager": generator(), "fastgan": generator(fastgan.fuse)}
+    if harness.DEVICE == "cpu":
+        found[OWN_CONVOLUTIONS] = {"eager": generator(), "fastgan": generator(fastgan.fuse, use_cpu_convolutions)}
+    found[f"CycleGAN, {cyclegan}"] = {name: task.step for name, task in tasks.items()}
     with test_gan_step.pictures() as noise:
         for case in test_gan_step.CASES:
             task = test_gan_step.task_of(case, noise, cuda_graph="off")
@@ -93,13 +97,14 @@ def steps() -> dict[str, dict[str, Callable[[], Any]]]:
     return found
 
 
-def generator(fused: bool) -> Callable[[], Any]:
-    """A forward and backward pass of CycleGAN's generator: ours fused and channels_last, eager in NCHW."""
+def generator(*changes: Callable[[nn.Module], object]) -> Callable[[], Any]:
+    """A forward and backward pass of CycleGAN's generator: as it is in NCHW, changed in channels_last."""
     torch.manual_seed(0)
     network = build_generator("resnet_9blocks").to(harness.DEVICE)
     image = torch.rand(1, 3, 256, 256, device=harness.DEVICE) * 2 - 1
-    if fused:
-        fastgan.fuse(network)
+    for change in changes:
+        change(network)
+    if changes:
         network, image = (a.to(memory_format=torch.channels_last) for a in (network, image))
     return lambda: network(image).square().mean().backward()
 
@@ -166,7 +171,7 @@ def named_kernels() -> Iterator[None]:
             for operator in vars(importlib.import_module(module.name)).values():
                 if isinstance(operator, RawOperator):
                     patch(operator, "kernel", operator.name)
-        stems = {**dispatch.OPERATORS, "winograd": "winograd"}
+        stems = {**dispatch.OPERATORS, "winograd": "winograd", "convolution": "convolution"}
         for operator, stem in stems.items():
             for backend in dispatch.order(harness.DEVICE)[:-1]:
                 with contextlib.suppress(dispatch.BackendError):  # not there, or not built

@@ -1,4 +1,5 @@
-"""Convolutions on the CPU beside PyTorch's: 3×3 of CycleGAN's residual blocks by Winograd, few filters by columns."""
+"""Convolutions on the CPU beside PyTorch's: 3×3 of CycleGAN's residual blocks by Winograd, few filters by columns, and
+strided and transposed ones."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.harness import DEVICE, close, copies, measure, passes
 from fastgan.functional.columns import conv_by_columns
+from fastgan.functional.strided import conv_strided, conv_transposed
 from fastgan.functional.winograd import conv3x3
 
 # Images, channels, height and width of the result, and dtype of the images.
@@ -79,4 +81,34 @@ def test_few_filters(
         case=f"{[n, channels, side, side]} to {filters}, {kernel} x {kernel}, {kind}", contestant=contestant,
         operations=PASSES[kind] * 2 * kernel**2 * n * channels * filters * side**2,
         check=lambda result: close(result, run_of(torch.conv2d)(), 1e-4),
+    )  # fmt: skip
+
+
+# Channels, filters, side of the smaller image: CycleGAN's down- and upsampling at 256 pixels, and at 128.
+STRIDED = [(64, 128, 128), (128, 256, 64), (64, 128, 64)]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="cuDNN chooses by itself")
+@pytest.mark.parametrize("contestant", ["fastgan", "eager"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("few", "many", "side"), STRIDED)
+def test_strided(benchmark: Any, few: int, many: int, side: int, transposed: bool, contestant: str) -> None:
+    torch.manual_seed(0)
+    images = (1, many, side, side) if transposed else (1, few, 2 * side, 2 * side)
+    x, weight = (
+        torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+        for shape in (images, (many, few, 3, 3))
+    )
+    geometry: tuple[Any, ...] = ((2, 2), (1, 1), (1, 1)) if transposed else ((2, 2), (1, 1))
+    functions = (conv_transposed, torch.conv_transpose2d) if transposed else (conv_strided, torch.conv2d)
+    ours, theirs = (
+        passes(lambda *tensors, conv=conv: conv(*tensors, None, *geometry), [x, weight], "forward + backward")
+        for conv in functions
+    )
+    measure(
+        benchmark, lambda run: run(), [ours if contestant == "fastgan" else theirs],
+        operator="conv_transposed" if transposed else "conv_strided",
+        case=f"{[*images]} to {few if transposed else many}, 3 x 3, stride 2, forward + backward",
+        contestant=contestant, operations=3 * 18 * few * many * side**2,
+        check=lambda result: close(result, theirs(), 1e-4),
     )  # fmt: skip
