@@ -164,5 +164,5 @@ def test_critic_step(benchmark: Any, contestant: str) -> None:
 
     measure(
         benchmark, lambda batch: run(*batch), inputs,
-        operator="WGAN-GP critic step", case=f"DCGAN 64 x 64, batch {samples}", contestant=contestant, check=check,
+        operator="wgan_gp_critic_step", case=f"DCGAN 64 x 64, batch {samples}", contestant=contestant, check=check,
     )  # fmt: skip

@@ -58,8 +58,5 @@ FASTGAN_HOST_DEVICE uint16_t bits_of_key16(uint16_t key) {
 FASTGAN_HOST_DEVICE uint64_t key_and_index(uint32_t key, uint32_t index) {
   return static_cast<uint64_t>(key) << 32 | index;
 }
-FASTGAN_HOST_DEVICE uint32_t key_and_index16(uint16_t key, uint16_t index) {
-  return static_cast<uint32_t>(key) << 16 | index;
-}
 
 }  // namespace fastgan

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -87,7 +88,7 @@ class Scratch {
  public:
   FASTGAN_INLINE explicit Scratch(int64_t count)
       : data_(static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(ceil_div(count * sizeof(T) + 1, 64) * 64)))) {
-    if (data_ == nullptr) std::abort();
+    if (data_ == nullptr) throw std::bad_alloc();
   }
   FASTGAN_INLINE ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 #include "common/threads.h"
 
@@ -14,7 +15,7 @@ struct KeptMemory {
     std::free(memory);
     memory = count == 0 ? nullptr
                         : static_cast<float*>(std::aligned_alloc(64, 64 * static_cast<size_t>(ceil_div(count, 16))));
-    if (count > 0 && memory == nullptr) std::abort();
+    if (count > 0 && memory == nullptr) throw std::bad_alloc();
     size = count;
   }
   float* memory = nullptr;

@@ -11,7 +11,7 @@
 
 namespace fastgan::cuda {
 
-constexpr uint16_t kInfinityOfHalf = 0x7c00, kInfinityOfBfloat = 0x7f80;
+constexpr uint16_t kInfinityOfBfloat = 0x7f80;
 
 __device__ __forceinline__ uint32_t load_key(const float* values, uint32_t i, uint16_t) { return sort_key(values[i]); }
 __device__ __forceinline__ uint16_t load_key(const uint16_t* values, uint32_t i, uint16_t infinity) {
