@@ -358,13 +358,15 @@ def official_flags(arguments: list[str]) -> list[str]:
     while waiting:
         flag, equals, value = waiting.pop(0).partition("=")
         name = flag.lstrip("-").replace("-", "_") if flag.startswith("--") else ""
-        if name in fixed or name in ("gpu_ids", "max_dataset_size") or ignored.get(name):
+        if name in fixed or name in ("gpu_ids", "max_dataset_size", "norm") or ignored.get(name):
             if not equals and not waiting:
                 raise ValueError(f"--{name} needs a value")
             value = value if equals else waiting.pop(0)
         if name in fixed:
             if value != fixed[name]:
                 raise ValueError(f"--{name} must be {fixed[name] or 'left out'} for `train cyclegan`, got {value!r}")
+        elif name == "norm":  # batch norms here are those of all processes together
+            result += [flag, "batch" if value == "syncbatch" else value]
         elif name == "max_dataset_size":
             result += [] if value == "inf" else [flag, value]
         elif name == "gpu_ids":

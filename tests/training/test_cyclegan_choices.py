@@ -109,8 +109,10 @@ def test_flags_of_the_official_train_script(capsys: pytest.CaptureFixture[str]) 
     words += " --no_html --verbose --use_wandb --wandb_project_name w --save_by_iter --update_html_freq 100"
     words += " --display_id 0 --display_winsize 256 --display_ncols=4 --display_server http://x --display_env main"
     words += " --display_port 8097 --max_dataset_size inf --netG resnet_6blocks --max_dataset_size 7"
+    words += " --norm syncbatch --norm=instance"
     left = cli.official_flags(words.split())
-    assert left == ["--device", "cuda:1", "--netG", "resnet_6blocks", "--max_dataset_size", "7"]
+    norms = ["--norm", "batch", "--norm", "instance"]
+    assert left == ["--device", "cuda:1", "--netG", "resnet_6blocks", "--max_dataset_size", "7", *norms]
     assert "--display_port has no meaning here" in (said := capsys.readouterr().err)
     assert "torchrun" in said
     for flag, message in (("--model pix2pix", "--model must be cycle_gan"), ("--epoch 20", "--epoch must be latest")):
