@@ -165,14 +165,19 @@ def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) 
     y = function(*leaves)
     torch.manual_seed(1)
     # A loss is differentiated with a gradient of 1.
-    seed = torch.randn(y.shape, device=y.device).to(y) if y.dim() else torch.ones_like(y.detach())
+    seed = _numbers_like(y) if y.dim() else torch.ones_like(y.detach())
     if kind == "forward + backward":
         return lambda: torch.autograd.grad(function(*leaves), leaves, seed)
     seed.requires_grad_()
     first = torch.autograd.grad(y, leaves, seed, create_graph=True)
-    cotangents = [torch.randn(each.shape, device=each.device).to(each) for each in first]
+    cotangents = [_numbers_like(each) for each in first]
     wanted = (seed, *leaves)
     return lambda: torch.autograd.grad(first, wanted, cotangents, retain_graph=True, materialize_grads=True)
+
+
+def _numbers_like(t: torch.Tensor) -> torch.Tensor:
+    """The same normal numbers for every contestant, in its own layout."""
+    return torch.empty_like(t.detach()).copy_(torch.randn(t.shape, device=t.device))
 
 
 def close(got: tuple[Any, ...], right: tuple[Any, ...], tolerance: float) -> None:

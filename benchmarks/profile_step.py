@@ -53,8 +53,8 @@ _DIRECT = (
     "weight_gradient",
 )  # fmt: skip
 OPTIMIZER, REST = "optimizer", "Python, autograd, the rest"
-GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward"
-OWN_CONVOLUTIONS = f"{GENERATOR}, convolutions of ours"
+GENERATOR = "CycleGAN generator, 256 px, resnet_9blocks, batch 1, forward + backward: fuse()"
+OWN_CONVOLUTIONS = f"{GENERATOR}, use_cpu_convolutions()"
 
 
 def main() -> None:

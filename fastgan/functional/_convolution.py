@@ -81,10 +81,10 @@ def own_gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, n
     again: as exact as PyTorch's, and quicker."""
     if torch.is_grad_enabled() or not need[1] or not plain(grad, x) or grad.dtype != torch.float32 or not grad.numel():
         return plain_gradients(grad, x, weight, geometry, need)
+    grad, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     of_x = plain_gradients(grad, x, weight, geometry, [need[0], False, False])[0] if need[0] else None
     # A transposed convolution is the gradient of one that has these images for its result.
-    y, of = (x, grad) if geometry.transposed else (grad, x)
-    y, of = (t.contiguous(memory_format=torch.channels_last) for t in (y, of))
+    pair = (x, grad) if geometry.transposed else (grad, x)
     kernels = dispatch.kernels("native", "convolution")
-    of_weight = kernels.weight_gradient(y, of, weight.shape[2:], geometry.stride, geometry.padding)
+    of_weight = kernels.weight_gradient(*pair, weight.shape[2:], geometry.stride, geometry.padding)
     return of_x, of_weight, grad.sum((0, 2, 3)) if need[2] else None
