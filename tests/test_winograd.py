@@ -120,6 +120,15 @@ def test_autocast_rounds_images_only() -> None:
     assert torch.equal(gradients[0], torch.autograd.grad(again, rounded, grad.bfloat16())[0].float())
 
 
+def test_too_little_memory_is_an_error_and_the_next_call_is_served() -> None:
+    _C = dispatch.kernels("native", "winograd")._C
+    tensors = [t.detach() for t in draw(1, 64, 64, 16, 16)[:3]]
+    expected = conv3x3(*tensors)
+    with pytest.raises(MemoryError):  # of a petabyte, before any tensor is read
+        _C.winograd_forward(0, 0, 0, 0, 0, 1, 1 << 12, 1 << 12, 1 << 22, 1 << 22, 0, 1)
+    assert torch.equal(conv3x3(*tensors), expected)
+
+
 @pytest.mark.parametrize("tile", [2, 4])
 def test_the_formulas_are_a_convolution(tile: int) -> None:
     x, weight, bias = torch.randn(2, 3, 10, 6).double(), torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()

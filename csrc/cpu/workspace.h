@@ -13,9 +13,11 @@ struct KeptMemory {
   ~KeptMemory() { std::free(memory); }
   void resize(int64_t count) {
     std::free(memory);
-    memory = count == 0 ? nullptr
-                        : static_cast<float*>(std::aligned_alloc(64, 64 * static_cast<size_t>(ceil_div(count, 16))));
-    if (count > 0 && memory == nullptr) throw std::bad_alloc();
+    memory = nullptr;
+    size = 0;
+    if (count == 0) return;
+    memory = static_cast<float*>(std::aligned_alloc(64, 64 * static_cast<size_t>(ceil_div(count, 16))));
+    if (memory == nullptr) throw std::bad_alloc();
     size = count;
   }
   float* memory = nullptr;
