@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastgan.nn.convolutions import pytorch_instance_norms
+
 Amp = Literal["auto", "none", "bf16", "fp16"]
 Switch = Literal["auto", "on", "off"]
 
@@ -43,7 +45,16 @@ class Precision:
         return torch.autocast(device or self.device.type, self.dtype)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Moves a module to the device and memory format."""
+        """Moves a module to the device and memory format.
+
+        Raises:
+            ValueError: that would have PyTorch compute wrong gradients.
+        """
+        if self.memory_format == torch.channels_last and self.device.type == "cpu" and pytorch_instance_norms(module):
+            raise ValueError(
+                "channels_last must be auto or off for networks with PyTorch's instance norm on a CPU, got on: for a "
+                "batch of one its gradients are wrong in that layout. CycleGAN's norms are fastgan's with fused"
+            )
         placed: nn.Module = module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         return placed
 

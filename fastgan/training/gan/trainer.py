@@ -48,7 +48,8 @@ class GanTask(Task):
         self.device = distributed.resolve_device(config.device)
         self.objective, self.settings = resolve(config)
         # On a CPU only residual networks gain by channels_last, in which Winograd's convolutions run.
-        gains = self.device.type == "cuda" or (config.fused and architecture_name(config) == "resnet")
+        residual = architecture_name(config) == "resnet" and "instance" not in (config.norm_g, config.norm_d)
+        gains = self.device.type == "cuda" or (config.fused and residual)
         self.precision = Precision(self.device, config.amp, config.channels_last, gains=gains)
         random.seed_all(config.seed)
         self.data = RealData(config)
