@@ -165,17 +165,17 @@ def passes(function: Callable[..., Any], leaves: list[torch.Tensor], kind: str) 
     y = function(*leaves)
     torch.manual_seed(1)
     # A loss is differentiated with a gradient of 1.
-    seed = _numbers_like(y) if y.dim() else torch.ones_like(y.detach())
+    seed = numbers_like(y) if y.dim() else torch.ones_like(y.detach())
     if kind == "forward + backward":
         return lambda: torch.autograd.grad(function(*leaves), leaves, seed)
     seed.requires_grad_()
     first = torch.autograd.grad(y, leaves, seed, create_graph=True)
-    cotangents = [_numbers_like(each) for each in first]
+    cotangents = [numbers_like(each) for each in first]
     wanted = (seed, *leaves)
     return lambda: torch.autograd.grad(first, wanted, cotangents, retain_graph=True, materialize_grads=True)
 
 
-def _numbers_like(t: torch.Tensor) -> torch.Tensor:
+def numbers_like(t: torch.Tensor) -> torch.Tensor:
     """The same normal numbers for every contestant, in its own layout."""
     return torch.empty_like(t.detach()).copy_(torch.randn(t.shape, device=t.device))
 

@@ -74,8 +74,7 @@ def _run(function: Function, kind: str, x: Tensor, residual: Tensor | None, pad:
     arguments = (*leaves, *(None,) * (2 - len(leaves)), pad)
     y = function(*arguments)
     torch.manual_seed(1)
-    # The same numbers for every contestant, in its own layout.
-    seed, cotangent = (torch.empty_like(t).copy_(torch.randn(t.shape, device=t.device)) for t in (y.detach(), x))
+    seed, cotangent = harness.numbers_like(y), harness.numbers_like(x)
     if kind == "forward+backward":
         return lambda: torch.autograd.grad(function(*arguments), leaves, seed)
     seed.requires_grad_()

@@ -36,7 +36,7 @@ def conv_strided(
     """``torch.conv2d(x, weight, bias, stride, padding)``, to the bit; only the gradient of the weights is ours.
 
     It serves dense float32 tensors on the CPU, x in channels_last, with strides above 1, at least 64 channels and
-    filters, and results of at about 1024 pixels an image, on x86-64 processors with AVX2; not under autocast,
+    filters, and results of about 1024 pixels an image or more, on x86-64 processors with AVX2; not under autocast,
     ``torch.compile``, ``torch.func``, forward mode or ``use_backend("reference")``, and not where the gradient is to
     be differentiated again.
 
@@ -79,11 +79,9 @@ def conv_transposed(
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    y: Tensor = (
-        apply(_Convolution, x, weight, bias, geometry)
-        if serves(x, weight, bias, geometry)
-        else _plain(x, weight, bias, geometry)
-    )
+    if not serves(x, weight, bias, geometry):
+        return _plain(x, weight, bias, geometry)
+    y: Tensor = apply(_Convolution, x, weight, bias, geometry)
     return y
 
 

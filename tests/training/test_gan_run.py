@@ -301,6 +301,16 @@ def test_channels_last_changes_the_format_and_not_the_result():
         assert losses_last[name].item() == pytest.approx(value.item(), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+def test_pytorch_s_instance_norm_stays_out_of_channels_last(architecture: str) -> None:
+    """On a CPU its gradients of a batch of one are wrong there."""
+    config = {"objective": "hinge", "data": "digits", "architecture": architecture, "norm_d": "instance", "fused": True}
+    assert GanTask(tiny(**config, channels_last="auto")).precision.memory_format == torch.preserve_format
+    with pytest.raises(ValueError, match=r"channels_last must be auto or off .* got on: .* gradients are wrong"):
+        GanTask(tiny(**config, channels_last="on"))
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 

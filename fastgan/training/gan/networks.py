@@ -63,9 +63,9 @@ def make_critic(config: GanConfig, objective: Objective) -> nn.Module | None:
 
 def trainable(network: nn.Module, config: GanConfig, precision: Precision) -> None:
     """Puts a network in its place, joins its batch norms over the processes, and lets it recompute if asked for."""
-    if config.fused and precision.device.type == "cpu":
-        use_cpu_convolutions(network)
     precision.place(network)
+    if config.fused and precision.device.type == "cpu" and precision.memory_format == torch.channels_last:
+        use_cpu_convolutions(network)  # they serve in that layout alone
     distributed.join_batch_norms(network)
     for module in network.modules():
         if isinstance(module, MinibatchDiscrimination) and distributed.size() > 1:
