@@ -14,6 +14,7 @@ from fastgan.training import checkpoint, loop
 from fastgan.training.cyclegan import CycleGan
 from fastgan.training.gan import GanTask
 from fastgan.training.graph import StepGraph
+from fastgan.training.watch import Meter
 from tests.training.test_cyclegan_step import Pairs, batches, tiny
 from tests.training.test_gan_step import tiny as gan_tiny
 
@@ -92,13 +93,15 @@ def test_a_recorded_step_does_not_wait_for_the_device(trainer: str) -> None:
     else:
         task = GanTask(gan_tiny(device="cuda", data="digits", cuda_graph="on", ema=0.9, lr_decay="linear", steps=99))
         step = task.step
-    for _ in range(5):
-        step()
+    meter = Meter()
+    for k in range(5):
+        meter.add(k, step())
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
+        for k in range(3):
             losses = step()
+            meter.add(5 + k, losses)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(loss.isfinite() for loss in losses.values())
