@@ -114,6 +114,18 @@ def test_no_gradient_is_made_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
     assert calls == [2, 3]
 
 
+def test_a_result_can_be_changed_in_place() -> None:
+    """As by ``nn.ReLU(inplace=True)``."""
+    tensors = draw((2, 16, 12, 12), (3, 5, 5))
+    found = []
+    for conv in (conv_by_columns, torch.conv2d):
+        y = conv(*tensors)
+        assert not y._is_view()
+        found.append(torch.autograd.grad(y.relu_().square().sum(), tensors))
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
 def test_several_gradients_at_once() -> None:
     x, weight, bias = draw((2, 16, 12, 12), (3, 5, 5))
     rows = torch.randn(4, 2, 3, 8, 8)

@@ -75,8 +75,15 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         columns = weight.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(3).contiguous(memory_format=torch.channels_last)
-        y = _shifted(torch.conv2d(x, columns, padding=padding), weight.size(3)).sum(-1)
-        return (y if bias is None else y.add_(bias)).permute(0, 3, 1, 2)
+        shifted = _shifted(torch.conv2d(x, columns, padding=padding), weight.size(3))
+        n, height, width, filters, _ = shifted.shape
+        y = torch.empty(
+            (n, filters, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )  # a view could not be changed in place
+        pixels = torch.sum(shifted, -1, out=y.permute(0, 2, 3, 1))
+        if bias is not None:
+            pixels.add_(bias)
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
