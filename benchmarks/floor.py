@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from fastgan.functional import _convolution
 from fastgan.kernels import dispatch
 
 aten = torch.ops.aten
@@ -31,8 +32,9 @@ class _Products(TorchDispatchMode):
 
     @contextlib.contextmanager
     def of_kernels(self) -> Iterator[None]:
-        """Our own convolutions, which no dispatcher sees, are recorded too."""
+        """Our own convolutions, which no dispatcher sees and which leave the field to a mode, are recorded too."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(_convolution, "_dispatch_modes", int))
             for stem in ("winograd", "convolution"):
                 kernels = dispatch._load("native", stem)
                 for name in ("forward", "input_gradient", "weight_gradient"):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastgan
 from fastgan.functional.winograd import conv3x3, serves
@@ -256,6 +258,7 @@ def test_derivatives_that_nobody_needs_are_not_computed(monkeypatch: pytest.Monk
         "padding",
         "autocast",
         "reference",
+        "mode",
         "vmap",
         "jvp",
         "grad",
@@ -277,7 +280,11 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
         x = x[:, :, :5].repeat(1, 1, 1, 8).contiguous(memory_format=torch.channels_last)
     elif case == "negative":
         x = torch._neg_view(-x)
-    context = {"autocast": torch.autocast("cpu", torch.float16), "reference": fastgan.use_backend("reference")}
+    context = {
+        "autocast": torch.autocast("cpu", torch.float16),
+        "reference": fastgan.use_backend("reference"),
+        "mode": FlopCounterMode(display=False),
+    }
     call = {
         "vmap": lambda conv: torch.vmap(lambda t: conv(t, weight, bias))(x[None]),
         "jvp": lambda conv: torch.func.jvp(lambda t: conv(t, weight, bias), (x,), (x,)),
@@ -286,6 +293,21 @@ def test_what_is_not_served_is_pytorch_s_own(case: str) -> None:
     }.get(case, lambda conv: conv(x, weight, bias, padding=padding))
     with context.get(case, contextlib.nullcontext()):
         torch.testing.assert_close(call(conv3x3), call(torch.conv2d), rtol=0, atol=0)
+
+
+def test_what_traces_sees_pytorch_s() -> None:
+    """Of a kernel, a recorded graph would have the memory that it wrote to, and no more."""
+    x, weight, bias, grad = draw(1, 64, 64, 16, 16)
+
+    def step(conv: Callable[..., Tensor], x: Tensor) -> list[Tensor]:
+        return [t.detach() for t in results(conv, x.detach().requires_grad_(), weight, bias, grad)]
+
+    recorded = make_fx(lambda x: step(conv3x3, x))(x.detach())
+    assert all(map(torch.equal, recorded(2 * x.detach()), step(torch.conv2d, 2 * x)))
+    y = conv3x3(x, weight, bias)
+    with FlopCounterMode(display=False) as counter:
+        y.backward(grad)
+    assert counter.get_total_flops() == 2 * 2 * grad.numel() * weight[0].numel()
 
 
 def test_gradients_that_are_no_plain_memory_are_pytorch_s() -> None:

@@ -11,6 +11,8 @@ from torch.autograd import forward_ad
 from fastgan.kernels import dispatch
 from fastgan.kernels.library import is_batch
 
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 
 def may_serve(x: Tensor, *others: Tensor) -> bool:
     """Whether ours may: plain memory, images in channels_last, no trace, and nobody asked for PyTorch's."""
@@ -25,15 +27,20 @@ def may_serve(x: Tensor, *others: Tensor) -> bool:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether all are the numbers in their memory: no fake tensors, duals, torch.func's, negative views."""
-    return forward_ad._current_level < 0 and all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.is_cpu
-        and x.layout == torch.strided
-        and not x.is_neg()
-        and not is_batch(x)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        for x in tensors
+    """Whether all are the numbers in their memory: no fake tensors, duals, torch.func's, negative views; and no mode
+    listens, as those do that trace or count what PyTorch does."""
+    return (
+        not _dispatch_modes()
+        and forward_ad._current_level < 0
+        and all(
+            type(x) in (Tensor, torch.nn.Parameter)
+            and x.is_cpu
+            and x.layout == torch.strided
+            and not x.is_neg()
+            and not is_batch(x)
+            and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+            for x in tensors
+        )
     )
 
 

@@ -31,7 +31,7 @@ def conv_by_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
 
     Columns serve dense float32 tensors on the CPU, x in channels_last, with at most 4 filters of at least 3 columns and
     8 channels, and results of at least 128 pixels in all, on x86-64 processors with AVX2; not under autocast,
-    ``torch.compile``, ``torch.func``, forward mode or ``use_backend("reference")``. Everything else is
+    ``torch.compile``, ``torch.func``, forward mode, dispatch modes or ``use_backend("reference")``. Everything else is
     ``torch.conv2d`` to the bit.
 
     Args:

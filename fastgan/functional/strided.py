@@ -37,8 +37,8 @@ def conv_strided(
 
     It serves dense float32 tensors on the CPU, x in channels_last, with strides above 1, at least 64 channels and
     filters, and results of about 1024 pixels an image or more, on x86-64 processors with AVX2; not under autocast,
-    ``torch.compile``, ``torch.func``, forward mode or ``use_backend("reference")``, and not where the gradient is to
-    be differentiated again.
+    ``torch.compile``, ``torch.func``, forward mode, dispatch modes or ``use_backend("reference")``, and not where the
+    gradient is to be differentiated again.
 
     Args:
         x: [N, C, H, W].

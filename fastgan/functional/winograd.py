@@ -25,9 +25,9 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
 
     Winograd's way serves dense float32 and bfloat16 tensors on the CPU, channels_last, with at least 64 channels and
     filters, results of at least 4 × 4 pixels an image and 256 in all, with padding 0 or 1, on x86-64 processors with
-    AVX2 (bfloat16: without AMX, which is faster); not under ``torch.compile``, ``torch.func``, forward mode or
-    ``use_backend("reference")``. Everything else is ``torch.conv2d`` to the bit. Under autocast to bfloat16 x becomes
-    bfloat16, and weights stay what they are.
+    AVX2 (bfloat16: without AMX, which is faster); not under ``torch.compile``, ``torch.func``, forward mode, dispatch
+    modes or ``use_backend("reference")``. Everything else is ``torch.conv2d`` to the bit. Under autocast to bfloat16 x
+    becomes bfloat16, and weights stay what they are.
 
     Args:
         x: [N, C, H, W].
