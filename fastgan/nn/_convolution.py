@@ -14,7 +14,7 @@ Conv = TypeVar("Conv", nn.Conv2d, nn.ConvTranspose2d)
 class OwnConvolution(nn.Conv2d):
     """An ``nn.Conv2d`` without dilation and groups, with zeros around its input, in a way of our own.
 
-    ``torch.jit.script`` compiles PyTorch's.
+    ``torch.jit.script`` compiles PyTorch's. It is PyTorch's, too, once it was changed into one that does not fit.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -22,24 +22,31 @@ class OwnConvolution(nn.Conv2d):
             y: Tensor = self._conv_forward(input, self.weight, self.bias)
             return y
         else:  # which a script leaves out
-            return self._convolve(input)
+            return self._convolve(input) if self.fits(self) else super().forward(input)
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        raise NotImplementedError
 
     def _convolve(self, input: Tensor) -> Tensor:
         raise NotImplementedError
 
 
+def plain_window(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether its dilation and groups are 1, zeros are around its input, and it convolves as its class does."""
+    return (
+        conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.groups == 1
+        and "_conv_forward" not in vars(conv)
+    )
+
+
 def replace(model: nn.Module, plain: type[Conv], own: type[Conv], fits: Callable[[Conv], bool]) -> list[str]:
-    """Makes every ``plain``, whose dilation and groups are 1, around whose input are zeros, and which fits, an ``own``
-    in place; gives their names."""
+    """Makes every ``plain`` that fits an ``own``, in place; gives their names."""
     names = []
     for name, module in model.named_modules():
-        if (
-            type(module) is plain
-            and module.dilation == (1, 1)
-            and module.padding_mode == "zeros"
-            and module.groups == 1
-            and fits(module)
-        ):
+        if type(module) is plain and fits(module):
             module.__class__ = own
             names.append(name)
     return names

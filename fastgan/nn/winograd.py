@@ -5,11 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastgan.functional.winograd import LEAST_CHANNELS, conv3x3
-from fastgan.nn._convolution import OwnConvolution, replace
+from fastgan.nn._convolution import OwnConvolution, plain_window, replace
 
 
 class Conv3x3(OwnConvolution):
     """Of 3×3 weights, with at most one zero around its input."""
+
+    @staticmethod
+    def fits(conv: nn.Conv2d) -> bool:
+        return (
+            plain_window(conv)
+            and conv.stride == (1, 1)
+            and conv.kernel_size == (3, 3)
+            and conv.padding in _PADDINGS
+            and min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
+        )
 
     def _convolve(self, input: Tensor) -> Tensor:
         return conv3x3(input, self.weight, self.bias, _PADDINGS[self.padding])
@@ -28,14 +38,4 @@ def use_winograd(model: nn.Module) -> list[str]:
     Returns:
         The names of the convolutions.
     """
-    return replace(
-        model,
-        nn.Conv2d,
-        Conv3x3,
-        lambda conv: (
-            conv.stride == (1, 1)
-            and conv.kernel_size == (3, 3)
-            and conv.padding in _PADDINGS
-            and min(conv.in_channels, conv.out_channels) >= LEAST_CHANNELS
-        ),
-    )
+    return replace(model, nn.Conv2d, Conv3x3, Conv3x3.fits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 
 from fastgan.nn import fuse, use_cpu_convolutions
 from fastgan.nn.convolutions import pytorch_instance_norms
+
+CONVOLUTIONS = [
+    nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(16, 4, 5, padding=2), nn.Conv2d(64, 64, 3, 2, 1),
+    nn.ConvTranspose2d(64, 64, 3, 2, 1),
+]  # fmt: skip
 
 
 def network() -> nn.Sequential:
@@ -37,6 +43,36 @@ def test_a_batch_of_one_in_channels_last_has_right_gradients_once_fused() -> Non
     mine = gradients(model, x.contiguous(memory_format=torch.channels_last))
     for found, truth in zip(mine, gradients(exact, x.double()), strict=True):
         assert (found - truth).norm() <= 1e-4 * truth.norm() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("padding_mode", "circular"), ("stride", (3, 3)), ("dilation", (2, 2)), ("padding", (2, 3)), ("groups", 4),
+        ("_conv_forward", lambda x, weight, bias: torch.conv2d(x.flip(2), weight, bias)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
+def test_a_convolution_that_is_changed_is_what_it_was_changed_into(
+    conv: nn.Conv2d | nn.ConvTranspose2d, change: str, value: Any, first: bool
+) -> None:
+    """As seamless images have it, and dilated networks: before or after the swap."""
+    if change == "padding_mode" and isinstance(conv, nn.ConvTranspose2d):
+        pytest.skip("PyTorch's pads with zeros alone")
+    torch.manual_seed(0)
+    plain, own = copy.deepcopy(conv), copy.deepcopy(conv)
+    for layer in (plain, own):
+        if layer is own and not first:
+            assert use_cpu_convolutions(layer) == [""]
+        setattr(layer, change, value)
+        if change == "groups":
+            layer.weight = nn.Parameter(layer.weight[:, : layer.weight.size(1) // 4].detach())
+            layer.bias = None
+    if first:
+        use_cpu_convolutions(own)
+    x = torch.randn(1, conv.in_channels, 40, 40).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(own(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_is_not_fused_is_warned_of() -> None:
