@@ -44,6 +44,8 @@ def plain_window(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 def replace(model: nn.Module, plain: type[Conv], own: type[Conv], fits: Callable[[Conv], bool]) -> list[str]:
     """Makes every ``plain`` that fits an ``own``, in place; gives their names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     names = []
     for name, module in model.named_modules():
         if type(module) is plain and fits(module):

@@ -20,22 +20,26 @@ def use_cpu_convolutions(model: nn.Module) -> list[str]:
     Returns:
         The names of the convolutions.
 
+    Raises:
+        TypeError: ``model`` is no module.
+
     Warns:
         UserWarning: the model has PyTorch's instance norms; see :func:`pytorch_instance_norms`.
     """
+    names = use_winograd(model) + use_columns(model) + use_strided(model)
     if norms := pytorch_instance_norms(model):
         warnings.warn(
             f"{', '.join(norms[:3])}{' …' if norms[3:] else ''}: in channels_last, on a CPU, PyTorch's instance norm "
             "gets the gradients of a batch of one wrong: call fastgan.fuse(model) first",
             stacklevel=2,
         )
-    return use_winograd(model) + use_columns(model) + use_strided(model)
+    return names
 
 
 def pytorch_instance_norms(model: nn.Module) -> list[str]:
     """The names of the ``nn.InstanceNorm2d`` and ``3d`` in ``model`` that are PyTorch's own.
 
-    On a CPU, PyTorch 2.11 to 2.13 compute the gradient of a batch of one wrong, without a word, where that of the
+    On a CPU, PyTorch 2.11 to 2.15 compute the gradient of a batch of one wrong, without a word, where that of the
     result is in channels_last, as a convolution in channels_last gives it.
     """
     own = (nn.InstanceNorm2d, nn.InstanceNorm3d)

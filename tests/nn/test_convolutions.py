@@ -82,3 +82,8 @@ def test_a_model_that_is_not_fused_is_warned_of() -> None:
     assert pytorch_instance_norms(model) == ["1", "4"]
     fuse(model)
     assert pytorch_instance_norms(model) == []
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+        use_cpu_convolutions(5)  # type: ignore[arg-type]
