@@ -313,6 +313,16 @@ def _extract(a: Array, begin: Array, length: Array) -> Array:
     return np.where(length == 0, a.dtype.type(0), (a << up) >> (up + begin.astype(a.dtype)))
 
 
+def _high_half(a: Array, b: Array) -> Array:
+    """Of the product of numbers of 64 bits."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    (a1, a0), (b1, b0) = ((n >> half, n & low) for n in (a.astype(np.uint64), b.astype(np.uint64)))
+    upper = a1 * b0 + (a0 * b0 >> half)
+    lower = a0 * b1 + (upper & low)
+    high = (a1 * b1 + (upper >> half) + (lower >> half)).astype(a.dtype)
+    return high if a.dtype == np.uint64 else high - np.where(a < 0, b, 0) - np.where(b < 0, a, 0)
+
+
 def _multiply_add(a: Array, b: Array, c: Array) -> Array:
     exact = np.float64 if a.dtype == np.float32 else a.dtype
     return (a.astype(exact) * b + c).astype(a.dtype)
@@ -502,6 +512,8 @@ class _Run:
         if kind[0] == "f":
             return self._pure(i, mask)
         a, b = (self.value(text, kind) for text in operands[1:3])
+        if how == "hi" and _bits(kind) == 64:
+            return self.put(operands[0], _high_half(a, b), mask)
         if how in ("wide", "hi"):
             wide = f"{kind[0]}{2 * _bits(kind)}"
             product = a.astype(_dtype(wide)) * b.astype(_dtype(wide))

@@ -83,6 +83,14 @@ def signed(a: int) -> int:
     ("code", "expected"),
     [
         ("mul.hi.u32 {}, {}, {};", lambda a, b: a * b >> 32),
+        (
+            "mov.b64 %d4, {{{1}, {2}}}; mul.hi.u64 %d5, %d4, %d4; cvt.u32.u64 {0}, %d5;",
+            lambda a, b: (a | b << 32) ** 2 >> 64,
+        ),
+        (
+            "mov.b64 %d4, {{{1}, {2}}}; not.b64 %d5, %d4; mul.hi.s64 %d5, %d4, %d5; cvt.u32.u64 {0}, %d5;",
+            lambda a, b: (a | signed(b) << 32) * ~(a | signed(b) << 32) >> 64,
+        ),
         ("mul.lo.s32 {}, {}, {};", lambda a, b: a * b),
         ("div.s32 {}, {}, {};", lambda a, b: int(np.fix(signed(a) / signed(b))) if b else None),
         ("rem.s32 {}, {}, {};", lambda a, b: int(np.fmod(signed(a), signed(b))) if b else None),
