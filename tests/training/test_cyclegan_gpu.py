@@ -56,11 +56,14 @@ def test_a_step_does_not_wait_for_the_device() -> None:
 
 def test_resume_continues(tmp_path: Path) -> None:
     settings = {"fused": True, "device": "cuda", "checkpoints_dir": tmp_path, "progress": False, "tensorboard": False}
-    loop.fit(CycleGan(tiny(**settings, max_steps=2), Pairs()))
-    task = CycleGan(tiny(**settings, continue_train=True), Pairs())
+    settings |= {"eval_freq": 2, "display_freq": 2}
+    loop.fit(CycleGan(tiny(**settings, max_steps=2), Pairs(), Pairs()))
+    task = CycleGan(tiny(**settings, continue_train=True), Pairs(), Pairs())
     assert loop.fit(task).step == task.total_steps
     saved = checkpoint.read(checkpoint.locate(tmp_path / "cyclegan"))["state"]
     for name, value in task.networks["G_A"].state_dict().items():
         assert torch.equal(saved["networks"]["G_A"][name], value.cpu())
     for parameter, state in task.optimizer_G.state.items():
         assert state["exp_avg"].stride() == parameter.stride()
+    assert any((tmp_path / "cyclegan" / "sheets").iterdir())
+    assert "swd_A" in (tmp_path / "cyclegan" / "stats.jsonl").read_text()
