@@ -13,8 +13,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Of those that pass there, which are all of training and data, some of each kind.
 CHOSEN = (
-    "checks or does_not_wait or resume_continues or steps_recorded or (recorded_cyclegan and fp16)"
-    " or (recorded_gans and (wgan-8 or wgan-gp-8 or sngan-8 or sliced-8))"
+    "checks or does_not_wait or resume_continues or (judged and digits) or steps_recorded"
+    " or (recorded_cyclegan and fp16) or (recorded_gans and (wgan-8 or wgan-gp-8 or sngan-8 or sliced-8))"
 )
 
 

@@ -151,3 +151,13 @@ def test_runs_with_and_without_a_graph_continue_each_other(tmp_path: Path) -> No
         torch.testing.assert_close(parts["networks"]["G_A"][name], value, rtol=2e-2, atol=2e-3)
     assert whole["stateful"]["schedule_G"] == parts["stateful"]["schedule_G"]
     assert torch.equal(whole["stateful"]["pool_D_A"]["generator"], parts["stateful"]["pool_D_A"]["generator"])
+
+
+@pytest.mark.parametrize("data", ["8gaussians", "digits"])
+def test_gans_are_trained_judged_and_continued(data: str, tmp_path: Path) -> None:
+    settings = {"device": "cuda", "data": data, "checkpoints_dir": tmp_path, "ema": 0.9, "eval_freq": 4, "steps": 8}
+    loop.fit(GanTask(gan_tiny(**settings, display_freq=4, max_steps=6)))
+    assert loop.fit(GanTask(gan_tiny(**settings, display_freq=4, continue_train=True))).step == 8
+    sheets = {path.stem for path in (tmp_path / "gan" / "sheets").iterdir()}
+    assert sheets >= {"step-00000004", "step-00000008"}
+    assert (tmp_path / "gan" / "stats.jsonl").read_text().count('"sliced_w2"') >= 2
