@@ -86,7 +86,8 @@ def plain_gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry,
 def own_gradients(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, need: list[bool]) -> tuple[Any, ...]:
     """The same of float32 images and weights, that of the weights by our kernel where nothing is to be differentiated
     again: as exact as PyTorch's, and quicker."""
-    if torch.is_grad_enabled() or not need[1] or not plain(grad, x) or grad.dtype != torch.float32 or not grad.numel():
+    own = not torch.is_grad_enabled() and need[1] and plain(grad, x) and grad.numel() > 0
+    if not own or not grad.dtype == x.dtype == torch.float32:
         return plain_gradients(grad, x, weight, geometry, need)
     grad, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     of_x = plain_gradients(grad, x, weight, geometry, [need[0], False, False])[0] if need[0] else None

@@ -76,19 +76,20 @@ def _served_dtype(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
 
 
 # A convolution and its two gradients are linear in either argument, and each is the others' derivative, so that these
-# three are differentiable to any order. PyTorch's own take what is no plain memory (batched gradients, torch.func).
-# Weights, their gradients and whatever takes a weight's place are float32, beside images of either dtype.
+# three are differentiable to any order. PyTorch's own take what is no plain memory (batched gradients, torch.func), and
+# what a saved tensor's hook has given another dtype. Weights, their gradients and whatever takes a weight's place are
+# float32, beside images of either dtype.
 
 
 def _convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
-    if not plain(x, weight):
+    if not plain(x, weight) or weight.dtype != torch.float32:
         return torch.conv2d(x, weight.to(x.dtype), padding=padding)
     y: Tensor = apply(_Convolution, x, weight, None, padding)
     return y
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
-    if not plain(grad, weight):
+    if not plain(grad, weight) or weight.dtype != torch.float32:
         n, _, height, width = grad.shape
         x = grad.new_empty(()).expand(n, weight.size(1), height + 2 - 2 * padding, width + 2 - 2 * padding)
         grad_x: Tensor = plain_gradients(grad, x, weight, _geometry(padding), [True, False, False])[0]
@@ -98,7 +99,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, padding: int) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, padding: int) -> Tensor:
-    if not plain(grad, x):
+    if not plain(grad, x) or grad.dtype != x.dtype:
         weight = grad.new_empty(()).expand(grad.size(1), x.size(1), 3, 3)
         grad_weight: Tensor = plain_gradients(grad, x, weight, _geometry(padding), [False, True, False])[1]
         return grad_weight

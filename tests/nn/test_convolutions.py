@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgan.nn import fuse, use_cpu_convolutions
 from fastgan.nn.convolutions import pytorch_instance_norms
+from fastgan.nn.winograd import Conv3x3
 
 CONVOLUTIONS = [
     nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(16, 4, 5, padding=2), nn.Conv2d(64, 64, 3, 2, 1),
@@ -87,3 +88,22 @@ def test_a_model_that_is_not_fused_is_warned_of() -> None:
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
         use_cpu_convolutions(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
+def test_saved_tensors_that_come_back_in_another_dtype_are_refused(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """As by PyTorch: the kernels would read past their ends."""
+    layer = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+    assert use_cpu_convolutions(layer) == [""]
+    x = torch.randn(1, conv.in_channels, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.half(), lambda t: t):
+        y = layer(x)
+    with pytest.raises(RuntimeError, match="Half"):
+        torch.autograd.grad(y.sum(), layer.weight, retain_graph=True)
+    if isinstance(layer, Conv3x3):  # whose weights may differ from the images
+        (found,) = torch.autograd.grad(y.sum(), x)
+        expected = torch.nn.grad.conv2d_input(x.shape, layer.weight.half().float(), torch.ones_like(y), padding=1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(RuntimeError, match="Half"):
+            torch.autograd.grad(y.sum(), x)
