@@ -326,9 +326,30 @@ def test_pyramid_reconstructs_the_image() -> None:
     for band in reversed(bands[:-1]):
         image = band + metric._double(image, band.shape[2], band.shape[3])
     torch.testing.assert_close(image, images, rtol=0, atol=1e-3)
-    # The filter keeps a constant and a linear ramp (away from the border).
+    # A constant is kept to the bit, and has no detail; a linear ramp is kept away from the border.
+    flat = torch.full((1, 1, 33, 34), 0.3217)
+    assert [float(band.abs().max()) for band in metric._bands(flat, 16)] == [0.0, float(flat.max())]
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
-    torch.testing.assert_close(metric._smooth(ramp)[..., 2:-2], ramp[..., 2:-2])
+    torch.testing.assert_close(metric._halve(ramp)[..., 1:-1], ramp[..., ::2, 2:-2:2])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 23), (61, 51)])
+def test_filters_of_the_pyramid(size: tuple[int, int]) -> None:
+    """Burt and Adelson's filter, mirrored at the border; upwards after zeros between the pixels, times 4."""
+    from fastgan.metrics import sliced_wasserstein as metric
+
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=torch.float64) / 16
+
+    def smooth(images: torch.Tensor) -> torch.Tensor:
+        mirrored = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="reflect").double()
+        return torch.nn.functional.conv2d(mirrored, taps.outer(taps).expand(3, 1, 5, 5), groups=3)
+
+    images = 100 + torch.randn(2, 3, *size)
+    half = metric._halve(images)
+    torch.testing.assert_close(half, smooth(images)[..., ::2, ::2].float())
+    spread = torch.zeros_like(images)
+    spread[..., ::2, ::2] = half
+    torch.testing.assert_close(metric._double(half, *size), 4 * smooth(spread).float())
 
 
 def test_patches_are_cut_from_the_image() -> None:

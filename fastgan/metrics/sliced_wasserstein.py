@@ -106,23 +106,32 @@ def _bands(images: Tensor, least: int) -> list[Tensor]:
     return [*bands, level]
 
 
-def _smooth(images: Tensor) -> Tensor:
-    """The 5 × 5 binomial filter (Burt and Adelson 1983), mirrored at the border."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
-    n, c, h, w = images.shape
-    planes = nnf.pad(images.reshape(n * c, 1, h, w), (2, 2, 2, 2), mode="reflect")
-    planes = nnf.conv2d(nnf.conv2d(planes, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))
-    return planes.view(n, c, h, w)
-
-
 def _halve(images: Tensor) -> Tensor:
-    return _smooth(images)[:, :, ::2, ::2]
+    """Every second pixel of images under the 5 × 5 binomial filter (Burt and Adelson 1983), mirrored at the border."""
+    for dim in (2, 3):
+        sums = nnf.pad(images, (2, 2, 0, 0) if dim == 3 else (0, 0, 2, 2), mode="reflect")
+        for _ in range(4):  # sums of neighbours, four times: 1, 4, 6, 4, 1
+            sums = _neighbours(sums, dim)
+        images = sums[(slice(None),) * dim + (slice(None, None, 2),)] / 16
+    return images
 
 
 def _double(images: Tensor, height: int, width: int) -> Tensor:
-    spread = images.new_zeros(*images.shape[:2], height, width)
-    spread[:, :, ::2, ::2] = 4 * images
-    return _smooth(spread)
+    """Four times the filtered image of these pixels and zeros between them: [N, C, height, width]."""
+    for dim, size in ((2, height), (3, width)):
+        n = images.size(dim)
+        mirrored = n - 1 if size % 2 == 0 else n - 2
+        sums = _neighbours(torch.cat([images.narrow(dim, i, m) for i, m in ((1, 1), (0, n), (mirrored, 1))], dim), dim)
+        even = images / 2 + _neighbours(sums, dim) / 8  # 1, 6, 1
+        odd = sums.narrow(dim, 1, n) / 2  # 4, 4
+        images = torch.stack([even, odd], dim + 1).flatten(dim, dim + 1).narrow(dim, 0, size)
+    return images
+
+
+def _neighbours(images: Tensor, dim: int) -> Tensor:
+    """Sums of pixels that are next to each other: one fewer."""
+    n = images.size(dim) - 1
+    return images.narrow(dim, 0, n) + images.narrow(dim, 1, n)
 
 
 def _patches(images: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
