@@ -276,6 +276,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def gather_at_main(value: Any) -> list[Any]:
+    """``value`` of every process, in the order of their ranks, in the main process; nothing in the others."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size() if is_main() else []
+    dist.gather_object(value, values or None, dst=0)
+    return values
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if size() > 1:

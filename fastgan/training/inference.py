@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,15 +222,9 @@ def evaluate(
         raise DataError(f"{config.dataroot}: {what}; name another (--dataroot)")
     to_B, to_A = (load_translator(file, way, device=device, fused=fused) for way in get_args(Direction))
 
-    def items() -> Iterator[tuple[Tensor, Tensor]]:
-        for i, images in enumerate(cyclegan.one_by_one(source)):
-            yield images
-            if progress:
-                progress(i + 1, len(source))
-
     translate = lambda real_A, real_B: {"fake_B": to_B(real_A), "fake_A": to_A(real_B)}
     distance = partial(frechet_inception_distance, features=features, device=to_B.device) if fid else None
-    found = cyclegan.scores_of(items(), translate, paired, counts=cyclegan.counts(source), fid=distance)
+    found = cyclegan.scores_of(source, translate, paired, fid=distance, progress=progress)
     if not found:
         raise DataError(
             f"{config.dataroot}: nothing to score: testA and testB are no pairs (by their files' names or sizes), and "

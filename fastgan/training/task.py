@@ -285,7 +285,10 @@ class Task(abc.ABC):
         return None
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics, on held-out data where there are any. Draws nothing from a generator that training uses."""
+        """Metrics, on held-out data where there are any. Draws nothing from a generator that training uses.
+
+        Every process calls it; what the main one gets counts.
+        """
         return {}
 
     def plan(self) -> dict[str, str]:

@@ -190,7 +190,7 @@ def test_each_test_image_is_scored_once(data: Path) -> None:
         return 0.0
 
     translate = lambda a, b: {"fake_B": a / 2, "fake_A": b / 2}
-    cyclegan.scores_of(cyclegan.one_by_one(images), translate, False, counts=cyclegan.counts(images), fid=fid)
+    cyclegan.scores_of(images, translate, False, fid=fid)
     (real_B, fake_B), (real_A, fake_A) = seen
     assert [len(each) for each in (real_A, real_B)] == [2, 5]
     assert torch.equal(fake_B, real_A / 2)
@@ -413,16 +413,21 @@ def flags(config: CycleGanConfig, **changes: Any) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
-def test_two_processes_equal_one_with_the_joint_batch(data: Path, gan_mode: str) -> None:
-    """Losses, pools and penalty included."""
+@pytest.mark.parametrize(("gan_mode", "held_out"), [("lsgan", "AB"), ("wgangp", "B")])
+def test_two_processes_equal_one_with_the_joint_batch(data: Path, gan_mode: str, held_out: str) -> None:
+    """Losses, pools and penalty included, and scores of images that do not divide: three pairs; or two and three."""
     draw(data / "trainB" / "7.png", seed=1)  # 8 items: the joint batches are whole
+    for domain in held_out:
+        draw(data / f"test{domain}" / "2.png", seed=2)
     changes = {"gan_mode": gan_mode, "fused": False, "init_gain": 0.3, "max_steps": 3, "save_latest_freq": 2}
+    changes |= {"eval_freq": 3, "best_metric": "swd_B"}
     one = settings(data, name="one", **{**changes, "batch_size": 4})
     cyclegan.train(one)
     two = settings(data, name="two", **changes)
     result = torchrun("train", "cyclegan", *flags(two, name="two", **changes))
     assert result.returncode == 0, result.stderr
+    assert {"swd_A", "swd_B"} <= lines(two)[-1].keys()
+    assert ("ssim_A" in lines(two)[-1]) == (held_out == "AB")
     for single, double in zip(lines(one), lines(two), strict=True):
         assert single.keys() == double.keys()
         for name, value in single.items():

@@ -19,7 +19,7 @@ report    sheets, scores of held-out images, the dry run's plan
 """
 
 from fastgan.training.cyclegan.config import CycleGanConfig, GanMode, PreprocessMode, check, graphs
-from fastgan.training.cyclegan.data import counts, held_out, one_by_one, resident
+from fastgan.training.cyclegan.data import held_out, resident
 from fastgan.training.cyclegan.losses import gan_loss
 from fastgan.training.cyclegan.networks import build_networks, sizes
 from fastgan.training.cyclegan.report import scores, scores_of
@@ -32,12 +32,10 @@ __all__ = [
     "PreprocessMode",
     "build_networks",
     "check",
-    "counts",
     "gan_loss",
     "graphs",
     "held_out",
     "make",
-    "one_by_one",
     "resident",
     "scores",
     "scores_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,11 +85,10 @@ def check_batch(source: str, batch: object, channels: Mapping[str, int], dtype: 
             )
 
 
-def one_by_one(source: Source) -> Iterator[tuple[Tensor, Tensor]]:
-    """A and B of each item, without chance, as batches of one."""
-    for index in range(len(source)):
-        batch = default_collate([source.sample(index, None)])
-        yield batch["A"], batch["B"]
+def one_item(source: Source, index: int) -> tuple[Tensor, Tensor]:
+    """A and B of an item, without chance, as batches of one."""
+    batch = default_collate([source.sample(index, None)])
+    return batch["A"], batch["B"]
 
 
 def counts(source: Source) -> dict[str, int] | None:

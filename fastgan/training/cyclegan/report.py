@@ -13,6 +13,7 @@ from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.nn import fuse
 from fastgan.training import distributed, sheet
 from fastgan.training.cyclegan.config import CycleGanConfig
+from fastgan.training.cyclegan.data import counts, one_item
 from fastgan.training.cyclegan.losses import generators_loss
 from fastgan.training.cyclegan.networks import build_networks, for_generators
 from fastgan.training.loader import Source
@@ -55,35 +56,43 @@ def sheet_of(task: CycleGan, rows: int) -> Image.Image | None:
 
 
 def scores_of(
-    items: Iterable[tuple[Tensor, Tensor]],
+    source: Source,
     translate: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
     paired: bool,
     *,
-    counts: Mapping[str, int] | None = None,
     fid: Callable[[Iterable[Tensor], Iterable[Tensor]], float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """:func:`scores` of batches (A, B) of one image: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A.
+    """:func:`scores` of a data set: "…_B" of G_A(A) beside B, "…_A" of G_B(B) beside A.
+
+    Several processes translate a share each, and the main one scores them all; the others get no scores.
 
     Args:
-        items: the batches.
-        translate: gives fake_B and fake_A.
+        source: items of A and B; of folders of different lengths, each image counts once.
+        translate: gives fake_B and fake_A of batches of one image.
         paired: whether A and B of an item are one thing.
-        counts: how many images A and B have, where items go on with the first again; None: each is another.
         fid: the Fréchet inception distance of batches; None: it is left out.
+        progress: called with (done, total).
     """
-    real: dict[str, list[Tensor]] = {"B": [], "A": []}
-    fake: dict[str, list[Tensor]] = {"B": [], "A": []}
-    for i, (real_A, real_B) in enumerate(items):
+    limits = counts(source) or dict.fromkeys("AB", len(source))
+    own: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}  # of item and domain: its image, and that made of it
+    for index in range(distributed.rank(), len(source), distributed.size()):
+        real_A, real_B = one_item(source, index)
         made = translate(real_A, real_B)
-        for domain, image, other in (("A", real_A, "B"), ("B", real_B, "A")):
-            if counts is None or i < counts[domain]:
-                real[domain].append(image[0])
-                fake[other].append(made[f"fake_{other}"][0].cpu())
+        images = {"A": (real_A[0], made["fake_B"][0].cpu()), "B": (real_B[0], made["fake_A"][0].cpu())}
+        own[index] = {domain: pair for domain, pair in images.items() if index < limits[domain]}
+        if progress is not None:
+            progress(index + 1, len(source))
+    items = {index: images for share in distributed.gather_at_main(own) for index, images in share.items()}
     found: dict[str, float] = {}
-    for domain in real:
-        of_domain = scores(real[domain], fake[domain], paired)
+    if not distributed.is_main():
+        return found
+    for domain, other in ("BA", "AB"):
+        real = [items[index][domain][0] for index in range(limits[domain])]
+        fake = [items[index][other][1] for index in range(limits[other])]
+        of_domain = scores(real, fake, paired)
         if fid is not None:
-            batches = ([image[None] for image in images[domain]] for images in (real, fake))
+            batches = ([image[None] for image in images] for images in (real, fake))
             of_domain["fid"] = fid(*batches)
         found |= {f"{name}_{domain}": value for name, value in of_domain.items()}
     return found

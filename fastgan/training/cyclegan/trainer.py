@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.training import distributed, random, schedule
 from fastgan.training.cyclegan import report
 from fastgan.training.cyclegan.config import CycleGanConfig, check, graphs
-from fastgan.training.cyclegan.data import check_batch, counts, held_out, one_by_one, resident, training_images
+from fastgan.training.cyclegan.data import check_batch, counts, held_out, one_item, resident, training_images
 from fastgan.training.cyclegan.losses import L1_TERMS, Computed, Losses, discriminator_loss, generators_loss, weighted
 from fastgan.training.cyclegan.networks import for_generators, make_optimizers, trainable_networks
 from fastgan.training.ema import Ema
@@ -108,6 +107,7 @@ class CycleGan(Task):
             self.device,
         )
         self.test, self.paired = test, paired
+        self._shown = train if test is None else test
         self._epoch_l1 = _Mean()
         self.stateful: dict[str, Stateful] = {
             "G": self.optimizer_G,
@@ -283,17 +283,16 @@ class CycleGan(Task):
 
     def held_out(self, limit: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
         """Items of ``test`` (else of ``train``) one by one, without chance, as batches of one."""
-        return islice(one_by_one(self.train if self.test is None else self.test), limit)
+        items = range(len(self._shown))[:limit]
+        return (one_item(self._shown, index) for index in items)
 
     def sheet(self, rows: int = 4) -> Image.Image | None:
         """Real, translated and reconstructed images of both domains."""
         return report.sheet_of(self, rows)
 
     def evaluate(self) -> dict[str, float]:
-        """:func:`fastgan.training.cyclegan.report.scores_of` held-out images."""
-        source = self.train if self.test is None else self.test
-        translate = partial(self.translate, cycle=False)
-        return report.scores_of(self.held_out(), translate, self.paired, counts=counts(source))
+        """:func:`fastgan.training.cyclegan.report.scores_of` held-out images. All processes must call it."""
+        return report.scores_of(self._shown, partial(self.translate, cycle=False), self.paired)
 
     def plan(self) -> dict[str, str]:
         return report.plan(self)

@@ -303,7 +303,12 @@ class GanTask(Task):
         return report.scatter(samples, self.data.draw(len(samples), self.config.seed + 4))
 
     def evaluate(self) -> dict[str, float]:
-        """Sliced W_2 between as many generated and real samples; for the Gaussians, also mode coverage."""
+        """Sliced W_2 between as many generated and real samples; for the Gaussians, also mode coverage.
+
+        Of several processes the main one draws and scores them; the others get no scores.
+        """
+        if not distributed.is_main():
+            return {}
         generator = torch.Generator(self.device).manual_seed(self.config.seed + 5)
         samples = self.sample(self.generator.latent(self.config.n_eval, generator=generator)).float()
         return report.evaluate(samples, self.data, self.config.seed + 6)
