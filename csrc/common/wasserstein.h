@@ -1,6 +1,6 @@
 // What the kernels of the exact 1-D Wasserstein cost are given, on the CPU and on CUDA;
-// fastgan/reference/wasserstein.py says what they compute, and fastgan/functional/wasserstein.py what unit gradients
-// are.
+// fastgan/reference/wasserstein.py says what they compute, and
+// fastgan/functional/_wasserstein_autograd.py what unit gradients are.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgan.functional import _check
 from fastgan.functional._autocast import without_autocast
-from fastgan.functional.wasserstein import are_plain, check_order, distance_of_checked, dtype_of, mean_root_of_checked
+from fastgan.functional._wasserstein_autograd import distance_of_checked, mean_root_of_checked
+from fastgan.functional._wasserstein_checks import are_plain, check_order, dtype_of
 from fastgan.kernels.dispatch import requested_backend, use_backend
 
 # Projected samples that are in memory at a time: 64 MiB in float32, a few times that in a backward pass.

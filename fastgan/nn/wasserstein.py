@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.functional import _check
+from fastgan.functional._wasserstein_checks import check_order
 from fastgan.functional.sliced_wasserstein import sliced_wasserstein
-from fastgan.functional.wasserstein import check_order
 
 
 class SlicedWasserstein(nn.Module):
