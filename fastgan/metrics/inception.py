@@ -117,8 +117,12 @@ class _Moments:
 
     def root(self) -> Tensor:
         """R with R Rᵀ = the covariance."""
-        values, vectors = torch.linalg.eigh(self.covariance())
-        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        covariance = self.covariance()
+        root: Tensor
+        root, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:  # it is singular: of fewer images than features, or of features that depend on each other
+            values, vectors = torch.linalg.eigh(covariance)
+            root = vectors * values.clamp(min=0).sqrt()
         return root
 
 
