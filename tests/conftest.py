@@ -36,6 +36,15 @@ def _seed() -> None:
         ptx_device.forget()
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Networks and batches are made in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(autouse=True)
 def _heeded_signals() -> Iterator[None]:
     """A job in the background, or under nohup, ignores signals, as do the processes that it starts."""

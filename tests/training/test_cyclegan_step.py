@@ -235,8 +235,9 @@ def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 )
 @pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
 def test_options_do_not_change_the_result(
-    options: dict[str, Any], gan_mode: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], gan_mode: str, float64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In float64: without norms, one rounding of the weights to float32 changes what two steps give by a fifth."""
     # Inductor would take most of the tests' time; what is traced is the same.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     both = {"gan_mode": gan_mode, "batch_size": 4, "norm": "none" if "channels_last" in options else "instance"}
@@ -245,14 +246,14 @@ def test_options_do_not_change_the_result(
         expected, losses = plain.update(A, B), other.update(A, B)
         assert expected.keys() == losses.keys()
         for name in expected:
-            torch.testing.assert_close(losses[name], expected[name], rtol=2e-4, atol=1e-5)
+            torch.testing.assert_close(losses[name], expected[name], rtol=1e-10, atol=1e-10)
     for optimizer in ("optimizer_G", "optimizer_D"):
         theirs = getattr(plain, optimizer)
         ours = getattr(other, optimizer)
         scale = max(float(s["exp_avg"].abs().max()) for s in theirs.state.values())
         for p, q in zip(theirs.param_groups[0]["params"], ours.param_groups[0]["params"], strict=True):
             torch.testing.assert_close(
-                ours.state[q]["exp_avg"], theirs.state[p]["exp_avg"], rtol=1e-2, atol=1e-3 * scale
+                ours.state[q]["exp_avg"], theirs.state[p]["exp_avg"], rtol=1e-8, atol=1e-9 * scale
             )
 
 
