@@ -204,6 +204,7 @@ def environment() -> dict[str, Any]:
         versions["cuda"] = torch.version.cuda
     return {
         "device": device_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "versions": versions,
         "freed_memory_kept": MEMORY_KEPT,

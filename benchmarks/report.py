@@ -149,6 +149,7 @@ def condense(raw: dict[str, Any]) -> Results:
             row |= {f"p{q}": info.pop(f"device_p{q}") for q in (20, 50, 80)}
         rows.append(row | info)
     processor = raw["machine_info"].get("cpu", {}).get("brand_raw") or platform.processor() or platform.machine()
+    processor += f" ({raw['environment']['instructions']})"
     return {**raw["environment"], "processor": processor, "commit": commit(),
             "unsupported": raw["unsupported"], "left_out": raw["left_out"], "failed": raw["failed"],
             "rows": rows}  # fmt: skip

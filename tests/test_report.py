@@ -174,13 +174,14 @@ def test_condense_takes_device_times_where_there_are_some(monkeypatch: pytest.Mo
             {"extra_info": info, "stats": {"data": samples, "median": 3.5}},
             {"extra_info": info | device, "stats": {"data": samples, "median": 3.5}},
         ],
-        "environment": {"device": "cpu, 2 threads"},
-        "machine_info": {},
+        "environment": {"device": "cpu, 2 threads", "instructions": "AVX2"},
+        "machine_info": {"cpu": {"brand_raw": "a processor"}},
         "unsupported": [],
         "left_out": ["test_l1.py::test_b"],
         "failed": ["test_l1.py::test_c"],
     }
     results = report.condense(raw)
+    assert results["processor"] == "a processor (AVX2)"
     assert results["left_out"] == ["test_l1.py::test_b"]
     assert results["failed"] == ["test_l1.py::test_c"]
     wall, on_device = results["rows"]
