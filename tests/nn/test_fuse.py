@@ -643,6 +643,13 @@ class Renamed(Pieces):
         return [x := layers[k](x) for k in range(len(layers))]
 
 
+class Reassigned(Pieces):
+    def features(self, x: Tensor) -> list[Tensor]:
+        layer = self.model
+        layer = layer[0]  # type: ignore[assignment]
+        return [layer(x)]
+
+
 class Iterator(Pieces):
     def features(self, x: Tensor) -> list[Tensor]:
         layers = iter(list(self.model.children()))
@@ -768,6 +775,7 @@ class Unharmed(Pieces):
                 nn.init.zeros_(layer.weight)
         chosen = self.model if len(self.model) > 1 else self.whole
         x = checkpoint(chosen, x, use_reentrant=False)
+        x = x.real  # a name that is given what is read from it
         for stage in (self.whole, *self.model.modules()):
             stage.train(self.training)
         return [stage(x) for stage in [self.whole]]
@@ -819,7 +827,7 @@ def test_sequential_that_another_module_takes_apart() -> None:
     "make",
     [
         *(Enumerated, Indexed, Sliced, Named, Renamed, Iterator, Zipped, Elsewhere, ByName, Starred, Unpacked, Yielded),
-        *(ByMethods, ByForward, Lambda, FromFunction, OtherName, Mixed, Decorated),
+        *(Reassigned, ByMethods, ByForward, Lambda, FromFunction, OtherName, Mixed, Decorated),
     ],
 )
 def test_sequential_called_module_by_module(make: type[Pieces]) -> None:
