@@ -31,12 +31,24 @@ class Methods:
         self._of_class = {cls: _methods(cls) for cls in {type(module) for module in model.modules()}}
         self.in_pieces = self._find_pieces(model)
 
-    def reads(self, cls: type[nn.Module], name: str) -> int:
-        """How many methods of ``cls`` read a child ``name``, and of other classes one that is not their own."""
-        reading = {method for method in self._of_class[cls] or () if method.reads(name)}
-        for methods in self._of_class.values():
-            reading |= {method for method in methods or () if method.reads(name, of_others=True)}
-        return len(reading)
+    def calls_itself(self, module: nn.Module) -> bool:
+        """Whether a method of ``module`` besides its forward calls that."""
+        return any(method.calls_own_forward for method in self._of_class[type(module)] or ())
+
+    def only_forward_reads(self, module: nn.Module, child: str) -> bool:
+        """Whether a child is read by the forward of ``module``, or a method that this alone reads, and nowhere else."""
+        every = {method for methods in self._of_class.values() for method in methods or ()}
+        name, seen = child, set[str]()
+        while name not in seen:
+            seen.add(name)
+            own = {method for method in self._of_class[type(module)] or () if method.reads(name)}
+            others = {method for method in every if method.reads(name, of_others=True)}
+            if len(own) != 1 or others - own:
+                return False
+            name = own.pop().name
+            if name == "forward":
+                return True
+        return False
 
     def _find_pieces(self, model: nn.Module) -> dict[nn.Module, str]:
         set_on = {owner: _methods_in(vars(owner).values(), bound=False) for owner in model.modules()}
@@ -113,4 +125,4 @@ def _collect(value: object, bound: bool, found: dict[types.CodeType, bool]) -> b
 def _method(code: types.CodeType, bound: bool) -> Method | None:
     tree = tree_of(code)
     first = code.co_varnames[:1] if bound and code.co_argcount else ()
-    return None if tree is None else Method(tree, {"self", *first})
+    return None if tree is None else Method(code.co_name, tree, {"self", *first})

@@ -76,15 +76,23 @@ class _Value:
 
 
 class Method:
-    """What a method takes apart, of its own module in ``of_own``, and in ``of_others`` of any module."""
+    """What a method takes apart, of its own module in ``of_own``, and in ``of_others`` of any module.
 
-    def __init__(self, tree: ast.AST, own: set[str]) -> None:
+    Args:
+        name: of the method.
+        tree: its source.
+        own: the names of its own module.
+    """
+
+    def __init__(self, name: str, tree: ast.AST, own: set[str]) -> None:
+        self.name = name
         self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         self.own = own
         self.loads: defaultdict[str, list[ast.Name]] = defaultdict(list)
         for node in self.parents:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 self.loads[node.id].append(node)
+        self.calls_own_forward = name != "forward" and any(map(self._is_own_forward, self.parents))
         self.of_own: set[Apart] = set()
         self.of_others: set[Apart] = set()
         for node in self.parents:
@@ -93,6 +101,13 @@ class Method:
                 found.update(Apart(node.attr, *what) for what in self._taken_apart(_Value(node)))
             elif self._is_own(node):
                 self.of_own.update(Apart("", *what) for what in self._taken_apart(_Value(node, itself=True)))
+
+    def _is_own_forward(self, node: ast.AST) -> bool:
+        """``self.forward``, ``super().forward`` or ``self(…)``."""
+        if isinstance(node, ast.Attribute) and node.attr in ("forward", "__call__"):
+            of = node.value
+            return self._is_own(of) or (isinstance(of, ast.Call) and _last_name(of.func) == "super")
+        return isinstance(node, ast.Call) and self._is_own(node.func)
 
     def reads(self, name: str, of_others: bool = False) -> bool:
         found = (node for node in self.parents if isinstance(node, ast.Attribute) and node.attr == name)

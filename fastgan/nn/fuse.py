@@ -263,9 +263,9 @@ class _Reader:
             body, call = self.blocks[block]
             first = next(iter(body._modules))
             width = _reflection(body._modules[first], norm)
-            if not width or self.uses[block] > 1 or _hooked(block) or not _reads_input_alone(call):
+            if not width or not self._is_called_by_its_holder_alone(block) or not _reads_input_alone(call):
                 continue
-            if not self._is_called_once(block, call):
+            if not self._is_only_call(block, call):
                 continue
             if before in self.blocks:
                 _, end = self.blocks[before]
@@ -319,10 +319,10 @@ class _Reader:
                 return None
             if _activation(module) is not None:
                 return None if seen_again and not module.inplace else (holder, slot)
-            if self.uses[module] > 1:
+            if not self._is_called_by_its_holder_alone(module):
                 return None
             if _is_sequential(module):
-                if not module._modules or module in self.methods.in_pieces:
+                if not module._modules:
                     return None
                 holder, slot = module, next(iter(module._modules))
                 continue
@@ -335,7 +335,7 @@ class _Reader:
             first = min(inputs[0].users, key=list(graph.nodes).index)
             if first.op != "call_module" or first.args != (inputs[0],) or "." in str(first.target):
                 return None
-            if _is_sequential(module.get_submodule(str(first.target))) and not self._is_called_once(module, first):
+            if _activation(module.get_submodule(str(first.target))) is None and not self._is_only_call(module, first):
                 return None
             seen_again = seen_again or len(inputs[0].users) > 1
             holder, slot = module, str(first.target)
@@ -351,11 +351,16 @@ class _Reader:
         _skip(graph, call, call.args[0])
         self.rewritten.add(holder)
 
-    def _is_called_once(self, module: nn.Module, call: fx.Node) -> bool:
+    def _is_called_by_its_holder_alone(self, module: nn.Module) -> bool:
+        """Whether what ``module`` is given may be another: nothing but the one that holds it calls it."""
+        alone = self.uses[module] <= 1 and not _hooked(module) and module not in self.methods.in_pieces
+        return alone and not self.methods.calls_itself(module)
+
+    def _is_only_call(self, module: nn.Module, call: fx.Node) -> bool:
         """Whether this call in ``module``'s forward is the only one of that child, and no other method reads it."""
         calls = sum(node.op == call.op and node.target == call.target for node in call.graph.nodes)
-        reads = 1 if isinstance(module, fx.GraphModule) else self.methods.reads(type(module), str(call.target))
-        return calls == 1 and reads <= 1 and module not in self.methods.in_pieces
+        child = str(call.target).split(".")[0]
+        return calls == 1 and (isinstance(module, fx.GraphModule) or self.methods.only_forward_reads(module, child))
 
     def _graph(self, module: nn.Module, name: str | None) -> fx.Graph | None:
         """The calls of ``module``'s own forward; None, and a line in the report, if they cannot be known."""

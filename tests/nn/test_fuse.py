@@ -416,6 +416,97 @@ def test_what_a_module_begins_with_is_taken_from_its_only_call() -> None:
     torch.testing.assert_close(fused[1].branch(x), plain[1].branch(x))
 
 
+class Activated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.conv = nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.act(x))
+
+
+class HoldsActivated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Activated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_what_a_module_begins_with_is_not_taken_from_its_other_calls() -> None:
+    class Again(HoldsActivated):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x))
+
+    class Also(HoldsActivated):
+        def features(self, x: Tensor) -> Tensor:
+            return self.inner(x * 1)
+
+    class Itself(HoldsActivated):
+        def features(self, x: Tensor) -> Tensor:
+            return self(x * 1)
+
+    class Inherits(HoldsActivated):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+        def features(self, x: Tensor) -> Tensor:
+            return super().forward(x * 1)
+
+    _, what = check(lambda: nn.Sequential(nn.InstanceNorm2d(3), HoldsActivated()), (2, 3, 6, 5))
+    assert what == {"0": "norm + leaky_relu"}
+    for make in (Again, Also, Itself, Inherits):
+        plain = nn.Sequential(nn.InstanceNorm2d(3), make())
+        fused, what = check(lambda plain=plain: copy.deepcopy(plain), (2, 3, 6, 5))  # type: ignore[misc]
+        assert what == {"0": "norm"}
+        if make is not Again:
+            x = torch.randn(2, 3, 6, 5)
+            torch.testing.assert_close(fused.float()[1].features(x), plain[1].features(x))
+
+
+def test_body_of_a_residual_block_that_another_method_calls_through_a_third() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Residual().body
+
+        def branch(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.branch(x)
+
+    class Features(Branches):
+        def features(self, x: Tensor) -> Tensor:
+            return self.branch(x)
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bodies = nn.ModuleList([Residual().body])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.bodies[0](x)
+
+    class ListedFeatures(Listed):
+        def features(self, x: Tensor) -> Tensor:
+            return self.bodies[0](x)
+
+    for make, first in (
+        (Branches, "norm + reflect_pad(1)"),
+        (Features, "norm"),
+        (Listed, "norm + reflect_pad(1)"),
+        (ListedFeatures, "norm"),
+    ):
+        plain = nn.Sequential(nn.InstanceNorm2d(3), make())
+        fused, what = check(lambda plain=plain: copy.deepcopy(plain), (2, 3, 6, 5))  # type: ignore[misc]
+        assert list(what.values()) == [first, "norm + residual"]
+        if first == "norm":
+            x = torch.randn(2, 3, 6, 5)
+            torch.testing.assert_close(fused.float()[1].features(x), plain[1].features(x))
+
+
 def test_body_of_a_residual_block_that_its_owner_calls() -> None:
     class Iterates(Residual):
         def bodies(self, x: Tensor) -> list[Tensor]:
