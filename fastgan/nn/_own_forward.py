@@ -251,7 +251,7 @@ def trace_own_forward(module: nn.Module) -> fx.Graph | str:
     except _RefusedError as reason:
         return str(reason)
     except Exception as error:  # a trace runs the user's code on stand-ins: anything may be raised
-        return f"torch.fx cannot trace its forward ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"torch.fx cannot trace its forward ({': '.join((type(error).__name__, *str(error).splitlines()[:1]))})"
     finally:
         makes_tensors = any(name.startswith("_tensor_constant") for name in vars(module))
         changed = _restore(before)

@@ -139,8 +139,8 @@ class _Fuser:
             norm = self._open_tail(sequential._modules[slot])
             if norm is None:
                 continue
-            left = working(sequential)
-            following = [s for s in slots[i + 1 :] if s in left]
+            at_work = working(sequential)
+            following = [s for s in slots[i + 1 :] if s in at_work]
             if following and (head := self.structure.head(sequential, following[0])):
                 norm.activation, norm.negative_slope = head.activation
                 self.taken[norm].append(norm.activation)

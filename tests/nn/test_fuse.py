@@ -605,6 +605,26 @@ def test_untraceable_forward_is_reported_and_right() -> None:
         torch.testing.assert_close(model(x), Branches()(x))
 
 
+def test_forward_that_only_raises() -> None:
+    class Encodes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu = nn.InstanceNorm2d(3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.relu(self.norm(x))
+
+    plain, fused = Encodes(), Encodes()
+    report = fastgan.fuse(fused)
+    assert [fusion.what for fusion in report.fused] == ["norm"]
+    assert report.left == [("", "what follows its norms: torch.fx cannot trace its forward (NotImplementedError)")]
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(fused.encode(x), plain.encode(x))
+
+
 @pytest.mark.parametrize("flag", ["training", "relu.training"])
 def test_training_dependent_forward_is_not_frozen(flag: str) -> None:
     class Drops(nn.Module):
