@@ -1,14 +1,16 @@
 """``fuse(model)``: lets one kernel do an InstanceNorm and what follows it, in a model that already exists.
 
+Its parts are in ``_fuse/``, named here in brackets.
+
 1. Every InstanceNorm is replaced, under its own name, by a fused module that holds the same Parameters and does nothing
-   more yet (``_norms``).
-2. The calls of every module's own forward are read, children before parents (``_structure``): those of an
-   ``nn.Sequential`` from its order (``_sequential``), those of any other module from a ``torch.fx`` trace in which its
-   children are opaque (``_own_forward``). Where a norm's result goes only into an addition, an activation or a
-   reflection padding (``_following``), the norm takes it over; not from a module that a method calls besides
-   (``_pieces``).
-3. Residual blocks in a row that begin with a padding hand padded tensors to each other (``_interior``).
-4. Modules whose traced forward is another now get it, in a subclass of their class (``_rewritten``).
+   more yet (``norms``).
+2. The calls of every module's own forward are read, children before parents (``structure``): those of an
+   ``nn.Sequential`` from its order (``sequential``), those of any other module from a ``torch.fx`` trace in which its
+   children are opaque (``own_forward``). Where a norm's result goes only into an addition, an activation or a
+   reflection padding (``following``), the norm takes it over; not from a module that a method calls besides
+   (``pieces``).
+3. Residual blocks in a row that begin with a padding hand padded tensors to each other (``interior``).
+4. Modules whose traced forward is another now get it, in a subclass of their class (``rewritten``).
 
 In an ``nn.Sequential`` the norm itself is told what to do more. In a traced forward, it is told with each call: other
 methods of that class that call the same norm get what they got before.
@@ -24,12 +26,19 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from fastgan.nn._following import dims, following_activation, following_addition, following_padding, only_user, padding
-from fastgan.nn._interior import _interior
-from fastgan.nn._norms import replace_norms
-from fastgan.nn._rewritten import rewritten
-from fastgan.nn._sequential import accept_following, drop, is_sequential, working
-from fastgan.nn._structure import Structure, called_modules
+from fastgan.nn._fuse.following import (
+    dims,
+    following_activation,
+    following_addition,
+    following_padding,
+    only_user,
+    padding,
+)
+from fastgan.nn._fuse.interior import interior
+from fastgan.nn._fuse.norms import replace_norms
+from fastgan.nn._fuse.rewritten import rewritten
+from fastgan.nn._fuse.sequential import accept_following, drop, is_sequential, working
+from fastgan.nn._fuse.structure import Structure, called_modules
 from fastgan.nn.instance_norm import _InstanceNormAct
 
 
@@ -223,8 +232,8 @@ class _Fuser:
             body, call = self.blocks[block]
             drop(body, next(iter(body._modules)))
             with call.graph.inserting_before(call):
-                interior = call.graph.call_function(_interior, (call.args[0], width, dims(norm)))
-            call.args = (call.args[0], interior)
+                inside = call.graph.call_function(interior, (call.args[0], width, dims(norm)))
+            call.args = (call.args[0], inside)
 
     def _end(self, module: nn.Module) -> _InstanceNormAct | None:
         """The norm that ends ``module``, also a residual block, if it pads nothing yet."""

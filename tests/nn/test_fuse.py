@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastgan
-from fastgan.nn.fuse import _interior
+from fastgan.nn._fuse.interior import interior
 from fastgan.nn.instance_norm import _InstanceNormAct
 from tests.nn.models import PatchDiscriminator, ResnetGenerator, unet_generator
 
@@ -1424,11 +1424,11 @@ def test_residual_blocks_compile_with_their_gradients() -> None:
 def test_interior_is_a_view_with_every_derivative(dims: int) -> None:
     inner = (slice(None),) * 2 + (slice(2, -2),) * dims
     x = torch.randn(2, 1, *(5,) * dims, dtype=torch.float64, requires_grad=True)
-    assert _interior(x, 2, dims).data_ptr() == x[inner].data_ptr()
-    torch.testing.assert_close(_interior(x, 2, dims), x[inner], rtol=0, atol=0)
-    assert torch.autograd.gradcheck(lambda t: _interior(t, 2, dims), (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda t: _interior(t, 2, dims).square(), (x,))
-    torch.testing.assert_close(torch.vmap(lambda t: _interior(t, 2, dims))(x.detach()[None])[0], x.detach()[inner])
+    assert interior(x, 2, dims).data_ptr() == x[inner].data_ptr()
+    torch.testing.assert_close(interior(x, 2, dims), x[inner], rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda t: interior(t, 2, dims), (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda t: interior(t, 2, dims).square(), (x,))
+    torch.testing.assert_close(torch.vmap(lambda t: interior(t, 2, dims))(x.detach()[None])[0], x.detach()[inner])
 
 
 def test_programs_without_fastgan(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ast
 import functools
 from types import CodeType
 
-from fastgan.nn._source import is_users, tree_of
+from fastgan.nn._fuse.source import is_users, tree_of
 
 _ASK = {"type", "callable", "id", "hasattr", "getattr", "vars", "dir"}
 _ACT = {"next", "setattr", "delattr", "exec", "eval", "open", "input", "print"}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import fx, nn
 
-from fastgan.nn._sequential import is_hooked, is_sequential, working
+from fastgan.nn._fuse.sequential import is_hooked, is_sequential, working
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
 # By what a node of a graph calls.

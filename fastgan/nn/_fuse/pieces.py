@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from fastgan.nn._source import is_users, tree_of
-from fastgan.nn._taken_apart import Apart, Method
+from fastgan.nn._fuse.source import is_users, tree_of
+from fastgan.nn._fuse.taken_apart import Apart, Method
 
 _DESCRIPTORS_IN_C = (
     types.WrapperDescriptorType,

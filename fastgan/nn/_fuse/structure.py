@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from fastgan.nn._following import Activation, activation
-from fastgan.nn._own_forward import trace_own_forward
-from fastgan.nn._pieces import Methods
-from fastgan.nn._sequential import is_hooked, is_sequential, last_module
+from fastgan.nn._fuse.following import Activation, activation
+from fastgan.nn._fuse.own_forward import trace_own_forward
+from fastgan.nn._fuse.pieces import Methods
+from fastgan.nn._fuse.sequential import is_hooked, is_sequential, last_module
 from fastgan.nn.instance_norm import _InstanceNormAct
 
 

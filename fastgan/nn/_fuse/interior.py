@@ -12,7 +12,7 @@ from fastgan.kernels.library import allow_in_graph, apply
 
 
 @allow_in_graph
-def _interior(x: Tensor, width: int, spatial: int) -> Tensor:
+def interior(x: Tensor, width: int, spatial: int) -> Tensor:
     """``x`` without ``width`` elements on both sides of its last dimensions, ``spatial`` of them, as a view."""
     if isinstance(x, fx.Proxy) or torch.jit._trace.is_tracing():  # which record PyTorch's own operators
         return _narrowed(x, width, spatial)

@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from torch import nn
 
-from fastgan.nn._sequential import is_hooked
+from fastgan.nn._fuse.sequential import is_hooked
 from fastgan.nn.instance_norm import InstanceNormAct1d, InstanceNormAct2d, InstanceNormAct3d, _InstanceNormAct
 
 _FUSED: dict[type[nn.Module], type[_InstanceNormAct]] = {

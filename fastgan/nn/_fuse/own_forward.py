@@ -5,8 +5,8 @@ no graph but the reason why. It shows
 
 - before the trace, in the forward's signature;
 - during it, in what is asked of the stand-ins for values, in modes that change, and in the source of every function
-  that is run (``_unrecorded``);
-- after it, in what it has changed (``_snapshot``), and in a second trace under other modes.
+  that is run (``unrecorded``);
+- after it, in what it has changed (``snapshot``), and in a second trace under other modes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastgan.nn._snapshot import Snapshot
-from fastgan.nn._unrecorded import unrecorded
+from fastgan.nn._fuse.snapshot import Snapshot
+from fastgan.nn._fuse.unrecorded import unrecorded
 
 _GENERATED = ("torch.", "namedtuple_")  # where code without source is, that does what it seems to
 
