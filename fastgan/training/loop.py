@@ -316,7 +316,8 @@ def _load(part: Any, saved: Any, keep_settings: bool, complaint: str) -> None:
         _match_formats(part)
     if keep_settings and isinstance(part, Optimizer):
         for group, own in zip(part.param_groups, settings, strict=True):
-            factor = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
+            scheduled = "initial_lr" in own and group.get("initial_lr")
+            factor = group["lr"] / group["initial_lr"] if scheduled else 1.0
             group.update({k: v for k, v in own.items() if k != "params"})
             group["lr"] = own.get("initial_lr", own["lr"]) * factor
 

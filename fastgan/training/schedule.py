@@ -55,8 +55,17 @@ def load(made: LRScheduler, state: dict[str, Any], keep_settings: bool = False) 
         made.load_state_dict(state)
         return
     vars(made).update({name: value for name, value in state.items() if name in _PROGRESS})  # of any policy
-    if isinstance(made, ReduceLROnPlateau):
-        return
+    if not isinstance(made, ReduceLROnPlateau):
+        _set_rates(made)
+
+
+def restart(made: LRScheduler, step: int) -> None:
+    """Lets a schedule without memory of its own, which ``plateau`` has, go on after so many steps of it."""
+    made.last_epoch, made._step_count = step, step + 1
+    _set_rates(made)
+
+
+def _set_rates(made: LRScheduler) -> None:
     if isinstance(made, LambdaLR):
         rates = [rate * factor(made.last_epoch) for rate, factor in zip(made.base_lrs, made.lr_lambdas, strict=True)]
     else:

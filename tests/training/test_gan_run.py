@@ -120,6 +120,20 @@ def test_a_changed_run_that_cannot_go_on_says_so(change, message, tmp_path):
         run(tmp_path, continue_train=True, allow_config_change=True, **change)
 
 
+@pytest.mark.parametrize(("before", "after"), [("none", "linear"), ("linear", "none")])
+def test_a_run_goes_on_with_another_decay(before, after, tmp_path):
+    """At the rates that it would have there had it had that decay all along."""
+    whole = run(tmp_path / "whole", lr_decay=after)
+    run(tmp_path / "parts", lr_decay=before, max_steps=3)
+    with pytest.raises(RunError, match=rf"lr_decay: '{before}' -> '{after}'"):
+        run(tmp_path / "parts", lr_decay=after, continue_train=True)
+    parts = run(tmp_path / "parts", lr_decay=after, continue_train=True, allow_config_change=True)
+    rates = [[(line["lr_g"], line["lr_d"]) for line in losses(folder)] for folder in (whole, parts)]
+    assert len(rates[0]) == 6
+    assert rates[1][3:] == rates[0][3:]
+    assert rates[1][2] != rates[0][2]
+
+
 # --- options ------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from fastgan.kernels.dispatch import use_backend
 from fastgan.objectives import Terms
 from fastgan.objectives.base import added
 from fastgan.objectives.wgan import WassersteinPenalty
-from fastgan.training import distributed, random, sheet
+from fastgan.training import distributed, random, schedule, sheet
 from fastgan.training.critic_step import assign_gradients, critic_gradients
 from fastgan.training.ema import Ema
 from fastgan.training.gan import report
@@ -88,12 +88,9 @@ class GanTask(Task):
         # Torch 2.11 cannot differentiate a convolution of symbolic sizes twice.
         step = torch.compile(critic_gradients, fullgraph=True, dynamic=False) if config.compile and whole else None
         self._compiled = step
-        self._schedules = []
-        if self.settings.decay == "linear":
-            for name, optimizer in self.optimizers().items():
-                schedule = LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / config.steps))
-                self._schedules.append(schedule)
-                self.stateful[f"schedule_{name.removeprefix('optimizer_')}"] = schedule
+        # What they are at is the clock's: a run may be continued with another decay.
+        decaying = self.optimizers().values() if self.settings.decay == "linear" else ()
+        self._schedules = [LambdaLR(each, lambda step: max(0.0, 1.0 - step / config.steps)) for each in decaying]
         self.average: Ema | None = None
         if config.ema:
             self.average = Ema(self.generator, config.ema)
@@ -127,8 +124,8 @@ class GanTask(Task):
                     self.batches.prepare()
             losses.update(self.generator_step(next(self.batches) if self._needs_real else None))
         self.batches.prepare()
-        for schedule in self._schedules:
-            schedule.step()
+        for made in self._schedules:
+            made.step()
         self._clock.step += 1
         return losses
 
@@ -284,6 +281,8 @@ class GanTask(Task):
         return contextlib.nullcontext() if self.config.fused else use_backend("reference")
 
     def restored(self) -> None:
+        for made in self._schedules:
+            schedule.restart(made, self._clock.step)
         for graph in self._graphs.values():
             graph.reset()
 
