@@ -160,7 +160,7 @@ def test_what_was_measured_is_kept_at_once(
     """And a report can be made of it, if the session is killed amid a line."""
     rows = tmp_path / "bench.rows.jsonl"
     monkeypatch.setattr(harness, "ROWS", str(rows))
-    facts = {"device": "a device", "versions": {"torch": "2.13"}, "threads": 2}
+    facts = {"device": "a device", "instructions": "AVX2", "versions": {"torch": "2.13"}, "threads": 2}
     monkeypatch.setattr(harness, "environment", lambda: facts)
     for name, seconds in (("fastgan", 1.0), ("eager", 3.0)):
         run, _ = call_of(clock, seconds)
