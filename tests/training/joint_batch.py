@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from fastgan.data import DataError
 from fastgan.training import checkpoint, distributed
 from fastgan.training.cyclegan import CycleGan
 from fastgan.training.gan import GanTask, train
@@ -158,6 +159,24 @@ def best(folder: Path) -> list[int]:
     return checkpoint.Checkpoints(config.folder / "checkpoints").steps()
 
 
+class _Unreadable(Pairs):
+    """The second item, which is the second process's, cannot be read."""
+
+    def sample(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        if index == 1:
+            raise DataError("1.png: cannot be read")
+        return super().sample(index, generator)
+
+
+def unreadable() -> str:
+    """The error of an evaluation."""
+    try:
+        CycleGan(tiny_cyclegan(), Pairs(), _Unreadable()).evaluate()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -170,5 +189,6 @@ if __name__ == "__main__":
         found: dict[str, Any] = {f"{t} {n}": averagings(t, n) for t in ("gan", "cyclegan") for n in (1, 2)}
         found["interrupted"] = interrupted(Path(sys.argv[1]))
         found["best"] = best(Path(sys.argv[1]))
+        found["unreadable"] = unreadable()
         Path(sys.argv[1], f"found {distributed.rank()}").write_text(json.dumps(found))
         Path(sys.argv[1], f"complaint {distributed.rank()}").write_text(resume(Path(sys.argv[1])))

@@ -81,3 +81,10 @@ def test_processes_agree_on_the_best_step(written: Path) -> None:
     for rank in (0, 1):
         assert json.loads((written / f"found {rank}").read_text())["best"] == [1, 2, 3]
     assert checkpoint.locate(written / "best", "best").name == "step-00000002.safetensors"
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_the_error_of_one_that_cannot_read_an_image(written: Path) -> None:
+    """They would wait for its share of the held-out images."""
+    for rank in (0, 1):
+        assert json.loads((written / f"found {rank}").read_text())["unreadable"] == "1.png: cannot be read"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgan.data import UnpairedImageFolder
+from fastgan.data import DataError, UnpairedImageFolder
 from fastgan.metrics import PairedScores, sliced_wasserstein_patches
 from fastgan.nn import fuse
 from fastgan.training import distributed, sheet
@@ -73,16 +73,26 @@ def scores_of(
         paired: whether A and B of an item are one thing.
         fid: the Fréchet inception distance of batches; None: it is left out.
         progress: called with (done, total).
+
+    Raises:
+        DataError: an image that cannot be read, in every process.
     """
     limits = counts(source) or dict.fromkeys("AB", len(source))
     own: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}  # of item and domain: its image, and that made of it
-    for index in range(distributed.rank(), len(source), distributed.size()):
-        real_A, real_B = one_item(source, index)
-        made = translate(real_A, real_B)
-        images = {"A": (real_A[0], made["fake_B"][0].cpu()), "B": (real_B[0], made["fake_A"][0].cpu())}
-        own[index] = {domain: pair for domain, pair in images.items() if index < limits[domain]}
-        if progress is not None:
-            progress(index + 1, len(source))
+    unreadable: DataError | None = None
+    try:
+        for index in range(distributed.rank(), len(source), distributed.size()):
+            real_A, real_B = one_item(source, index)
+            made = translate(real_A, real_B)
+            images = {"A": (real_A[0], made["fake_B"][0].cpu()), "B": (real_B[0], made["fake_A"][0].cpu())}
+            own[index] = {domain: pair for domain, pair in images.items() if index < limits[domain]}
+            if progress is not None:
+                progress(index + 1, len(source))
+    except DataError as error:
+        unreadable = error
+    for each in distributed.gather(unreadable):  # who read on would wait for the others for ever
+        if each is not None:
+            raise each
     items = {index: images for share in distributed.gather_at_main(own) for index, images in share.items()}
     found: dict[str, float] = {}
     if not distributed.is_main():
