@@ -194,27 +194,29 @@ def test_plain_step_is_the_published_one_bit_for_bit(settings: dict[str, Any]) -
     ids=str,
 )
 def test_step_is_the_published_one_within_rounding(settings: dict[str, Any]) -> None:
-    """First step: losses, then gradients (as Adam's first moments), no farther from float64 than twice PyTorch's."""
-    config = tiny(**settings)
-    task, published = pair(config)
-    exact = Published({name: copy.deepcopy(net).double() for name, net in published.nets.items()}, config)
-    ((A, B),) = batches(1, size=32)
-    losses, expected, truth = task.update(A, B), published.step(A, B), exact.step(A.double(), B.double())
-    for name in expected:
-        torch.testing.assert_close(losses[name].double(), truth[name], rtol=1e-5, atol=1e-6)
-    l1 = sum(truth[k] for k in ("cycle_A", "cycle_B", "idt_A", "idt_B"))
-    torch.testing.assert_close(losses["l1"].double(), l1, rtol=1e-5, atol=1e-6)
-    for ours, plain, best in (
-        (task.optimizer_G, published.adam_G, exact.adam_G),
-        (task.optimizer_D, published.adam_D, exact.adam_D),
-    ):
-        true = moments(best)
-        scale = max(float(t.abs().max()) for t in true)
-        error, allowed = (
-            max(float((x.double() - t).abs().max()) for x, t in zip(moments(o), true, strict=True))
-            for o in (ours, plain)
-        )
-        assert error <= 2 * allowed + 1e-6 * scale
+    """First step: losses, then gradients (as Adam's first moments), no farther from float64 than twice PyTorch's.
+
+    On the mean of some networks: of a single U-Net of few channels rounding makes now a third, now three times as much.
+    """
+    errors = torch.zeros(2, 2, dtype=torch.float64)  # of the generators and the discriminators; ours and PyTorch's
+    for seed in range(6):
+        config = tiny(**settings, seed=seed)
+        task, published = pair(config)
+        exact = Published({name: copy.deepcopy(net).double() for name, net in published.nets.items()}, config)
+        ((A, B),) = batches(1, size=32)
+        losses, expected, truth = task.update(A, B), published.step(A, B), exact.step(A.double(), B.double())
+        for name in expected:
+            torch.testing.assert_close(losses[name].double(), truth[name], rtol=1e-5, atol=1e-6)
+        l1 = sum(truth[k] for k in ("cycle_A", "cycle_B", "idt_A", "idt_B"))
+        torch.testing.assert_close(losses["l1"].double(), l1, rtol=1e-5, atol=1e-6)
+        for i, side in enumerate("GD"):
+            true = moments(getattr(exact, f"adam_{side}"))
+            scale = max(float(t.abs().max()) for t in true)
+            for j, optimizer in enumerate((getattr(task, f"optimizer_{side}"), getattr(published, f"adam_{side}"))):
+                found = zip(moments(optimizer), true, strict=True)
+                errors[i, j] += max(float((x.double() - t).abs().max()) for x, t in found) / scale
+    for ours, allowed in (errors / 6).tolist():
+        assert ours <= 2 * allowed + 1e-6
 
 
 def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
