@@ -78,22 +78,16 @@ def scores_of(
         DataError: an image that cannot be read, in every process.
     """
     limits = counts(source) or dict.fromkeys("AB", len(source))
-    own: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}  # of item and domain: its image, and that made of it
+    own: _Images = {}
     unreadable: DataError | None = None
     try:
-        for index in range(distributed.rank(), len(source), distributed.size()):
-            real_A, real_B = one_item(source, index)
-            made = translate(real_A, real_B)
-            images = {"A": (real_A[0], made["fake_B"][0].cpu()), "B": (real_B[0], made["fake_A"][0].cpu())}
-            own[index] = {domain: pair for domain, pair in images.items() if index < limits[domain]}
-            if progress is not None:
-                progress(index + 1, len(source))
+        own = _translated_share(source, translate, limits, progress)
     except DataError as error:
         unreadable = error
     for each in distributed.gather(unreadable):  # who read on would wait for the others for ever
         if each is not None:
             raise each
-    items = {index: images for share in distributed.gather_at_main(own) for index, images in share.items()}
+    items: _Images = {index: images for share in distributed.gather_at_main(own) for index, images in share.items()}
     found: dict[str, float] = {}
     if not distributed.is_main():
         return found
@@ -106,6 +100,28 @@ def scores_of(
             of_domain["fid"] = fid(*batches)
         found |= {f"{name}_{domain}": value for name, value in of_domain.items()}
     return found
+
+
+_Images = dict[int, dict[str, tuple[Tensor, Tensor]]]
+"""Of an item and a domain: its image, and that made of it."""
+
+
+def _translated_share(
+    source: Source,
+    translate: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    limits: Mapping[str, int],
+    progress: Callable[[int, int], None] | None,
+) -> _Images:
+    """This process's share of the items; of each domain those before its limit."""
+    own: _Images = {}
+    for index in range(distributed.rank(), len(source), distributed.size()):
+        real_A, real_B = one_item(source, index)
+        made = translate(real_A, real_B)
+        images = {"A": (real_A[0], made["fake_B"][0].cpu()), "B": (real_B[0], made["fake_A"][0].cpu())}
+        own[index] = {domain: pair for domain, pair in images.items() if index < limits[domain]}
+        if progress is not None:
+            progress(index + 1, len(source))
+    return own
 
 
 def scores(real: list[Tensor], fake: list[Tensor], paired: bool) -> dict[str, float]:
