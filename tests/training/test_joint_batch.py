@@ -84,6 +84,12 @@ def test_processes_agree_on_the_best_step(written: Path) -> None:
 
 
 @pytest.mark.slow
+def test_each_process_translates_its_share_and_the_first_scores(written: Path) -> None:
+    first, second = (json.loads((written / f"found {rank}").read_text())["shared"] for rank in (0, 1))
+    assert (first, second) == ([True, 0, 2, 4], [False, 1, 3, 5])
+
+
+@pytest.mark.slow
 def test_all_processes_end_with_the_error_of_one_that_cannot_read_an_image(written: Path) -> None:
     """They would wait for its share of the held-out images."""
     for rank in (0, 1):
