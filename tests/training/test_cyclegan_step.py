@@ -196,10 +196,12 @@ def test_plain_step_is_the_published_one_bit_for_bit(settings: dict[str, Any]) -
 def test_step_is_the_published_one_within_rounding(settings: dict[str, Any]) -> None:
     """First step: losses, then gradients (as Adam's first moments), no farther from float64 than twice PyTorch's.
 
-    On the mean of some networks: of a single U-Net of few channels rounding makes now a third, now three times as much.
+    So of one network, and of six on the mean; of the small U-Net on the mean alone, for a single one's error is now a
+    third of PyTorch's, now three times that, as processors round.
     """
-    errors = torch.zeros(2, 2, dtype=torch.float64)  # of the generators and the discriminators; ours and PyTorch's
-    for seed in range(6):
+    # By network, generators and discriminators, ours and PyTorch's.
+    errors = torch.zeros(6, 2, 2, dtype=torch.float64)
+    for seed in range(len(errors)):
         config = tiny(**settings, seed=seed)
         task, published = pair(config)
         exact = Published({name: copy.deepcopy(net).double() for name, net in published.nets.items()}, config)
@@ -214,8 +216,9 @@ def test_step_is_the_published_one_within_rounding(settings: dict[str, Any]) -> 
             scale = max(float(t.abs().max()) for t in true)
             for j, optimizer in enumerate((getattr(task, f"optimizer_{side}"), getattr(published, f"adam_{side}"))):
                 found = zip(moments(optimizer), true, strict=True)
-                errors[i, j] += max(float((x.double() - t).abs().max()) for x, t in found) / scale
-    for ours, allowed in (errors / 6).tolist():
+                errors[seed, i, j] = max(float((x.double() - t).abs().max()) for x, t in found) / scale
+    judged = [errors.mean(0)] if "netG" in settings else [errors.mean(0), errors[0]]
+    for ours, allowed in torch.cat(judged).tolist():
         assert ours <= 2 * allowed + 1e-6
 
 
