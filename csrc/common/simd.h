@@ -230,6 +230,35 @@ FASTGAN_INLINE Vec<double> first_lanes(Vec<double> v, int64_t lanes) {
   return (Vec<double>)_mm512_maskz_mov_pd(static_cast<__mmask8>(simd::first(lanes)), (__m512d)v);
 }
 #else
+#if defined(FASTGAN_ISA_avx2)
+namespace simd {
+FASTGAN_INLINE __m256i first_floats(int64_t lanes) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(lanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTGAN_INLINE __m256i first_doubles(int64_t lanes) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(lanes), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+}  // namespace simd
+
+FASTGAN_INLINE Vec<float> load_vector(const float* p, int64_t lanes) {
+  return (Vec<float>)_mm256_maskload_ps(p, simd::first_floats(lanes));
+}
+FASTGAN_INLINE Vec<double> load_vector(const double* p, int64_t lanes) {
+  return (Vec<double>)_mm256_maskload_pd(p, simd::first_doubles(lanes));
+}
+FASTGAN_INLINE void store_vector(float* p, Vec<float> v, int64_t lanes) {
+  _mm256_maskstore_ps(p, simd::first_floats(lanes), (__m256)v);
+}
+FASTGAN_INLINE void store_vector(double* p, Vec<double> v, int64_t lanes) {
+  _mm256_maskstore_pd(p, simd::first_doubles(lanes), (__m256d)v);
+}
+FASTGAN_INLINE Vec<float> first_lanes(Vec<float> v, int64_t lanes) {
+  return (Vec<float>)_mm256_and_ps((__m256)v, _mm256_castsi256_ps(simd::first_floats(lanes)));
+}
+FASTGAN_INLINE Vec<double> first_lanes(Vec<double> v, int64_t lanes) {
+  return (Vec<double>)_mm256_and_pd((__m256d)v, _mm256_castsi256_pd(simd::first_doubles(lanes)));
+}
+#endif
 template <typename T>
 FASTGAN_INLINE Vec<acc_t<T>> load_vector(const T* p, int64_t lanes) {
   T part[kLanes<acc_t<T>>];

@@ -5,7 +5,7 @@
 // cache what the first one read. Two layouts:
 //
 //   channels first   a group is one plane [D, H, W]; vectors run along W (along the whole plane where it is dense)
-//   channels last    a group is one sample [D, H, W, C]; vectors run along C, four pixels share the coefficients
+//   channels last    a group is one sample [D, H, W, C]; vectors run along C
 //
 // Planes of at most a chunk are taken in blocks of up to kLanes, whose sums and coefficients are a vector's lanes.
 //

@@ -24,6 +24,7 @@ class Slabs {
   using V = Vec<A>;
   static constexpr int64_t kL = kLanes<A>;
   static constexpr int kSums = Op::kSums;
+  static constexpr bool kPixelwise = FASTGAN_VECTOR_BYTES < 64 && !Op::kMoments;  // AVX-512 has 32 registers
 
  public:
   Slabs(const Op& op, const Plan& plan, const Tensors& tensors, double slope)
@@ -88,14 +89,17 @@ class Slabs {
     return plan_.channels_last ? plan_.piece * unit_ : chunk_elements() * (folds_once_ ? plan_.chunks : 1);
   }
 
-  // A thread's arrays, each of step_ numbers: the coefficients; sums (of the moments: origin, center, first, second);
-  // then where the padding's adjoint is added up: of a chunk or all of them, or with channels last of a row.
+  // A thread's arrays, each of step_ numbers: the coefficients, a vector of each in turn for every vector of channels;
+  // sums (of the moments: origin, center, first, second); then where the padding's adjoint is added up: of a chunk or
+  // all of them, or with channels last of a row.
+  static FASTGAN_INLINE A* coefs_in(A* arrays, int64_t c) { return arrays + c * Op::kCoefs; }
+  static FASTGAN_INLINE const A* coefs_in(const A* arrays, int64_t c) { return arrays + c * Op::kCoefs; }
   A* sums_in(A* arrays, int k) const { return arrays + (Op::kCoefs + k) * step_; }
   A* folded_in(A* arrays) const { return arrays + (Op::kCoefs + 4) * step_; }
 
   void prepare(const Group& group, A* arrays) const {
     const int64_t n = group.n, c0 = group.c;
-    for (int64_t c = 0; c < unit_; ++c) op_.prepare(n, c0 + c, arrays + c, step_);
+    for (int64_t c = 0; c < unit_; ++c) op_.prepare(n, c0 + c, coefs_in(arrays, c / kL * kL) + c % kL, kL);
     if constexpr (Op::kMoments) {
       const T* x = address<T>(t_.x, n, c0, 0, 0, 0);
       for (int64_t c = 0; c < unit_; ++c) sums_in(arrays, 0)[c] = load(x[c]);
@@ -109,11 +113,15 @@ class Slabs {
     }
     const A* origin = sums_in(arrays, 0);
     const Op op = op_;
-    const int64_t step = step_, unit = unit_;
-    if (unit == 1) return op.finish(group.n, group.c, *origin, totals, 1, arrays, step, write);
+    const int64_t unit = unit_;
+    if (unit == 1) return op.finish(group.n, group.c, *origin, totals, 1, arrays, kL, write);
+    for (int64_t c = 0; c < unit; c += kL) {
+      A* coefs = coefs_in(arrays, c);
+      const int64_t lanes = least(kL, unit - c);
 #pragma omp simd
-    for (int64_t c = 0; c < unit; ++c) {
-      op.finish(group.n, group.c + c, origin[c], totals + c, unit, arrays + c, step, write);
+      for (int64_t i = 0; i < lanes; ++i) {
+        op.finish(group.n, group.c + c + i, origin[c + i], totals + c + i, unit, coefs + i, kL, write);
+      }
     }
   }
 
@@ -287,7 +295,7 @@ class Slabs {
   }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, V* coef) const {
-    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * step_]);
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = broadcast(arrays[j * kL]);
   }
 
   static FASTGAN_INLINE double sum(const V* parts) {
@@ -365,23 +373,31 @@ class Slabs {
   // --- channels last ---
 
   // Calls visit(first pixel, last pixel, first channel, vectors as a type, lanes) over blocks of a run: kBlock vectors
-  // of channels, whose coefficients and sums stay in registers, by pixels that stay in the first cache.
+  // of channels, whose coefficients and sums stay in registers, by pixels that stay in the first cache. Where those of
+  // the backward passes would not fit into sixteen registers, a block is a vector of one pixel: they come from the
+  // first cache anyway, and tensors are read from end to end, as prefetchers expect.
   template <typename Visit>
   FASTGAN_INLINE void for_blocks(int64_t pixels, const Visit& visit) const {
-    constexpr int block = Op::kBlock * FASTGAN_VECTOR_BYTES / 64 > 0 ? Op::kBlock * FASTGAN_VECTOR_BYTES / 64 : 1;
-    for (int64_t begin = 0; begin < pixels; begin += tile_) {
-      const int64_t end = least(begin + tile_, pixels);
-      int64_t c = 0;
-      for (; c + block * kL <= unit_; c += block * kL) visit(begin, end, c, Constant<block>{}, Whole{});
-      if constexpr (block > 1) {
-        for (; c + kL <= unit_; c += kL) visit(begin, end, c, Constant<1>{}, Whole{});
+    if constexpr (kPixelwise) {
+      const int64_t whole = unit_ / kL * kL;
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int64_t c = 0; c < whole; c += kL) visit(pixel, pixel + 1, c, Constant<1>{}, Whole{});
+        if (whole < unit_) visit(pixel, pixel + 1, whole, Constant<1>{}, unit_ - whole);
       }
-      if (c < unit_) visit(begin, end, c, Constant<1>{}, unit_ - c);
+    } else {
+      constexpr int block = Op::kBlock;
+      for (int64_t begin = 0; begin < pixels; begin += tile_) {
+        const int64_t end = least(begin + tile_, pixels);
+        int64_t c = 0;
+        for (; c + block * kL <= unit_; c += block * kL) visit(begin, end, c, Constant<block>{}, Whole{});
+        for (; c + kL <= unit_; c += kL) visit(begin, end, c, Constant<1>{}, Whole{});
+        if (c < unit_) visit(begin, end, c, Constant<1>{}, unit_ - c);
+      }
     }
   }
 
   FASTGAN_INLINE void load_coefs(const A* arrays, int64_t c, V* coef) const {
-    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(arrays + j * step_ + c);
+    for (int j = 0; j < Op::kCoefs; ++j) coef[j] = load_vector(coefs_in(arrays, c) + j * kL);
   }
 
   void deviations_of_pixels(const Group& group, const Chunk& chunk, const A* center, A* first, A* second) const {
@@ -443,7 +459,7 @@ class Slabs {
     for (int64_t i = 0; i < kSums * step; ++i) first[i] = 0;
     for_runs(group, chunk, index, arrays, nullptr, [&](auto run) {
       const Strides strides = strides_;
-      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) FASTGAN_HERE {
         constexpr int n = decltype(vectors)::value;
         V coef[n][Op::kCoefs], parts[n][kSums];
         for (int v = 0; v < n; ++v) {
@@ -472,7 +488,7 @@ class Slabs {
     const Run<T, G> run = run_;
     const Strides strides = strides_;
     with_stores<Op>(streams_, false, run, strides, 0, [&](auto stores) {
-      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) {
+      for_blocks(run.pixels, [=](int64_t begin, int64_t end, int64_t c, auto vectors, auto lanes) FASTGAN_HERE {
         constexpr int n = decltype(vectors)::value;
         V coef[n][Op::kCoefs];
         for (int v = 0; v < n; ++v) load_coefs(arrays, c + v * kL, coef[v]);
